@@ -1,0 +1,18 @@
+"""Convolutions with dense storage: the weight has its full shape and a mask beside it."""
+
+from typing import final
+
+from torch import Tensor, nn
+
+from cutwork.sparsity import Sparsity
+
+
+@final
+class SparseConv2d(nn.Conv2d):
+    """An `nn.Conv2d`, with all its options, that multiplies with what its `sparsity` makes of the weight."""
+
+    sparsity: Sparsity
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return the convolution of the input with the effective weight."""
+        return self.sparsity.watch(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)

@@ -1,0 +1,38 @@
+"""Linear layers with dense storage: the weight has its full shape and a mask beside it."""
+
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cutwork.sparsity import Sparsity
+
+
+@final
+class SparseLinear(nn.Linear):
+    """An `nn.Linear` that multiplies with what its `sparsity` makes of the weight."""
+
+    sparsity: Sparsity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` times the effective weight, plus the bias."""
+        return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight), self.bias), -1)
+
+
+@final
+class SparseConv1D(nn.Module):
+    """The layer of this name in transformers, a linear one whose weight is stored `[in, out]`, with a sparse weight."""
+
+    sparsity: Sparsity
+    weight: nn.Parameter
+    bias: nn.Parameter
+    nf: int
+    nx: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` times the effective weight, plus the bias."""
+        return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight).T, self.bias), -1)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as transformers does."""
+        return f"nf={self.nf}, nx={self.nx}"

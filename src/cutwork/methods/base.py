@@ -1,0 +1,136 @@
+"""What every method says: how layers hold their masks, in which steps the masks move, and where to."""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self, final
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import Parameter
+
+from cutwork.patterns import Pattern
+from cutwork.scores import NEED_NO_GRADIENT, Score, random
+from cutwork.sparsity import Fixed, Sparsity
+
+Steps = int | float
+
+
+@final
+@dataclass(frozen=True)
+class View:
+    """One layer as a method sees it at one step, everything as matrices `[out, in]`."""
+
+    pattern: Pattern
+    density: float
+    weight: Tensor
+    mask: Tensor
+    grad: Tensor | None
+    learned: Tensor | None
+    step: int
+    generator: Generator
+    is_last: bool
+
+    def score(self, score: Score) -> Tensor:
+        """Score the weights; chance draws one number for each unit, so that units cut by an edge are not favoured."""
+        if score is random:
+            units = random(self.weight.new_empty(self.pattern.grid(self.weight.shape)), None, self.generator)
+            return self.pattern.spread(units, self.weight.shape)
+        return score(self.weight, self.grad, self.generator)
+
+
+def generator_for(seed: int, step: int, name: str) -> Generator:
+    """Return the source of chance for one layer at one step, the same in every process."""
+    return Generator().manual_seed(zlib.crc32(f"{seed}/{step}/{name}".encode()))
+
+
+class Method(ABC):
+    """When masks move in training, and where to. Steps count from 1; a move comes after the optimizer's update."""
+
+    # The fields that may be written as a share of the whole run.
+    step_fields: ClassVar[Sequence[str]] = ()
+
+    @abstractmethod
+    def start(self, view: View, init: Score) -> Tensor:
+        """Return the first mask."""
+
+    @abstractmethod
+    def due(self, step: int) -> bool:
+        """Say whether this step ends in a move."""
+
+    @abstractmethod
+    def move(self, view: View) -> Tensor:
+        """Return the mask after a step that is due."""
+
+    @property
+    @abstractmethod
+    def needs_gradient(self) -> bool:
+        """Say whether a move looks at the gradient outside the mask."""
+
+    @property
+    @abstractmethod
+    def dense_gradient_share(self) -> float:
+        """Return in which share of the steps the gradient of the whole weight is computed."""
+
+    @abstractmethod
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+        """Return the module that will hold the mask of a layer."""
+
+    @final
+    def in_steps(self, total: int | None) -> Self:
+        """Return the method with shares of the run turned into steps."""
+        changes: dict[str, object] = {}
+        for field in fields(self):  # pyrefly: ignore
+            value = getattr(self, field.name)
+            if isinstance(value, Method):
+                changes[field.name] = value.in_steps(total)
+            elif field.name in self.step_fields and isinstance(value, float):
+                changes[field.name] = _to_step(value, total, f"{type(self).__name__}({field.name}={value})")
+        return replace(self, **changes)  # pyrefly: ignore
+
+
+def hold_fixed(mask: Tensor, weight: Parameter, *, view: View, transposed: bool, estimate: bool = False) -> Fixed:
+    """Hold a mask that moves only when the method moves it."""
+    return Fixed(
+        mask, weight.shape, pattern=view.pattern, density=view.density, transposed=transposed, estimate=estimate
+    )
+
+
+def project_by(view: View, score: Score, density: float | None = None) -> Tensor:
+    """Return the mask of the highest scores."""
+    return view.pattern.project(view.score(score), view.density if density is None else density)
+
+
+def within(view: View, scores: Tensor) -> Tensor:
+    """Return scores that rank everything outside the mask below everything inside."""
+    return torch.where(view.mask, scores, scores.min() - 1)
+
+
+def falls_on(step: int, *, every: int, begin: Steps, until: Steps) -> bool:
+    """Say whether a step is a multiple of `every` strictly between `begin` and `until`."""
+    return begin < step < until and step % every == 0
+
+
+def progress(step: int, *, begin: Steps, until: Steps) -> float:
+    """Return how far a step has come from `begin` to `until`."""
+    return (step - begin) / (until - begin)
+
+
+def needs_gradient(*scores: Score) -> bool:
+    """Say whether one of the scores looks at the gradient."""
+    return any(score not in NEED_NO_GRADIENT for score in scores)
+
+
+def check_every(every: int) -> None:
+    """Raise ValueError unless `every` is a number of steps."""
+    if every < 1:
+        raise ValueError(f"every={every}: a mask moves every so many steps, at least 1")
+
+
+def _to_step(share: float, total: int | None, written: str) -> int:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{written} is a share of the run and must lie in [0, 1]; a number of steps is written as int")
+    if total is None:
+        raise ValueError(f"{written} is a share of the run; pass steps=... to sparsify(), or write a number of steps")
+    return round(share * total)

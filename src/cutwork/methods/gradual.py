@@ -1,0 +1,70 @@
+"""Masks that become sparser step by step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from cutwork.methods.base import (
+    Method,
+    Steps,
+    View,
+    check_every,
+    falls_on,
+    hold_fixed,
+    needs_gradient,
+    progress,
+    project_by,
+    within,
+)
+from cutwork.schedules import cubic
+from cutwork.scores import Score, magnitude
+from cutwork.sparsity import Sparsity
+
+
+@final
+@dataclass(frozen=True)
+class Gradual(Method):
+    """Go from density `start` to the layer's own along a cubic curve, dropping by `drop`; what is dropped stays so.
+
+    Reference: Zhu and Gupta, To prune, or not to prune, 2017.
+    """
+
+    every: int = 100
+    until: Steps = 0.75
+    begin: Steps = 0
+    start_density: float = 1.0
+    drop: Score = magnitude
+
+    step_fields: ClassVar[Sequence[str]] = ("until", "begin")
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
+
+    def start(self, view: View, init: Score) -> Tensor:
+        return project_by(view, init, max(self.start_density, view.density))
+
+    def due(self, step: int) -> bool:
+        return step == self.until or falls_on(step, every=self.every, begin=self.begin, until=self.until)
+
+    def move(self, view: View) -> Tensor:
+        return thin_out(view, self.drop, self.start_density, progress(view.step, begin=self.begin, until=self.until))
+
+    @property
+    def needs_gradient(self) -> bool:
+        return needs_gradient(self.drop)
+
+    @property
+    def dense_gradient_share(self) -> float:
+        return 1 / (self.every + 1) if self.needs_gradient else 0.0
+
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+        return hold_fixed(mask, weight, view=view, transposed=transposed)
+
+
+def thin_out(view: View, drop: Score, start_density: float, share: float) -> Tensor:
+    """Return the mask, drawn from the present one, of the density that a cubic curve has reached."""
+    density = cubic(max(start_density, view.density), view.density)(share)
+    return view.pattern.project(within(view, view.score(drop)), density)

@@ -1,0 +1,71 @@
+"""Gradual pruning that also regrows at every move."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from cutwork.methods.base import (
+    Method,
+    Steps,
+    View,
+    check_every,
+    falls_on,
+    hold_fixed,
+    needs_gradient,
+    progress,
+    project_by,
+)
+from cutwork.methods.gradual import thin_out
+from cutwork.schedules import Schedule, cosine
+from cutwork.scores import Score, gradient, magnitude
+from cutwork.sparsity import Sparsity
+
+
+@final
+@dataclass(frozen=True)
+class GraNet(Method):
+    """Thin out from `start_density` until `thin_until`, and at every move until `until` regrow a fraction besides.
+
+    Reference: Liu et al., Sparse training via boosting pruning plasticity with neuroregeneration, 2021.
+    """
+
+    every: int = 100
+    until: Steps = 0.75
+    begin: Steps = 0
+    thin_until: Steps = 0.5
+    start_density: float = 0.5
+    fraction: Schedule = cosine(0.5)  # noqa: RUF009
+    drop: Score = magnitude
+    grow: Score = gradient
+
+    step_fields: ClassVar[Sequence[str]] = ("until", "begin", "thin_until")
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
+
+    def start(self, view: View, init: Score) -> Tensor:
+        return project_by(view, init, max(self.start_density, view.density))
+
+    def due(self, step: int) -> bool:
+        return step == self.thin_until or falls_on(step, every=self.every, begin=self.begin, until=self.until)
+
+    def move(self, view: View) -> Tensor:
+        if view.step <= self.thin_until:
+            share = progress(view.step, begin=self.begin, until=self.thin_until)
+            view = replace(view, mask=thin_out(view, self.drop, self.start_density, share))
+        fraction = self.fraction(progress(view.step, begin=self.begin, until=self.until))
+        return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)
+
+    @property
+    def needs_gradient(self) -> bool:
+        return needs_gradient(self.drop, self.grow)
+
+    @property
+    def dense_gradient_share(self) -> float:
+        return 1 / (self.every + 1) if self.needs_gradient else 0.0
+
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+        return hold_fixed(mask, weight, view=view, transposed=transposed)

@@ -1,0 +1,82 @@
+"""Dynamic masks: drop what matters least, grow what would help most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from cutwork.methods.base import (
+    Method,
+    Steps,
+    View,
+    check_every,
+    falls_on,
+    hold_fixed,
+    needs_gradient,
+    progress,
+    project_by,
+)
+from cutwork.schedules import Schedule, cosine
+from cutwork.scores import Score, gradient, magnitude, random
+from cutwork.sparsity import Sparsity
+
+
+@final
+@dataclass(frozen=True)
+class RigL(Method):
+    """Every so many steps exchange a fraction of the kept units: drop by `drop`, grow by `grow`.
+
+    The fraction follows its schedule from `begin` to `anneal_until`, which is `until` unless given. With
+    `estimate=True` growth looks at the outer product of input and output-gradient norms, and the dense gradient is
+    never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks.
+
+    Reference: Evci et al., Rigging the lottery, 2020.
+    """
+
+    every: int = 100
+    until: Steps = 0.75
+    begin: Steps = 0
+    fraction: Schedule = cosine(0.3)  # noqa: RUF009
+    drop: Score = magnitude
+    grow: Score = gradient
+    estimate: bool = False
+    anneal_until: Steps | None = None
+
+    step_fields: ClassVar[Sequence[str]] = ("until", "begin", "anneal_until")
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
+
+    def start(self, view: View, init: Score) -> Tensor:
+        return project_by(view, init)
+
+    def due(self, step: int) -> bool:
+        return falls_on(step, every=self.every, begin=self.begin, until=self.until)
+
+    def move(self, view: View) -> Tensor:
+        until = self.until if self.anneal_until is None else self.anneal_until
+        fraction = self.fraction(progress(view.step, begin=self.begin, until=until))
+        return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)
+
+    @property
+    def needs_gradient(self) -> bool:
+        return needs_gradient(self.drop, self.grow)
+
+    @property
+    def dense_gradient_share(self) -> float:
+        return 1 / (self.every + 1) if self.needs_gradient and not self.estimate else 0.0
+
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+        return hold_fixed(
+            mask, weight, view=view, transposed=transposed, estimate=self.estimate and self.needs_gradient
+        )
+
+
+def set_(*, every: int = 100, until: Steps = 0.75, fraction: Schedule = cosine(0.3)) -> RigL:  # noqa: B008
+    """Return RigL that grows at random: sparse evolutionary training.
+
+    Reference: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity, 2018.
+    """
+    return RigL(every=every, until=until, fraction=fraction, grow=random)

@@ -1,0 +1,108 @@
+"""RigL with the same number of inputs for every output, and outputs that are given up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from cutwork.methods.base import Method, Steps, View, check_every, falls_on, hold_fixed, progress
+from cutwork.patterns import keep_largest
+from cutwork.schedules import Schedule, cosine
+from cutwork.scores import Score, gradient, magnitude
+from cutwork.sparsity import Sparsity
+
+
+@final
+@dataclass(frozen=True)
+class SRigL(Method):
+    """Exchange like RigL, but keep equally many units in every row of units, and give up rows with few salient ones.
+
+    A unit is salient if it is among the kept with the largest weights or among all with the largest gradients. A row
+    with fewer than `min_salient` times the fan-in is given up and its share goes to the others; it may come back. The
+    last layer gives up none. Patterns that fix their rows themselves (n:m, shuffled) take the nearest legal mask.
+
+    Reference: Lasby et al., Dynamic sparse training with structured sparsity, 2023.
+    """
+
+    every: int = 100
+    until: Steps = 0.75
+    begin: Steps = 0
+    fraction: Schedule = cosine(0.3)  # noqa: RUF009
+    min_salient: float = 0.3
+
+    step_fields: ClassVar[Sequence[str]] = ("until", "begin")
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
+        if not 0 <= self.min_salient <= 1:
+            raise ValueError(f"min_salient={self.min_salient} is a share of the fan-in; give a number from 0 to 1")
+
+    def start(self, view: View, init: Score) -> Tensor:
+        units = view.pattern.pool(view.score(init).float())
+        every_row = torch.ones(len(units), dtype=torch.bool, device=units.device)
+        return _legal(view, _fill_rows(units, every_row, _num_kept(view, units)))
+
+    def due(self, step: int) -> bool:
+        return falls_on(step, every=self.every, begin=self.begin, until=self.until)
+
+    def move(self, view: View) -> Tensor:
+        pattern, kept = view.pattern, view.pattern.units(view.mask)
+        weight = pattern.pool(view.score(magnitude).float()).masked_fill(~kept, -torch.inf)
+        grad = pattern.pool(view.score(gradient).float())
+        count = int(kept.sum())
+        number = int(self.fraction(progress(view.step, begin=self.begin, until=self.until)) * count)
+        staying = keep_largest(weight, count - number)
+        active = self._active_rows(view, kept, staying | keep_largest(grad, number))
+        staying = (
+            keep_largest(weight.masked_fill(~active[:, None], -torch.inf), count - number) & kept & active[:, None]
+        )
+        # What stays ranks above all growth: by weight among itself, while the gradient ranks the rest.
+        ranked = torch.where(staying, 2 + _to_unit_range(weight, staying), _to_unit_range(grad, ~staying))
+        return _legal(view, _fill_rows(ranked, active, _num_kept(view, kept)))
+
+    def _active_rows(self, view: View, kept: Tensor, salient: Tensor) -> Tensor:
+        rows = len(kept)
+        if view.is_last:
+            return torch.ones(rows, dtype=torch.bool, device=kept.device)
+        fan_in = max(1, int(kept.sum(1).max()))
+        counts = salient.sum(1)
+        active = counts >= max(1, int(self.min_salient * fan_in))
+        fewest = max(1, int(kept.sum()) // kept.shape[1])
+        return active if int(active.sum()) >= fewest else keep_largest(counts.float(), fewest)
+
+    @property
+    def needs_gradient(self) -> bool:
+        return True
+
+    @property
+    def dense_gradient_share(self) -> float:
+        return 1 / (self.every + 1)
+
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+        return hold_fixed(mask, weight, view=view, transposed=transposed)
+
+
+def _num_kept(view: View, units: Tensor) -> int:
+    return min(units.numel(), max(1, int(view.density * units.numel() + 0.5)))
+
+
+def _fill_rows(scores: Tensor, active: Tensor, count: int) -> Tensor:
+    """Keep in each active row the same number of the largest scores, as many as `count` allows in all."""
+    fan_in = min(scores.shape[1], max(1, count // int(active.sum())))
+    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (ranks < fan_in) & active[:, None]
+
+
+def _legal(view: View, units: Tensor) -> Tensor:
+    if view.pattern.every_choice_is_legal:
+        return view.pattern.spread(units, view.weight.shape)
+    return view.pattern.project(view.pattern.spread(units.float(), view.weight.shape), view.density)
+
+
+def _to_unit_range(scores: Tensor, where: Tensor) -> Tensor:
+    """Return scores squeezed into [0, 1], in the same order; what is not asked for may be anything."""
+    scores = scores.masked_fill(~where, 0)
+    return scores / scores.max().clamp(min=torch.finfo(scores.dtype).tiny)

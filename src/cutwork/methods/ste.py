@@ -1,0 +1,58 @@
+"""Masks chosen anew from the weight, which trains in full behind them."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from cutwork.methods.base import Method, View, check_every, project_by
+from cutwork.scores import Score, magnitude
+from cutwork.sparsity import Reprojected, Sparsity
+
+
+@final
+@dataclass(frozen=True)
+class STE(Method):
+    """Multiply with the best part of a weight that trains in full; every so many steps choose the part anew.
+
+    The gradient goes through the choice as if it were not there. A `decay` above zero pulls the rest towards zero,
+    which keeps the choice from flickering: that is SR-STE.
+
+    Reference: Zhou et al., Learning N:M fine-grained structured sparse neural networks from scratch, 2021.
+    """
+
+    every: int = 1
+    decay: float = 0.0
+    keep: Score = magnitude
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
+
+    def start(self, view: View, init: Score) -> Tensor:
+        return project_by(view, init)
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def move(self, view: View) -> Tensor:
+        scores = view.score(self.keep)
+        return view.pattern.regrow(view.mask, scores, scores, fraction=1)
+
+    @property
+    def needs_gradient(self) -> bool:
+        return False
+
+    @property
+    def dense_gradient_share(self) -> float:
+        return 1.0
+
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+        return Reprojected(
+            mask, weight.shape, pattern=view.pattern, density=view.density, transposed=transposed, decay=self.decay
+        )
+
+
+def srste(*, every: int = 1, decay: float = 2e-4) -> STE:
+    """Return STE with the decay of its paper."""
+    return STE(every=every, decay=decay)

@@ -1,0 +1,123 @@
+"""Masks learned by gradient descent on scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from cutwork.methods.base import Method, Steps, View, check_every, progress
+from cutwork.schedules import cubic
+from cutwork.scores import Score, magnitude
+from cutwork.sparsity import Learned, Sparsity
+
+
+@final
+@dataclass(frozen=True)
+class Supermask(Method):
+    """Learn a score for every unit, by the gradient of its mask, and keep the units with the largest.
+
+    Scores start at random (`init="random"`), or in the order of the weights' magnitude, which suits a trained model
+    (`init="magnitude"`). `score_range` starts them uniformly in a range and holds them there. `count="reference"`
+    keeps `n - round((1 - density) * (n - 1))` of n units as the original does, `"exact"` the nearest number.
+    `fixed_mask` and `fixed_weight` freeze one of the two; `weight_bits` bins the weight; `dense_weight_gradient` lets
+    the gradient of the weight through where the mask is zero. With `start_density` the density falls along a cubic
+    curve until `until`.
+
+    Reference: arXiv 2207.00670, and SuperBlock for scores of whole tiles.
+    """
+
+    every: int = 1
+    init: Literal["random", "magnitude"] = "random"
+    score_range: tuple[float, float] | None = None
+    count: Literal["exact", "reference"] = "exact"
+    fixed_mask: bool = False
+    fixed_weight: bool = False
+    weight_bits: int = 0
+    transform: tuple[float, float] | None = None
+    fixed_transform: bool = False
+    dense_weight_gradient: bool = False
+    start_density: float | None = None
+    begin: Steps = 0
+    until: Steps | None = None
+
+    step_fields: ClassVar[Sequence[str]] = ("until", "begin")
+
+    def __post_init__(self) -> None:
+        check_every(self.every)
+        if self.fixed_mask and self.fixed_weight:
+            raise ValueError("fixed_mask and fixed_weight together leave nothing to train; set at most one")
+        if (self.start_density is None) != (self.until is None):
+            raise ValueError("start_density says where the density comes from and until when it arrives; give both")
+        if self.weight_bits < 0:
+            raise ValueError(f"weight_bits={self.weight_bits}: give the number of bits, or 0 for weights as they are")
+
+    def start(self, view: View, init: Score) -> Tensor:
+        scores = self._first_scores(view) if view.learned is None else view.learned
+        return self._choose(view, scores, self._density(view, at=self.begin))
+
+    def due(self, step: int) -> bool:
+        return not self.fixed_mask and step % self.every == 0
+
+    def move(self, view: View) -> Tensor:
+        assert view.learned is not None, "a supermask lives in a layer that learns scores"
+        density = self._density(view, at=view.step)
+        if density == view.density and int(view.pattern.units(view.mask).sum()) == self._count(view, density):
+            # At an unchanged count rows stay in their groups: forming these anew costs more than the training step.
+            chosen = view.pattern.exchange(view.pattern.units(view.mask), view.learned, view.learned, fraction=1)
+            return view.pattern.spread(chosen, view.weight.shape)
+        return self._choose(view, view.learned, density)
+
+    @property
+    def needs_gradient(self) -> bool:
+        return False
+
+    @property
+    def dense_gradient_share(self) -> float:
+        return 0.0 if self.fixed_mask else 1.0
+
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+        learned = Learned(
+            mask,
+            weight.shape,
+            pattern=view.pattern,
+            density=view.density,
+            transposed=transposed,
+            scores=self._first_scores(view),
+            score_range=self.score_range,
+            dense_weight_gradient=self.dense_weight_gradient,
+        )
+        learned.scores.requires_grad_(not self.fixed_mask)
+        weight.requires_grad_(not self.fixed_weight)
+        if self.weight_bits:
+            learned.bin_weight(weight, self.weight_bits, transform=self.transform, fixed_transform=self.fixed_transform)
+        return learned
+
+    def _first_scores(self, view: View) -> Tensor:
+        grid = view.pattern.grid(view.weight.shape)
+        generator = torch.Generator().manual_seed(view.generator.initial_seed())
+        uniform = torch.rand(grid, generator=generator).to(view.weight.device)
+        low, high = self.score_range or (-(grid[1] ** -0.5), grid[1] ** -0.5)
+        if self.init == "magnitude":
+            weights = view.pattern.pool(view.score(magnitude).float())
+            uniform = weights.flatten().argsort(stable=True).argsort().view(grid) / (weights.numel() - 1 or 1)
+        return low + (high - low) * uniform
+
+    def _density(self, view: View, at: Steps) -> float:
+        if self.start_density is None or self.until is None:
+            return view.density
+        curve = cubic(max(self.start_density, view.density), view.density)
+        return curve(progress(int(at), begin=self.begin, until=self.until))
+
+    def _count(self, view: View, density: float) -> int:
+        shape = view.weight.shape
+        if self.count == "exact":
+            return view.pattern.count(shape, density)
+        units = view.pattern.num_units(shape)
+        return units - round((1 - density) * (units - 1))
+
+    def _choose(self, view: View, scores: Tensor, density: float) -> Tensor:
+        chosen = view.pattern.select(scores, self._count(view, density))
+        return view.pattern.spread(chosen, view.weight.shape)

@@ -1,0 +1,42 @@
+"""Patterns: which masks are legal. `parse` reads the text form, `str` writes it."""
+
+import re
+from collections.abc import Callable
+
+from cutwork.patterns.base import Pattern, Shape, keep_largest
+from cutwork.patterns.block import Block
+from cutwork.patterns.nm import NM
+from cutwork.patterns.shuffled import Shuffled
+from cutwork.patterns.unstructured import Unstructured
+
+__all__ = ["FORMS", "NM", "Block", "Pattern", "Shape", "Shuffled", "Unstructured", "keep_largest", "parse"]
+
+FORMS: dict[str, Callable[..., Pattern]] = {
+    r"unstructured": Unstructured,
+    r"block:(\d+)x(\d+)": lambda rows, columns: Block(int(rows), int(columns)),
+    r"block:(\d+)": lambda side: Block(int(side), int(side)),
+    r"vector:(\d+)": lambda rows: Block(int(rows), 1),
+    r"shuffled:(\d+)x(\d+)": lambda rows, columns: Shuffled(int(rows), int(columns)),
+    r"shuffled:(\d+)": lambda side: Shuffled(int(side), int(side)),
+    r"(\d+):(\d+)": lambda n, m: NM(int(n), int(m)),
+    r"(\d+):(\d+)-(tile|tile-greedy)": lambda n, m, form: NM(int(n), int(m), form),
+}
+
+
+def parse(text: str | Pattern) -> Pattern:
+    """Read a pattern from its text form; a pattern is returned as it is.
+
+    >>> parse("block:64x16")
+    Block(rows=64, columns=16)
+    >>> str(parse("block:16x1"))
+    'vector:16'
+    """
+    if isinstance(text, Pattern):
+        return text
+    for form, build in FORMS.items():
+        if match := re.fullmatch(form, text):
+            return build(*match.groups())
+    raise ValueError(
+        f"unknown pattern {text!r}; write 'unstructured', 'block:32', 'block:64x16', 'vector:16', 'shuffled:16', "
+        "'2:4', '2:4-tile' or another n:m"
+    )

@@ -1,0 +1,133 @@
+"""What every pattern offers: a rule that says which masks of a matrix are legal."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+Shape = Sequence[int]
+Select = Callable[[Tensor, int], Tensor]
+
+
+class Pattern(ABC):
+    """A rule that says which masks of a matrix `[out, in]` are legal.
+
+    A pattern keeps or drops units of the matrix whole. It scores them on a grid: a subclass says how scores reach the
+    grid (`pool`), which units may be kept together (`select`, `exchange`), and how the grid goes back to the matrix
+    (`spread`); everything else follows from these.
+
+    Counts are exact, in units. Of equal scores the first in row-major order wins, unless a pattern says otherwise.
+    """
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Write the pattern so that `parse` reads it back."""
+
+    @property
+    @abstractmethod
+    def density(self) -> float | None:
+        """Return the density that the pattern itself fixes, or None where it is free."""
+
+    @property
+    @abstractmethod
+    def every_choice_is_legal(self) -> bool:
+        """Say whether every set of units makes a legal mask, whatever their number or place."""
+
+    @abstractmethod
+    def check(self, shape: Shape) -> None:
+        """Raise ValueError where a matrix of this shape has no legal mask."""
+
+    @abstractmethod
+    def allows(self, mask: Tensor) -> bool:
+        """Say whether a mask is legal."""
+
+    @abstractmethod
+    def grid(self, shape: Shape) -> tuple[int, int]:
+        """Return the shape of the grid on which units are scored."""
+
+    @abstractmethod
+    def num_units(self, shape: Shape) -> int:
+        """Return into how many units a matrix of this shape falls."""
+
+    @abstractmethod
+    def pool(self, scores: Tensor) -> Tensor:
+        """Return one score for each unit: the mean over the entries it has inside the matrix."""
+
+    @abstractmethod
+    def spread(self, units: Tensor, shape: Shape) -> Tensor:
+        """Give every entry of the matrix the value of its unit."""
+
+    @abstractmethod
+    def select(self, units: Tensor, count: int) -> Tensor:
+        """Choose `count` units with large scores so that they make a legal mask."""
+
+    @abstractmethod
+    def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+        """Drop a fraction of the kept units, the smallest in `drop`, then grow as many, the largest in `grow`."""
+
+    @final
+    def count(self, shape: Shape, density: float) -> int:
+        """Return how many units of a matrix stand for a density: the nearest number, halves up, at least one."""
+        units = self.num_units(shape)
+        return min(units, max(1, math.floor(density * units + 0.5)))
+
+    @final
+    def project(self, scores: Tensor, density: float) -> Tensor:
+        """Return the legal mask of this density that keeps the units with the largest scores."""
+        self.check(scores.shape)
+        units = self.pool(_comparable(scores))
+        return self.spread(self.select(units, self.count(scores.shape, density)), scores.shape)
+
+    @final
+    def regrow(self, mask: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+        """Return the mask after a fraction of its units, the lowest in `drop`, made place for the highest in `grow`.
+
+        A unit that has just been dropped may grow again. With `fraction=1` and the same scores twice the mask is
+        chosen anew at its old density.
+        """
+        self.check(mask.shape)
+        drop, grow = self.pool(_comparable(drop)), self.pool(_comparable(grow))
+        return self.spread(self.exchange(self.units(mask), drop, grow, fraction), mask.shape)
+
+    @final
+    def units(self, mask: Tensor) -> Tensor:
+        """Return which units of the grid a legal mask keeps."""
+        return self.pool(mask.float()) > 0.5  # noqa: PLR2004
+
+
+def keep_largest(scores: Tensor, count: int) -> Tensor:
+    """Mark the `count` largest entries; of equal ones the first in row-major order.
+
+    >>> keep_largest(torch.tensor([3., 1., 3., 3.]), 2)
+    tensor([ True, False,  True, False])
+    """
+    flat = scores.flatten()
+    if count >= flat.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    if count <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = flat.kthvalue(flat.numel() - count + 1).values
+    above = flat > threshold
+    ties = flat == threshold
+    chosen = above | (ties & (ties.cumsum(0) <= count - above.sum()))
+    return chosen.view(scores.shape)
+
+
+def exchange_units(select: Select, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+    """Exchange a fraction of the kept units where `select` alone says which of them may stand together."""
+    count = int(kept.sum())
+    survivors = keep_largest(drop.masked_fill(~kept, -torch.inf), count - int(fraction * count))
+    return select(grow.masked_fill(survivors, torch.inf), count)
+
+
+def _comparable(scores: Tensor) -> Tensor:
+    """Return scores that sort the same everywhere: at least float32, and nowhere nan."""
+    scores = scores.detach()
+    if scores.dtype not in (torch.float32, torch.float64):
+        scores = scores.float()
+    if scores.isnan().any():
+        raise ValueError("scores hold nan, which has no rank; look for nan in the weights or gradients they came from")
+    return scores

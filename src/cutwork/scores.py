@@ -1,0 +1,38 @@
+"""What makes a weight worth keeping: functions `(weight, grad, generator) -> scores`, larger is better."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+Score = Callable[[Tensor, Tensor | None, Generator | None], Tensor]
+
+
+def magnitude(weight: Tensor, grad: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+    """Score a weight by its absolute value."""
+    return weight.abs()
+
+
+def gradient(weight: Tensor, grad: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+    """Score a weight by the absolute value of its gradient: what would change the loss fastest."""
+    return _given(grad).abs()
+
+
+def taylor(weight: Tensor, grad: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+    """Score a weight by the change of the loss, to first order, if it were dropped."""
+    return (weight * _given(grad)).abs()
+
+
+def random(weight: Tensor, grad: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+    """Score a weight by chance, the same on every device for the same generator."""
+    return torch.rand(weight.shape, generator=generator).to(weight.device)
+
+
+SCORES: dict[str, Score] = {"magnitude": magnitude, "gradient": gradient, "taylor": taylor, "random": random}
+NEED_NO_GRADIENT = (magnitude, random)
+
+
+def _given(grad: Tensor | None) -> Tensor:
+    if grad is None:
+        raise ValueError("this score needs a gradient and there is none yet; score by 'magnitude' or 'random' here")
+    return grad

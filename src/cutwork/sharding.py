@@ -1,0 +1,34 @@
+"""Whole tensors out of the parts that FSDP2 leaves on a rank, and back; plain tensors pass through unchanged."""
+
+import torch
+from torch import Tensor
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Say whether a rank holds only a part of this tensor."""
+    return torch.distributed.is_available() and isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor; every rank must call this in the same order."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the part of a whole tensor, the same on all ranks, that belongs beside `like`; nothing is sent."""
+    if not is_sharded(like):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def same_on_all_ranks(tensor: Tensor) -> bool:
+    """Say whether every rank holds the same bool tensor; every rank must ask."""
+    places = torch.arange(1, tensor.numel() + 1, device=tensor.device)
+    checksum = (tensor.flatten() * (places * 2_654_435_761 % 1_000_003)).sum()
+    lowest, highest = checksum.clone(), checksum.clone()
+    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    return bool(lowest == highest)

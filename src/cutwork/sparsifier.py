@@ -1,0 +1,252 @@
+"""The sparsifier: the only code that moves a mask."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cutwork.exploration import Exploration
+from cutwork.layers.swap import SparseLayer
+from cutwork.methods import Method, View, generator_for
+from cutwork.sharding import is_sharded, part_like, same_on_all_ranks, whole
+from cutwork.sparsity import Fixed, Learned
+
+STATE_KEY = "cutwork"
+
+
+@final
+class Sparsifier:
+    """Moves the masks of some layers of a model as their method says; made by `sparsify`.
+
+    Every decision is a function of the weights, the gradient averaged over all processes, the step, the seed and the
+    name of the layer, so that processes agree without a word. Its state is the number of steps done.
+    """
+
+    def __init__(
+        self, layers: Mapping[str, SparseLayer], method: Method, *, seed: int = 0, track: bool = False
+    ) -> None:
+        self.layers = dict(layers)
+        self.method = method
+        self.steps_done = 0
+        self._seed = seed
+        self._optimizers: list[Optimizer] = []
+        self._handles: list[Any] = []
+        self._waiting: set[int] = set()
+        self._heard: dict[str, Tensor | None] = {}
+        masks = {name: layer.sparsity.mask for name, layer in self.layers.items()}
+        self._exploration = {name: Exploration.begin(mask) for name, mask in masks.items()} if track else None
+
+    def attach(self, *optimizers: Optimizer, hooks: bool = True) -> None:
+        """Follow the steps of the optimizers that train the model, several where its parameters are divided.
+
+        Only steps that really update count: one that a gradient scaler skips does not. The number of steps travels in
+        the optimizers' state dicts, so that a framework that saves and restores these resumes the masks too. With
+        `hooks=False` call `step` after every update instead.
+        """
+        if self._optimizers:
+            raise ValueError("attach: this sparsifier is attached already; detach() it first")
+        self._check_held(optimizers)
+        self._check_sharded_masks()
+        self._optimizers = list(optimizers)
+        for optimizer in optimizers if hooks else ():
+            self._handles += [
+                optimizer.register_step_pre_hook(self._before_update),
+                optimizer.register_step_post_hook(self._after_update),
+                optimizer.register_state_dict_post_hook(self._add_state),
+                optimizer.register_load_state_dict_pre_hook(self._take_state),
+            ]
+        self._waiting = {id(optimizer) for optimizer in optimizers}
+        self._listen()
+
+    def detach(self) -> None:
+        """Let go of the optimizers; masks move no more until the next `attach`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._optimizers = [], []
+        for layer in self.layers.values():
+            layer.sparsity.listen(False)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Count one update of the weights, and move the masks if it is due. The hooks of `attach` call this."""
+        if not self._optimizers:
+            raise ValueError("step: call attach(optimizer) first; moving a mask must move the optimizer's state too")
+        for name, layer in self.layers.items():
+            if name not in self._heard:
+                self._heard[name] = layer.sparsity.hear(layer.weight, 1.0)
+            layer.sparsity.settle(layer.weight)
+        self.steps_done += 1
+        if self.method.due(self.steps_done):
+            self._move_all()
+        self._heard.clear()
+        self._listen()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides the model: the steps done, and the exploration if it is tracked."""
+        state: dict[str, Any] = {"steps_done": self.steps_done}
+        if self._exploration is not None:
+            state["exploration"] = {name: seen.state_dict() for name, seen in self._exploration.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a run stopped; load the model's state dict too, which holds the masks."""
+        unknown = set(state) - {"steps_done", "exploration"}
+        if "steps_done" not in state or unknown:
+            raise ValueError(f"this is no state of a sparsifier: it holds {sorted(state)}, expected 'steps_done'")
+        if self._exploration is not None:
+            if set(state.get("exploration", {})) != set(self._exploration):
+                raise ValueError("the state was saved by a run with other layers or without track=True; set it alike")
+            self._exploration = {name: Exploration.from_state_dict(seen) for name, seen in state["exploration"].items()}
+        self.steps_done = int(state["steps_done"])
+        self._listen()
+
+    @property
+    def exploration(self) -> dict[str, Exploration]:
+        """Return, for each layer, which masks have been visited; needs `track=True`."""
+        if self._exploration is None:
+            raise ValueError("nothing was tracked; pass track=True to sparsify()")
+        return self._exploration
+
+    def _before_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._hear(optimizer)
+            return None
+
+        def then_hear() -> Any:
+            loss = closure()
+            self._hear(optimizer)
+            return loss
+
+        # Some frameworks run forward and backward inside the step: only after that is there a gradient to hear.
+        if len(args) > 1:
+            return (args[0], then_hear, *args[2:]), kwargs
+        return args, {**kwargs, "closure": then_hear}
+
+    @torch.no_grad()
+    def _hear(self, optimizer: Optimizer) -> None:
+        if _is_skipping(optimizer):
+            return
+        loss_scale = getattr(optimizer, "grad_scale", None)
+        for name, layer in self.layers.items():
+            if self._owner(layer) is optimizer:
+                self._heard[name] = layer.sparsity.hear(layer.weight, 1.0 if loss_scale is None else float(loss_scale))
+
+    def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if _is_skipping(optimizer):
+            return
+        self._waiting.discard(id(optimizer))
+        if not self._waiting:
+            self._waiting = {id(optimizer) for optimizer in self._optimizers}
+            self.step()
+
+    def _add_state(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, self._state_key: self.state_dict()}
+
+    def _take_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        if self._state_key in state:
+            self.load_state_dict(state[self._state_key])
+
+    @property
+    def _state_key(self) -> str:
+        return f"{STATE_KEY}:{next(iter(self.layers))}"
+
+    def _owner(self, layer: SparseLayer) -> Optimizer | None:
+        return next((optimizer for optimizer in self._optimizers if _holds(optimizer, layer.weight)), None)
+
+    def _listen(self) -> None:
+        due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
+        for layer in self.layers.values():
+            layer.sparsity.listen(due)
+
+    def _move_all(self) -> None:
+        for name, heard in self._heard.items():
+            if heard is not None and not heard.isfinite().all():
+                raise ValueError(
+                    f"{name}: the gradient of step {self.steps_done} is not finite, so the mask cannot move; lower the "
+                    "learning rate, or scale the loss with torch.amp.GradScaler"
+                )
+        last = list(self.layers)[-1]
+        for name, layer in self.layers.items():
+            self._move(name, layer, self.method.move(self._view(name, layer, is_last=name == last)))
+
+    def _view(self, name: str, layer: SparseLayer, *, is_last: bool) -> View:
+        sparsity = layer.sparsity
+        return View(
+            pattern=sparsity.pattern,
+            density=sparsity.density,
+            weight=sparsity.matrix(layer.weight),
+            mask=sparsity.matrix(sparsity.mask),
+            grad=self._heard.get(name),
+            learned=whole(sparsity.scores.detach()) if isinstance(sparsity, Learned) else None,
+            step=self.steps_done,
+            generator=generator_for(self._seed, self.steps_done, name),
+            is_last=is_last,
+        )
+
+    def _move(self, name: str, layer: SparseLayer, matrix: Tensor) -> None:
+        """Give a layer a new mask; under a fixed one, weights and optimizer state that were not kept start at zero."""
+        sparsity = layer.sparsity
+        old = sparsity.mask.clone()
+        sparsity.set_mask(matrix)
+        if isinstance(sparsity, Fixed):
+            stay = old & sparsity.mask
+            for tensor in (layer.weight, *self._state_of(name, layer.weight)):
+                tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
+        if self._exploration is not None:
+            self._exploration[name].visit(sparsity.mask)
+
+    def _state_of(self, name: str, weight: nn.Parameter) -> list[Tensor]:
+        """Return every tensor of any optimizer's state that has a number for each weight."""
+        found = []
+        for optimizer in self._optimizers:
+            for key, value in optimizer.state.get(weight, {}).items():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    if not value.is_floating_point():
+                        raise ValueError(
+                            f"{name}: {type(optimizer).__name__} keeps its state {key!r} as {value.dtype}, where zero "
+                            "may not mean nothing; use an optimizer with floating-point state"
+                        )
+                    found.append(value)
+        return found
+
+    def _check_held(self, optimizers: tuple[Optimizer, ...]) -> None:
+        if not optimizers:
+            raise ValueError("attach: pass the optimizer that trains the model")
+        missing: dict[str, list[str]] = {"weights": [], "score parameters": []}
+        for name, layer in self.layers.items():
+            for what, parameters in (("weights", [layer.weight]), ("score parameters", layer.sparsity.parameters())):
+                trained = [parameter for parameter in parameters if parameter.requires_grad]
+                if not all(any(_holds(optimizer, parameter) for optimizer in optimizers) for parameter in trained):
+                    missing[what].append(name)
+            if self.method.needs_gradient and not layer.weight.requires_grad:
+                raise ValueError(
+                    f"attach: {name}.weight is frozen, so {type(self.method).__name__} gets no gradient to grow by; "
+                    "unfreeze it, or leave the layer out"
+                )
+        for what, names in missing.items():
+            if names:
+                raise ValueError(
+                    f"attach: the optimizer does not hold the {what} of {len(names)} layers (first: {names[0]}); build "
+                    "the optimizer after sparsify()"
+                )
+
+    def _check_sharded_masks(self) -> None:
+        for name, layer in self.layers.items():
+            if is_sharded(layer.weight) and not same_on_all_ranks(layer.sparsity.mask):
+                raise ValueError(
+                    f"attach: ranks hold different masks of {name}; seed all ranks alike before sparsify(), because "
+                    "fully_shard() takes the weights of each rank as they are"
+                )
+
+
+def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:
+    return any(parameter is held for group in optimizer.param_groups for held in group["params"])
+
+
+def _is_skipping(optimizer: Optimizer) -> bool:
+    """Say whether the update under way is one that a fused optimizer leaves out because the gradient overflowed."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)

@@ -1,0 +1,120 @@
+"""Making a model sparse, and dense again."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.allocation import ALLOCATIONS, Allocation
+from cutwork.layers.swap import make_dense, sparse_layers, weight_of
+from cutwork.matrix import from_matrix, to_matrix
+from cutwork.methods import Method, named
+from cutwork.scores import SCORES, Score
+from cutwork.selection import Amounts, Patterns, choose_layers, choose_masked, install, one_amount
+from cutwork.sparsifier import Sparsifier
+
+
+def sparsify(
+    model: nn.Module,
+    patterns: Patterns,
+    *,
+    density: Amounts | None = None,
+    sparsity: Amounts | None = None,
+    method: str | Method = "static",
+    allocation: str | Allocation = "uniform",
+    init: str | Score = "magnitude",
+    masks: Mapping[str, Tensor] | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    track: bool = False,
+) -> "Sparsifier":
+    """Make layers of a model sparse, in place, and return the sparsifier that trains them so.
+
+    `patterns` is one pattern for every linear layer and convolution, or a mapping from globs over layer names to
+    patterns, or to "dense" for layers to leave out; the last glob that matches decides. Give `density` or `sparsity`:
+    one number for `allocation` to share out, or a mapping from globs to numbers; 2:4 and its like fix their own. The
+    first mask keeps what `init` scores highest, unless `masks` gives masks, shaped like the weights. `steps` is the
+    length of the run, needed where the method speaks of a share of it. `track` keeps count of the masks visited.
+
+    The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
+    attach it, compile. If anything is wrong, nothing has changed.
+
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> sparsifier = sparsify(model, {"*": "block:16", "2": "dense"}, density=0.25)
+    >>> model[0]
+    SparseLinear(
+      in_features=64, out_features=64, bias=True
+      (sparsity): Fixed(block:16, density 0.25)
+    )
+    """
+    chosen_method = named(method).in_steps(steps)
+    score = _one_of(SCORES, init, "score")
+    share = _one_of(ALLOCATIONS, allocation, "allocation")
+    amount = one_amount(density, sparsity)
+    if masks is None:
+        choices = choose_layers(model, patterns, density=amount, allocation=share)
+    elif amount is not None:
+        raise ValueError("masks bring their own density; leave density and sparsity out")
+    else:
+        choices = choose_masked(model, patterns, masks)
+    layers = install(model, choices, chosen_method, init=score, masks=masks, seed=seed)
+    return Sparsifier(layers, chosen_method, seed=seed, track=track)
+
+
+def bake(model: nn.Module) -> dict[str, Tensor]:
+    """Multiply every mask into its weight, turn the layers back into dense ones, in place, and return the masks.
+
+    `sparsify(model, patterns, masks=masks)` takes them up again.
+
+    >>> model = nn.Sequential(nn.Linear(4, 4))
+    >>> sparsifier = sparsify(model, "2:4")
+    >>> masks = bake(model)
+    >>> type(model[0]).__name__, bool(model[0].weight[~masks["0"]].any())
+    ('Linear', False)
+    """
+    layers = sparse_layers(model)
+    if not layers:
+        raise ValueError("bake: the model has no sparse layer; sparsify() it or load a sparse checkpoint first")
+    masks = {}
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.weight.copy_(layer.sparsity(layer.weight))
+            masks[name] = layer.sparsity.mask.clone()
+    make_dense(model)
+    return masks
+
+
+def freeze_zeros(model: nn.Module, patterns: Patterns = "unstructured") -> "Sparsifier":
+    """Keep the zeros that a pruned model has, whatever trains it from now on.
+
+    A unit of its pattern is kept where any weight of it is not zero. Layers without zeros are left out.
+
+    >>> model = nn.Linear(4, 4)
+    >>> with torch.no_grad():
+    ...     _ = model.weight.fill_diagonal_(0)
+    >>> freeze_zeros(model).layers[""].sparsity
+    Fixed(unstructured, density 0.75)
+    """
+    choices = choose_layers(model, patterns, density=1.0, allocation=ALLOCATIONS["uniform"])
+    masks = {}
+    for name, choice in choices.items():
+        weight = to_matrix(weight_of(model, choice.candidate).detach(), transposed=choice.transposed)
+        units = choice.pattern.pool((weight != 0).float()) > 0
+        mask = choice.pattern.spread(units, weight.shape)
+        if not mask.all():
+            masks[name] = from_matrix(mask, choice.candidate.shape, transposed=choice.transposed)
+    if not masks:
+        raise ValueError(
+            f"freeze_zeros: none of {len(choices)} layers has a unit of zeros to keep; sparsify() makes some"
+        )
+    kept = {sharer: choices[name].pattern for name in masks for sharer in (name, *choices[name].tied)}
+    return sparsify(model, kept, masks=masks)
+
+
+def _one_of(table: Mapping[str, Any], value: Any, what: str) -> Any:
+    if callable(value):
+        return value
+    if value not in table:
+        raise ValueError(f"unknown {what} {value!r}; write {', '.join(map(repr, table))}, or pass a function")
+    return table[value]

@@ -1,0 +1,273 @@
+"""How one layer holds its mask: fixed, projected from the weight, or learned."""
+
+from abc import abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.matrix import from_matrix, matrix_shape, to_matrix
+from cutwork.patterns import Pattern, Shape
+from cutwork.sharding import part_like, whole
+
+# How loud the gradient outside the mask is in a step that listens to it. A power of two, so that scaling back is
+# exact; so small that the norm of the gradient, and with it clipping, is what the kept weights alone give.
+WHISPER = 2.0**-16
+# Half precision has too few exponents for that.
+WHISPER_HALF = 2.0**-6
+# Sums of squares are larger than gradients, and of them only the order matters.
+WHISPER_ENERGY = 2.0**-40
+
+
+class Sparsity(nn.Module):
+    """The mask of one layer and what is done with it: the submodule `sparsity` of every sparse layer.
+
+    The mask is a plain bool buffer shaped like the weight. A training step calls `forward`, `watch`, then `hear` when
+    the gradient is complete and `settle` when the weight has been updated; the mask itself moves in the sparsifier.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool) -> None:
+        super().__init__()
+        self.pattern = pattern
+        self.density = density
+        self.transposed = transposed
+        self.register_buffer("mask", from_matrix(mask, shape, transposed=transposed).clone())
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the effective weight, zero outside the mask."""
+
+    @abstractmethod
+    def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
+        """Return the layer's output `y` for the input `x`, having learned from both what `hear` will need."""
+
+    @abstractmethod
+    def listen(self, on: bool) -> None:
+        """Say whether the coming step has to find out the gradient outside the mask."""
+
+    @abstractmethod
+    def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
+        """Return the gradient of the whole matrix if the step listened, and leave `weight.grad` fit for the update."""
+
+    @abstractmethod
+    def settle(self, weight: nn.Parameter) -> None:
+        """Put the weight, just updated, back into its legal form."""
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """See a whole tensor shaped like the weight as a matrix."""
+        return to_matrix(whole(tensor.detach()), transposed=self.transposed)
+
+    def set_mask(self, matrix: Tensor) -> None:
+        """Take over a mask given as a matrix, in place."""
+        self.mask.copy_(from_matrix(matrix, self.mask.shape, transposed=self.transposed))
+
+    def extra_repr(self) -> str:
+        """Describe the mask in the representation of the model."""
+        return f"{self.pattern}, density {self.mask.float().mean():.4g}"
+
+
+@final
+class Fixed(Sparsity):
+    """A mask that only the sparsifier moves. Outside it the weight is exactly zero, at rest as well as in use.
+
+    The gradient is masked in backward. In a step that listens it is let through outside the mask too, in a whisper,
+    so that data parallelism averages it and clipping does not notice; `hear` turns it up again. With `estimate` the
+    dense gradient is never formed: its size is estimated by the outer product of the norms of the layer's inputs and
+    of the gradients of its outputs, which travel as gradients of two small parameters.
+    """
+
+    def __init__(
+        self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool, estimate: bool = False
+    ) -> None:
+        super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
+        self.estimate = estimate
+        self.register_buffer("leak", torch.zeros((), device=mask.device), persistent=False)
+        if estimate:
+            inputs = shape[0] if transposed else shape[1]
+            outputs = shape[1] if transposed else shape[0]
+            self.energy_in = nn.Parameter(torch.zeros(inputs, device=mask.device))
+            self.energy_out = nn.Parameter(torch.zeros(outputs, device=mask.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight itself, with the gradient masked; outside the mask it is zero already."""
+        if self.estimate:
+            return torch.where(self.mask, weight, 0)
+        return torch.where(self.mask, weight, weight * self.leak)
+
+    def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
+        """Return `y`; in backward, measure the energies of `x` and of the gradient of `y`."""
+        if not self.estimate:
+            return y
+        return _Energies.apply(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
+
+    def listen(self, on: bool) -> None:
+        """Open or close the way for the gradient outside the mask."""
+        if self.estimate:
+            self.leak.fill_(WHISPER_ENERGY * on)
+        else:
+            self.leak.fill_((WHISPER_HALF if self.leak.dtype == torch.float16 else WHISPER) * on)
+
+    def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
+        """Return the gradient, or its estimate, over the whole matrix if the step listened; mask `weight.grad`."""
+        loudness = float(self.leak)
+        if not loudness:
+            return None
+        if self.estimate:
+            return self._take_estimate()
+        if weight.grad is None:
+            return torch.zeros_like(self.matrix(weight))
+        gradient = whole(weight.grad)
+        heard = torch.where(self.mask, gradient, gradient / loudness)
+        weight.grad.copy_(part_like(torch.where(self.mask, gradient, 0), weight.grad))
+        return self.matrix(heard)
+
+    def settle(self, weight: nn.Parameter) -> None:
+        """Zero the weight outside the mask, whatever the optimizer wrote there."""
+        weight.copy_(torch.where(part_like(self.mask, weight), weight, 0))
+
+    def _take_estimate(self) -> Tensor:
+        norms = []
+        for energy in (self.energy_out, self.energy_in):
+            norms.append(torch.zeros_like(energy) if energy.grad is None else whole(energy.grad).sqrt())
+            energy.grad = None
+        repeat = self.mask[0].numel() // len(norms[1]) if not self.transposed else 1
+        return torch.outer(norms[0], norms[1].repeat(repeat))
+
+
+@final
+class Reprojected(Sparsity):
+    """A mask chosen anew from the weight itself, which keeps its values outside and gets the whole gradient.
+
+    The weight changes only in the optimizer's step, so that is when the sparsifier renews the mask; forward passes,
+    accumulation and evaluation pay nothing for it. `decay` pulls the weights outside the mask towards zero (SR-STE).
+    """
+
+    def __init__(
+        self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool, decay: float = 0.0
+    ) -> None:
+        super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
+        self.decay = decay
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight, zero outside the mask; its gradient goes through unmasked."""
+        return weight - torch.where(self.mask, 0, weight).detach()
+
+    def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
+        """Return `y`: there is nothing to learn here."""
+        return y
+
+    def listen(self, on: bool) -> None:
+        """Do nothing: every step gets the whole gradient."""
+
+    def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
+        """Add the decay of the weights outside the mask to the gradient."""
+        if weight.grad is None:
+            return None
+        if self.decay:
+            outside = torch.where(part_like(self.mask, weight), 0, weight.detach())
+            weight.grad.add_(outside.to(weight.grad.dtype), alpha=self.decay * loss_scale)
+        return None
+
+    def settle(self, weight: nn.Parameter) -> None:
+        """Do nothing: every value of the weight is legal."""
+
+
+@final
+class Learned(Sparsity):
+    """A mask of the units with the largest learned scores; a score's gradient sums weight times gradient over its unit.
+
+    `bits` puts the weight into 2**bits equal bins, numbered from -2**(bits-1), and multiplies with
+    `shift + scale * bin`, both of which train unless `fixed_transform`; without a `transform` they start where the
+    result is closest to the weight. The gradient goes through the binning unchanged.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor,
+        shape: Shape,
+        *,
+        pattern: Pattern,
+        density: float,
+        transposed: bool,
+        scores: Tensor,
+        score_range: tuple[float, float] | None = None,
+        dense_weight_gradient: bool = False,
+    ) -> None:
+        super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
+        self.scores = nn.Parameter(scores)
+        self.score_range = score_range
+        self.dense_weight_gradient = dense_weight_gradient
+        self.bits = 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight times its mask, with a gradient for the scores behind the mask."""
+        if self.bits:
+            weight = self._binned(weight)
+        gate = self.mask.to(weight.dtype)
+        if self.scores.requires_grad:
+            spread = self.pattern.spread(self.scores, matrix_shape(weight.shape, transposed=self.transposed))
+            spread = from_matrix(spread, weight.shape, transposed=self.transposed).to(weight.dtype)
+            gate = gate + (spread - spread.detach())
+        if self.dense_weight_gradient:
+            return (weight - weight.detach()) + weight.detach() * gate
+        return weight * gate
+
+    def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
+        """Return `y`: there is nothing to learn here."""
+        return y
+
+    def listen(self, on: bool) -> None:
+        """Do nothing: every step gets the gradient of all scores."""
+
+    def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
+        """Leave the gradients as they are."""
+        return None
+
+    def settle(self, weight: nn.Parameter) -> None:
+        """Hold the scores in their range."""
+        if self.score_range:
+            self.scores.clamp_(*self.score_range)
+
+    def bin_weight(
+        self, weight: Tensor, bits: int, *, transform: tuple[float, float] | None, fixed_transform: bool
+    ) -> None:
+        """Multiply with binned weights from now on."""
+        low, high = weight.detach().aminmax()
+        scale = (high - low) / 2**bits
+        shift = low + scale * (2 ** (bits - 1) + 0.5)
+        if transform:
+            shift, scale = (torch.tensor(value, dtype=weight.dtype, device=weight.device) for value in transform)
+        self.bits = bits
+        self.shift = nn.Parameter(shift.reshape(1), requires_grad=not fixed_transform)
+        self.scale = nn.Parameter(scale.reshape(1), requires_grad=not fixed_transform)
+
+    def _binned(self, weight: Tensor) -> Tensor:
+        values = weight.detach()
+        low, high = values.aminmax()
+        width = ((high - low) / 2**self.bits).clamp(min=torch.finfo(values.dtype).tiny)
+        bins = ((values - low) / width).floor().clamp(0, 2**self.bits - 1) - 2 ** (self.bits - 1)
+        return bins * self.scale + self.shift + (weight - values)
+
+
+class _Energies(torch.autograd.Function):
+    """Pass `y` on; in backward give the two energy parameters their sums of squares as gradients."""
+
+    @staticmethod
+    def forward(ctx, y, x, energy_in, energy_out, loudness, channel_dim):
+        ctx.save_for_backward(x, loudness)
+        ctx.channel_dim, ctx.num_inputs = channel_dim, len(energy_in)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        x, loudness = ctx.saved_tensors
+        energy_in, energy_out = (_sum_of_squares(tensor, ctx.channel_dim) * loudness for tensor in (x, grad_y))
+        # The groups of a convolution share one row of inputs.
+        energy_in = energy_in.view(-1, ctx.num_inputs).sum(0)
+        return grad_y, None, energy_in, energy_out, None, None
+
+
+def _sum_of_squares(tensor: Tensor, channel_dim: int) -> Tensor:
+    return tensor.detach().float().movedim(channel_dim, -1).flatten(0, -2).square().sum(0)
