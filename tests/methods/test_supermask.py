@@ -1,0 +1,139 @@
+import pytest
+import torch
+from torch import nn
+
+import cutwork as cw
+from cutwork.methods import Supermask
+
+
+def kept_tiles(model):
+    layer = model[0]
+    return int(layer.sparsity.pattern.units(layer.sparsity.mask).sum())
+
+
+@pytest.mark.parametrize(
+    ("block", "sparsity", "kept"),
+    [
+        (2, 0.25, 48), (2, 0.5, 32), (2, 1 - 1 / 64, 2),
+        (4, 0.25, 12), (4, 0.5, 8), (4, 1 - 1 / 16, 2),
+        (8, 0.25, 3), (8, 0.5, 2), (8, 1 - 1 / 4, 2),
+    ],
+)  # fmt: skip
+def test_the_reference_rounding_keeps_the_known_numbers_of_tiles(block, sparsity, kept):
+    model = nn.Sequential(nn.Linear(16, 16))
+    cw.sparsify(model, f"block:{block}", sparsity=sparsity, method=Supermask(count="reference"))
+    assert kept_tiles(model) == kept
+
+
+def test_the_exact_count_is_the_nearest():
+    model = nn.Sequential(nn.Linear(16, 16))
+    cw.sparsify(model, "block:4", density=1 / 16, method="supermask")
+    assert kept_tiles(model) == 1
+
+
+def test_a_score_gets_the_sum_of_weight_times_gradient_over_its_tile():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 6, bias=False))
+    cw.sparsify(model, "block:4", density=0.5, method="supermask")
+    layer, x = model[0], torch.randn(5, 10)
+    model(x).square().sum().backward()
+    effective = (layer.weight * layer.sparsity.mask).detach().requires_grad_()
+    nn.functional.linear(x, effective).square().sum().backward()
+    product = layer.weight.detach() * effective.grad
+    for i in range(2):
+        for j in range(3):
+            tile = product[4 * i : 4 * i + 4, 4 * j : 4 * j + 4].sum()
+            assert torch.allclose(layer.sparsity.scores.grad[i, j], tile, rtol=1e-4)
+    assert torch.allclose(layer.weight.grad, effective.grad * layer.sparsity.mask)
+
+
+def test_the_weight_can_get_its_whole_gradient():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False))
+    cw.sparsify(model, "block:4", density=0.5, method=Supermask(dense_weight_gradient=True))
+    model(torch.randn(5, 8)).square().sum().backward()
+    assert model[0].weight.grad[~model[0].sparsity.mask].abs().min() > 0
+    assert torch.equal(model[0].sparsity(model[0].weight), model[0].weight * model[0].sparsity.mask)
+
+
+def train(method, steps=12, density=0.25, pattern="block:4"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+    sparsifier = cw.sparsify(model, pattern, density=density, method=method)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-2)
+    sparsifier.attach(optimizer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(16, 16)), torch.randint(0, 8, (16,))).backward()
+        optimizer.step()
+    return model, before
+
+
+def changed(model, before):
+    return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_scores_learn_and_move_the_mask():
+    model, before = train(Supermask())
+    assert {"0.weight", "0.sparsity.scores", "0.sparsity.mask"} <= changed(model, before)
+
+
+def test_a_fixed_mask_stays_and_a_fixed_weight_stays():
+    model, before = train(Supermask(fixed_mask=True))
+    assert changed(model, before) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    model, before = train(Supermask(fixed_weight=True))
+    assert "0.weight" not in changed(model, before)
+    assert "0.sparsity.scores" in changed(model, before)
+    with pytest.raises(ValueError, match="leave nothing to train"):
+        Supermask(fixed_mask=True, fixed_weight=True)
+
+
+def test_scores_stay_in_their_range():
+    model, _ = train(Supermask(score_range=(0.0, 1.0)), steps=40)
+    scores = model[0].sparsity.scores
+    assert 0 <= scores.min()
+    assert scores.max() <= 1
+
+
+def test_scores_can_start_in_the_order_of_the_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16))
+    by_weight = cw.parse("block:4").project(model[0].weight.detach().abs(), 0.25)
+    cw.sparsify(model, "block:4", density=0.25, method=Supermask(init="magnitude"))
+    assert torch.equal(model[0].sparsity.mask, by_weight)
+
+
+def test_density_can_fall_in_the_course_of_training():
+    method = Supermask(start_density=1.0, until=8)
+    model, _ = train(method, steps=0)
+    assert model[0].sparsity.mask.all()
+    model, _ = train(method, steps=12)
+    assert kept_tiles(model) == 4
+    with pytest.raises(ValueError, match="give both"):
+        Supermask(start_density=0.5)
+
+
+@pytest.mark.parametrize("transform", [None, (1.0, 2.0)])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_binned_weights_take_few_values(transform, fixed):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16, bias=False))
+    method = Supermask(weight_bits=1, transform=transform, fixed_transform=fixed)
+    cw.sparsify(model, "block:4", density=1.0, method=method)
+    layer = model[0]
+    effective = layer.sparsity(layer.weight)
+    assert len(effective.unique()) == 2
+    if transform:
+        assert effective.unique().tolist() == [-1.0, 1.0]
+    else:
+        assert (effective - layer.weight).abs().max() <= 0.51 * (layer.weight.max() - layer.weight.min()) / 2
+    model(torch.randn(4, 16)).square().sum().backward()
+    assert layer.weight.grad.abs().min() > 0
+    assert (layer.sparsity.scale.grad is None) == fixed
+    with pytest.raises(ValueError, match="weight_bits"):
+        Supermask(weight_bits=-1)
+
+
+def test_costs():
+    assert Supermask().dense_gradient_share == 1
+    assert Supermask(fixed_mask=True).dense_gradient_share == 0
