@@ -114,10 +114,12 @@ def check_at_rest(layer, optimizer):
 def check_density(layer, pattern, density, method_name):
     mask = layer.sparsity.matrix(layer.sparsity.mask)
     assert pattern.allows(mask)
+    if str(pattern).startswith("shuffled") or str(pattern) == "2:4-tile-greedy":
+        return
     if method_name == "srigl":
         # A constant fan-in leaves over what does not divide; every row that is not given up has at least one unit.
         assert int(pattern.units(mask).sum()) <= max(pattern.count(mask.shape, density), pattern.grid(mask.shape)[0])
-    elif not str(pattern).startswith("shuffled") and str(pattern) != "2:4-tile-greedy":
+    else:
         assert int(pattern.units(mask).sum()) == pattern.count(mask.shape, density)
 
 
