@@ -1,0 +1,78 @@
+# Everything is installed into a virtual environment of the repository's own; nothing outside it is touched.
+#   make test PYTHON=python3.12 VENV=.venv312      another Python, beside the first
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+# The tests and the demo are small: more threads in each worker only get into each other's way.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
+SOURCES := src tests docs
+# The package is installed in editable form: only a change to these needs another installation.
+BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -name '*.cpp' -o -name '*.h')
+# So does a file that became a folder: the installation remembers which is which.
+PACKAGES := $(sort $(shell find src -name __init__.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo doctor test check lint types fix docs clean always
+
+help:  ## list these targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## install, then train a small network dense and sparse and compare
+	$(BIN)/cutwork demo
+
+doctor: $(VENV)/.installed  ## show versions, devices and active kernels
+	@$(BIN)/cutwork doctor
+
+test: $(VENV)/.test  ## run the tests and the examples in docstrings
+	$(PYTEST)
+
+check: lint types $(VENV)/.test  ## all that a change must pass: lint, types, tests with coverage
+	$(PYTEST) --cov --cov-report=term
+
+lint: $(VENV)/.lint  ## check format and style
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+types: $(VENV)/.lint  ## check types in src/cutwork
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+fix: $(VENV)/.lint  ## format, and mend what ruff can mend
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+docs: $(VENV)/.docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove the virtual environment and everything built
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("make: cutwork needs Python 3.11 or newer; $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	# Dependency groups need pip 25.1.
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.packages: $(VENV)/.python always
+	@echo '$(PACKAGES)' | cmp -s - $@ || echo '$(PACKAGES)' > $@
+
+$(VENV)/.installed: $(VENV)/.python $(VENV)/.packages $(BUILT_FROM)
+	$(PIP) install --quiet -c constraints.txt -e '.[cli]'
+	@touch $@
+
+# Order matters: a dependency that the group shares with the package must already be there at its pinned version.
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt --group lint
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt --group docs
+	@touch $@

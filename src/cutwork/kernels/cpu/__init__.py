@@ -1,0 +1,40 @@
+"""The compiled extension for CPUs, which may be absent: cutwork then runs on PyTorch alone."""
+
+import functools
+import importlib
+from types import ModuleType
+
+# First, so that the extension finds torch's copy of the OpenMP library loaded and shares its threads.
+import torch  # noqa: F401
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("cutwork.kernels.cpu._cpu"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+def is_built() -> bool:
+    """Say whether the compiled extension can be loaded."""
+    return _load()[0] is not None
+
+
+def why_missing() -> str:
+    """Return the loader's own words about why the extension is absent, or an empty string when it is there."""
+    return _load()[1]
+
+
+def extension() -> ModuleType:
+    """Return the compiled extension, which offers `features()` and `threads(wanted)`.
+
+    Raises ImportError when it was not built.
+    """
+    module, reason = _load()
+    if module is None:
+        raise ImportError(
+            f"the C++ extension of cutwork cannot be loaded: {reason}; "
+            "install a C++17 compiler and reinstall cutwork, or leave it: everything also runs without it"
+        )
+    return module

@@ -1,0 +1,72 @@
+"""The compiled extension: what it reports is checked against the operating system and against torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cutwork.kernels import cpu
+
+needs_extension = pytest.mark.skipif(not cpu.is_built(), reason=f"extension not built: {cpu.why_missing()}")
+CPUINFO = Path("/proc/cpuinfo")
+KNOWN_TO_PROBE = {
+    *("avx", "f16c", "fma", "avx2", "avx_vnni"),
+    *("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+}
+
+
+def cpuinfo_flags() -> set[str]:
+    for line in CPUINFO.read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+@needs_extension
+@pytest.mark.skipif(not CPUINFO.exists() or not cpuinfo_flags(), reason="compares with the flags line of /proc/cpuinfo")
+def test_features_are_those_that_linux_lists():
+    assert set(cpu.extension().features()) == KNOWN_TO_PROBE & cpuinfo_flags()
+
+
+@needs_extension
+def test_threads_gives_as_many_as_asked_for_or_one():
+    given = [cpu.extension().threads(wanted) for wanted in (1, 2, 3)]
+    assert given in ([1, 2, 3], [1, 1, 1])
+
+
+@needs_extension
+@pytest.mark.parametrize("wanted", [0, -1])
+def test_threads_refuses_less_than_one(wanted):
+    with pytest.raises(ValueError, match=f"got {wanted}; give a number of at least 1"):
+        cpu.extension().threads(wanted)
+
+
+@needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+@pytest.mark.parametrize("order", ["import torch", "import cutwork.kernels.cpu"])
+def test_extension_and_torch_share_one_openmp_library(order):
+    code = (
+        f"{order}\nimport torch\nfrom cutwork.kernels import cpu\ncpu.extension().threads(2)\n"
+        "paths = {line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}\n"
+        "assert len(paths) <= 1, paths"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def hidden_extension(monkeypatch):
+    """Make the extension look as if it had not been built."""
+    monkeypatch.setitem(sys.modules, "cutwork.kernels.cpu._cpu", None)
+    cpu._load.cache_clear()
+    yield
+    cpu._load.cache_clear()
+
+
+def test_without_the_extension_the_reason_is_told(hidden_extension):
+    assert not cpu.is_built()
+    assert "cutwork.kernels.cpu._cpu" in cpu.why_missing()
+    with pytest.raises(ImportError, match="install a C\\+\\+17 compiler and reinstall cutwork, or leave it"):
+        cpu.extension()

@@ -1,0 +1,106 @@
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from cutwork import cli
+
+
+@pytest.fixture
+def fake_demo(monkeypatch):
+    """Put a demo in place that records its options, and return the record."""
+    calls = []
+
+    def run(**options):
+        calls.append(options)
+        return "a result"
+
+    monkeypatch.setitem(sys.modules, "cutwork.demo", SimpleNamespace(run=run))
+    return calls
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "cutwork", *arguments], capture_output=True, text=True)
+
+
+def test_help_lists_the_subcommands():
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in cli.COMMANDS)
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from cutwork.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_help_takes_less_than_four_tenths_of_a_second():
+    def seconds() -> float:
+        start = time.perf_counter()
+        run("--help")
+        return time.perf_counter() - start
+
+    # The best of several: the machine may be busy with other tests.
+    assert min(seconds() for _ in range(5)) < 0.4
+
+
+def test_doctor_prints_a_page(capsys):
+    assert cli.main(["doctor"]) == 0
+    assert "Kernels\n" in capsys.readouterr().out
+
+
+def test_doctor_prints_json_only(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"]
+
+
+def test_demo_passes_its_options_on_and_prints_the_result(fake_demo, capsys):
+    assert cli.main(["demo", "--epochs", "2", "--density", "0.5", "--pattern", "2:4", "--seed", "7"]) == 0
+    (options,) = fake_demo
+    assert options == {
+        "epochs": 2,
+        "density": 0.5,
+        "pattern": "2:4",
+        "method": "rigl",
+        "seed": 7,
+        "output": None,
+    }
+    assert capsys.readouterr().out == "a result\n"
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, FileNotFoundError])
+def test_a_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, error):
+    def fail(**options):
+        raise error("unknown pattern 'blok:4'")
+
+    monkeypatch.setitem(sys.modules, "cutwork.demo", SimpleNamespace(run=fail))
+    assert cli.main(["demo", "--pattern", "blok:4"]) == 2
+    assert capsys.readouterr().err == "cutwork: unknown pattern 'blok:4'\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail(**options):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(sys.modules, "cutwork.demo", SimpleNamespace(run=fail))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["demo"])
+
+
+def test_an_unknown_option_is_exit_code_2_and_names_the_nearest_one():
+    done = run("demo", "--epohs", "2")
+    assert done.returncode == 2
+    assert "--epochs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_tyro_the_error_has_cause_given_and_remedy(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert cli.main(["doctor"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("cutwork: the command line needs the package 'tyro'")
+    assert sys.executable in message
+    assert message.endswith("pip install 'cutwork[cli]'\n")

@@ -1,0 +1,59 @@
+import json
+import platform
+
+import pytest
+import torch
+
+import cutwork
+from cutwork import doctor
+from cutwork.kernels import cpu
+
+
+@pytest.fixture
+def without_extension(monkeypatch):
+    monkeypatch.setattr(cpu, "_load", lambda: (None, "No module named 'cutwork.kernels.cpu._cpu'"))
+
+
+def test_the_page_names_versions_devices_and_kernels():
+    page = str(doctor.diagnose())
+    for text in (cutwork.__version__, platform.python_version(), torch.__version__, "CPU\n", "GPU\n", "Kernels\n"):
+        assert text in page
+
+
+def test_absent_packages_are_listed_as_absent(monkeypatch):
+    monkeypatch.setattr(doctor, "OPTIONAL", ("a-package-that-nobody-has",))
+    diagnosis = doctor.diagnose()
+    assert diagnosis.packages["a-package-that-nobody-has"] is None
+    assert "a-package-that-nobody-has  not installed" in str(diagnosis)
+
+
+def test_json_holds_the_same_as_the_fields():
+    diagnosis = doctor.diagnose()
+    data = json.loads(diagnosis.to_json())
+    assert data["packages"] == diagnosis.packages
+    assert data["cpu"]["name"] == diagnosis.cpu.name
+    assert [kernel["name"] for kernel in data["kernels"]] == [kernel.name for kernel in diagnosis.kernels]
+
+
+def test_only_dense_kernels_are_active_and_all_others_say_why():
+    kernels = doctor.diagnose().kernels
+    assert [kernel.name for kernel in kernels if kernel.active] == ["dense"]
+    assert all(kernel.reason for kernel in kernels)
+
+
+def test_without_the_extension_the_page_says_why(without_extension):
+    diagnosis = doctor.diagnose()
+    assert diagnosis.cpu.features is None
+    assert "features      unknown: No module named 'cutwork.kernels.cpu._cpu'" in str(diagnosis)
+    assert "the C++ extension is not built (No module named 'cutwork.kernels.cpu._cpu')" in str(diagnosis)
+
+
+def test_a_gpu_is_listed_with_its_size_and_capability(monkeypatch):
+    gpu = doctor.Accelerator("cuda:0", "Some GPU", "80 GiB, compute capability 9.0, CUDA 13.0")
+    monkeypatch.setattr(doctor, "_accelerators", lambda: [gpu])
+    assert "  cuda:0  Some GPU, 80 GiB, compute capability 9.0, CUDA 13.0" in str(doctor.diagnose())
+
+
+def test_the_devices_are_those_that_torch_sees():
+    devices = [gpu.device for gpu in doctor.diagnose().accelerators if gpu.device != "mps"]
+    assert devices == [f"cuda:{index}" for index in range(torch.cuda.device_count())]
