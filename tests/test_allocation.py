@@ -63,7 +63,7 @@ def test_a_capped_form_takes_from_the_others_what_the_last_layer_needs():
 
 
 def test_a_density_that_cannot_pay_for_the_last_layer_is_refused():
-    with pytest.raises(ValueError, match="too small to keep 0.2 of the last layer 'head'"):
+    with pytest.raises(ValueError, match=r"too small to keep 0\.2 of the last layer 'head'"):
         uniform_plus({"a": (10, 10), "head": (100, 100)}, 0.01)
 
 

@@ -48,8 +48,8 @@ BAD = {
         lambda m: cw.sparsify(m, {"0": "block:4"}, masks={"0": torch.eye(64, 32) > 0}),
         "the mask is not legal for block:4",
     ),
-    "no zeros": (lambda m: cw.freeze_zeros(m), "none of 2 layers has a unit of zeros"),
-    "bake dense": (lambda m: cw.bake(m), "the model has no sparse layer"),
+    "no zeros": (cw.freeze_zeros, "none of 2 layers has a unit of zeros"),
+    "bake dense": (cw.bake, "the model has no sparse layer"),
 }
 
 

@@ -27,7 +27,7 @@ def to_matrix(tensor: Tensor, *, transposed: bool = False) -> Tensor:
     """
     if transposed:
         return tensor.T
-    if tensor.ndim == 2:  # noqa: PLR2004
+    if tensor.ndim == 2:
         return tensor
     return tensor.movedim(1, -1).reshape(tensor.shape[0], -1)
 
@@ -42,6 +42,6 @@ def from_matrix(matrix: Tensor, shape: Shape, *, transposed: bool = False) -> Te
     """
     if transposed:
         return matrix.T.contiguous()
-    if len(shape) == 2:  # noqa: PLR2004
+    if len(shape) == 2:
         return matrix
     return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
@@ -84,17 +84,18 @@ def install(
         matrices = {name: method.start(view, init) for name, view in views.items()}
     else:
         matrices = {name: to_matrix(masks[name], transposed=choice.transposed) for name, choice in choices.items()}
-    open_attentions(model, {choice.candidate.attention for choice in choices.values()} - {None})
+    open_attentions(model, (choice.candidate for choice in choices.values()))
     sparsities: dict[str, Sparsity] = {}
     for name, choice in choices.items():
-        weight = model.get_submodule(name).weight
+        weight = cast(nn.Parameter, model.get_submodule(name).weight)
         held = method.hold(matrices[name], weight, view=views[name], transposed=choice.transposed)
         sparsities |= dict.fromkeys((name, *choice.tied), held)
+    make_sparse(model, sparsities)
+    layers = {name: cast(SparseLayer, model.get_submodule(name)) for name in choices}
     with torch.no_grad():
-        make_sparse(model, sparsities)
-        for name in choices:
-            sparsities[name].settle(model.get_submodule(name).weight)
-    return {name: model.get_submodule(name) for name in choices}
+        for layer in layers.values():
+            layer.sparsity.settle(layer.weight)
+    return layers
 
 
 def one_amount(density: Amounts | None, sparsity: Amounts | None) -> Amounts | None:
@@ -160,7 +161,7 @@ def _nothing_matches(model: nn.Module, found: Mapping[str, Candidate], glob: str
     others = {type(module).__name__ for name, module in model.named_modules() if fnmatchcase(name, glob)}
     if others:
         return f"{glob!r} matches only {', '.join(sorted(others))}; linear layers and 2-d convolutions can be sparse"
-    names = ", ".join(repr(name) for name in list(found)[:8]) + (", ..." if len(found) > 8 else "")  # noqa: PLR2004
+    names = ", ".join(repr(name) for name in list(found)[:8]) + (", ..." if len(found) > 8 else "")
     return f"no layer matches {glob!r}; the layers that can be sparse are {names or 'none at all in this model'}"
 
 

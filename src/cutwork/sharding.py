@@ -1,13 +1,15 @@
 """Whole tensors out of the parts that FSDP2 leaves on a rank, and back; plain tensors pass through unchanged."""
 
+from typing import TYPE_CHECKING, TypeGuard
+
 import torch
 from torch import Tensor
 
-if torch.distributed.is_available():
+if TYPE_CHECKING or torch.distributed.is_available():
     from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Say whether a rank holds only a part of this tensor."""
     return torch.distributed.is_available() and isinstance(tensor, DTensor)
 
@@ -19,9 +21,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return the part of a whole tensor, the same on all ranks, that belongs beside `like`; nothing is sent."""
-    if not is_sharded(like):
-        return tensor
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    if is_sharded(like):
+        return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return tensor
 
 
 def same_on_all_ranks(tensor: Tensor) -> bool:

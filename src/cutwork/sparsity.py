@@ -1,7 +1,7 @@
 """How one layer holds its mask: fixed, projected from the weight, or learned."""
 
 from abc import abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -255,14 +255,16 @@ class _Energies(torch.autograd.Function):
     """Pass `y` on; in backward give the two energy parameters their sums of squares as gradients."""
 
     @staticmethod
-    def forward(ctx, y, x, energy_in, energy_out, loudness, channel_dim):
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, energy_in: Tensor, energy_out: Tensor, loudness: Tensor, channel_dim: int
+    ):
         ctx.save_for_backward(x, loudness)
         ctx.channel_dim, ctx.num_inputs = channel_dim, len(energy_in)
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, grad_y):
-        x, loudness = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor):
+        (grad_y,), (x, loudness) = grad_outputs, ctx.saved_tensors
         energy_in, energy_out = (_sum_of_squares(tensor, ctx.channel_dim) * loudness for tensor in (x, grad_y))
         # The groups of a convolution share one row of inputs.
         energy_in = energy_in.view(-1, ctx.num_inputs).sum(0)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -29,15 +31,15 @@ def test_density_follows_the_cubic_curve_and_ends_exactly():
         expected = 0.1 + 0.9 * (1 - last_move / 9) ** 3
         assert density == pytest.approx(expected, abs=1 / 1600)
     assert found[-1] == pytest.approx(0.1)
-    assert all((later <= earlier).all() for earlier, later in zip(masks, masks[1:], strict=False))
+    assert all((later <= earlier).all() for earlier, later in pairwise(masks))
 
 
 def test_granet_regrows_while_it_thins_out():
     found, masks = densities(GraNet(every=2, until=20, thin_until=10), 20)
     assert found[0] == 0.5
     assert found[9:] == [pytest.approx(0.1)] * 11
-    assert any((later & ~earlier).any() for earlier, later in zip(masks[:9], masks[1:10], strict=True))
-    assert any((later & ~earlier).any() for earlier, later in zip(masks[10:18], masks[11:19], strict=True))
+    assert any((later & ~earlier).any() for earlier, later in pairwise(masks[:10]))
+    assert any((later & ~earlier).any() for earlier, later in pairwise(masks[10:]))
 
 
 def test_costs_and_needs():

@@ -91,7 +91,7 @@ def test_a_fixed_mask_stays_and_a_fixed_weight_stays():
 def test_scores_stay_in_their_range():
     model, _ = train(Supermask(score_range=(0.0, 1.0)), steps=40)
     scores = model[0].sparsity.scores
-    assert 0 <= scores.min()
+    assert scores.min() >= 0
     assert scores.max() <= 1
 
 

@@ -6,7 +6,7 @@ from cutwork.patterns.shuffled import group_rows
 
 
 def planted(groups, rows, columns, width, seed):
-    """Make scores with hidden blocks: groups of rows, far apart, that share their large columns; and the hidden mask."""
+    """Make scores with hidden blocks: groups of rows, far apart, with large columns of their own; and the mask."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.zeros(groups * rows, width, dtype=torch.bool)
     for group in range(groups):

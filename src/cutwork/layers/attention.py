@@ -37,7 +37,7 @@ class OpenAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend as `nn.MultiheadAttention` does."""
-        batched = query.dim() == 3  # noqa: PLR2004
+        batched = query.dim() == 3
         if is_causal and attn_mask is None:
             raise ValueError("is_causal is a hint about attn_mask, as in nn.MultiheadAttention; pass attn_mask too")
         if not batched:
@@ -84,7 +84,7 @@ class OpenAttention(nn.MultiheadAttention):
     ) -> Tensor | None:
         """Return what is added to the logits, shaped to broadcast to [batch, heads, queries, keys]."""
         bias = None if attn_mask is None else _additive(attn_mask, query.dtype)
-        if bias is not None and bias.dim() == 3:  # noqa: PLR2004
+        if bias is not None and bias.dim() == 3:
             bias = bias.view(query.shape[1], self.num_heads, *bias.shape[1:])
         if key_padding_mask is not None:
             padding = _additive(key_padding_mask, query.dtype)[:, None, None]
@@ -101,7 +101,7 @@ def open_attention(attention: nn.MultiheadAttention) -> None:
         if bias is not None:
             projection.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         setattr(attention, name, projection.train(attention.training))
-    attention.out_proj.__class__ = nn.Linear
+    attention.out_proj.__class__ = nn.Linear  # pyrefly: ignore[bad-argument-type]
     for name in ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
         attention.register_parameter(name, None)
     attention.register_load_state_dict_pre_hook(_load_closed)
@@ -120,7 +120,7 @@ def close_attention(attention: nn.Module) -> None:
         attention.in_proj_bias = _joined([part.bias for part in parts])
     for name in PROJECTIONS[:3]:
         delattr(attention, name)
-    attention.out_proj.__class__ = NonDynamicallyQuantizableLinear
+    attention.out_proj.__class__ = NonDynamicallyQuantizableLinear  # pyrefly: ignore[bad-argument-type]
     for key, hook in list(attention._load_state_dict_pre_hooks.items()):
         if getattr(hook, "hook", hook) is _load_closed:
             del attention._load_state_dict_pre_hooks[key]

@@ -11,8 +11,9 @@ from cutwork.sparsity import Sparsity
 class SparseConv2d(nn.Conv2d):
     """An `nn.Conv2d`, with all its options, that multiplies with what its `sparsity` makes of the weight."""
 
+    weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
     sparsity: Sparsity
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input with the effective weight."""
         return self.sparsity.watch(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)

@@ -12,6 +12,7 @@ from cutwork.sparsity import Sparsity
 class SparseLinear(nn.Linear):
     """An `nn.Linear` that multiplies with what its `sparsity` makes of the weight."""
 
+    weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
     sparsity: Sparsity
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ it stays good, also from several places, and its parameters, hooks and flags sta
 """
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 from torch import Tensor, nn
 
@@ -58,9 +59,9 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
             for part, shape in _projection_shapes(module).items():
                 path = f"{name}.{part}" if name else part
                 found[path] = Candidate(path, nn.Linear, shape, module.out_proj.weight.device.type, attention=name)
-        elif isinstance(module, nn.Linear | nn.Conv2d) or is_conv1d_class(type(module)):
-            if not isinstance(module, SparseLayer):
-                found[name] = Candidate(name, type(module), tuple(module.weight.shape), module.weight.device.type)
+        elif _has_matrix(module) and not isinstance(module, SparseLayer):
+            weight = cast(Tensor, module.weight)
+            found[name] = Candidate(name, type(module), tuple(weight.shape), weight.device.type)
     return found
 
 
@@ -85,10 +86,10 @@ def weight_of(model: nn.Module, candidate: Candidate) -> Tensor:
     return projections(attention)[part][0]  # pyrefly: ignore
 
 
-def open_attentions(model: nn.Module, names: set[str]) -> None:
-    """Open the attentions of these names."""
-    for name in names:
-        open_attention(model.get_submodule(name))  # pyrefly: ignore
+def open_attentions(model: nn.Module, chosen: Iterable[Candidate]) -> None:
+    """Open the attentions that these candidates are parts of."""
+    for name in {candidate.attention for candidate in chosen if candidate.attention is not None}:
+        open_attention(cast(nn.MultiheadAttention, model.get_submodule(name)))
 
 
 def make_sparse(model: nn.Module, sparsities: dict[str, Sparsity]) -> None:
@@ -104,7 +105,7 @@ def make_dense(model: nn.Module) -> None:
     """Turn all sparse layers back into what they were; their weights stay as they are."""
     for layer in sparse_layers(model).values():
         del layer.sparsity
-        layer.__class__ = _dense_class(layer)
+        layer.__class__ = _dense_class(layer)  # pyrefly: ignore[bad-argument-type]
     for module in model.modules():
         if isinstance(module, OpenAttention):
             close_attention(module)
@@ -114,6 +115,10 @@ def _projection_shapes(attention: nn.MultiheadAttention) -> dict[str, tuple[int,
     size = attention.embed_dim
     widths = (size, attention.kdim, attention.vdim, size)
     return {name: (size, width) for name, width in zip(PROJECTIONS, widths, strict=True)}
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d) or is_conv1d_class(type(module))
 
 
 def _dense_class(layer: SparseLayer) -> type[nn.Module]:

@@ -95,7 +95,7 @@ class Pattern(ABC):
     @final
     def units(self, mask: Tensor) -> Tensor:
         """Return which units of the grid a legal mask keeps."""
-        return self.pool(mask.float()) > 0.5  # noqa: PLR2004
+        return self.pool(mask.float()) > 0.5
 
 
 def keep_largest(scores: Tensor, count: int) -> Tensor:
