@@ -7,6 +7,8 @@ Shapes = Mapping[str, Sequence[int]]
 Allocation = Callable[[Shapes, float], dict[str, float]]
 
 PLUS_FLOOR = 0.2
+# A share this little above 1 is 1; were it made dense like a larger one, nobody might be left to take what remains.
+ROUNDING = 1e-9
 
 
 def uniform(shapes: Shapes, density: float) -> dict[str, float]:
@@ -74,14 +76,13 @@ def _share(shapes: Shapes, density: float, weights: dict[str, float]) -> dict[st
     """Return densities in proportion to `weights`, at most 1, whose entries add up to `density` of the whole."""
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     dense: set[str] = set()
-    while len(dense) < len(shapes):
+    while True:
         budget = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
         scale = budget / sum(weights[name] * sizes[name] for name in shapes if name not in dense)
-        over = {name for name in shapes if name not in dense and scale * weights[name] > 1}
+        over = {name for name in shapes if name not in dense and scale * weights[name] > 1 + ROUNDING}
         if not over:
-            return {name: 1.0 if name in dense else scale * weights[name] for name in shapes}
+            return {name: 1.0 if name in dense else min(1.0, scale * weights[name]) for name in shapes}
         dense |= over
-    return dict.fromkeys(shapes, 1.0)
 
 
 def _with_floor(allocation: Allocation, shapes: Shapes, density: float) -> dict[str, float]:

@@ -1,0 +1,211 @@
+import pytest
+import torch
+from torch import nn
+
+import cutwork as cw
+
+
+def prepared(method="static", pattern="unstructured", density: float | None = 0.25, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+    return model, cw.sparsify(model, pattern, density=density, method=method, **options)
+
+
+def train(model, optimizer, steps=1):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 16)).square().sum().backward()
+        optimizer.step()
+
+
+def test_an_optimizer_without_the_weights_is_refused():
+    model, sparsifier = prepared()
+    optimizer = torch.optim.SGD([model[0].bias], lr=0.1)
+    with pytest.raises(ValueError, match=r"does not hold the weights of 2 layers \(first: 0\); build the optimizer"):
+        sparsifier.attach(optimizer)
+
+
+def test_an_optimizer_without_the_scores_is_refused():
+    model = nn.Sequential(nn.Linear(16, 16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = cw.sparsify(model, "block:4", density=0.5, method="supermask")
+    with pytest.raises(ValueError, match="does not hold the score parameters of 1 layers"):
+        sparsifier.attach(optimizer)
+
+
+def test_frozen_weights_cannot_grow_by_gradient_but_can_be_held():
+    model, sparsifier = prepared(cw.RigL(every=1, until=9))
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"0.weight is frozen, so RigL gets no gradient to grow by"):
+        sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    model, sparsifier = prepared()
+    model[0].weight.requires_grad_(False)
+    sparsifier.attach(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
+
+
+def test_attaching_needs_an_optimizer_and_happens_once():
+    model, sparsifier = prepared()
+    with pytest.raises(ValueError, match="pass the optimizer"):
+        sparsifier.attach()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    with pytest.raises(ValueError, match="attached already; detach"):
+        sparsifier.attach(optimizer)
+    sparsifier.detach()
+    sparsifier.attach(optimizer)
+    train(model, optimizer)
+    assert sparsifier.steps_done == 1
+
+
+def test_a_detached_sparsifier_counts_nothing():
+    model, sparsifier = prepared(cw.RigL(every=1, until=9))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    sparsifier.detach()
+    train(model, optimizer, 2)
+    assert sparsifier.steps_done == 0
+    assert not float(model[0].sparsity.leak)
+    assert "cutwork:0" not in optimizer.state_dict()
+
+
+def test_stepping_by_hand_moves_the_same_masks_as_hooks():
+    finals = []
+    for hooks in (True, False):
+        model, sparsifier = prepared(cw.RigL(every=2, until=9))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        sparsifier.attach(optimizer, hooks=hooks)
+        torch.manual_seed(1)
+        for _ in range(8):
+            train(model, optimizer)
+            if not hooks:
+                sparsifier.step()
+        finals.append(model[0].sparsity.mask)
+        assert sparsifier.steps_done == 8
+    assert torch.equal(*finals)
+
+
+def test_stepping_before_attaching_is_refused():
+    _, sparsifier = prepared()
+    with pytest.raises(ValueError, match="attach\\(optimizer\\) first"):
+        sparsifier.step()
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_any_mask_moves():
+    model, sparsifier = prepared(cw.RigL(every=1, until=9))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    masks = [layer.sparsity.mask.clone() for layer in sparsifier.layers.values()]
+    model(torch.randn(4, 16)).square().sum().backward()
+    model[2].weight.grad[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="2: the gradient of step 1 is not finite"):
+        optimizer.step()
+    assert all(
+        torch.equal(mask, layer.sparsity.mask) for mask, layer in zip(masks, sparsifier.layers.values(), strict=True)
+    )
+
+
+def test_a_layer_that_took_no_part_in_the_step_grows_by_zero_gradient():
+    model, sparsifier = prepared(cw.RigL(every=1, until=9))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    model[0](torch.randn(4, 16)).square().sum().backward()
+    optimizer.step()
+    assert int(model[2].sparsity.mask.sum()) == 32
+
+
+@pytest.mark.parametrize("method", [cw.srste(), cw.RigL(every=1, until=9, estimate=True)])
+def test_methods_without_dense_gradient_stand_unused_layers(method):
+    model, sparsifier = prepared(method)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    model[0](torch.randn(4, 16)).square().sum().backward()
+    optimizer.step()
+    assert sparsifier.steps_done == 1
+
+
+def test_optimizer_state_that_is_not_floating_point_is_refused():
+    class EightBit(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["code"] = torch.zeros_like(parameter, dtype=torch.uint8)
+
+    model, sparsifier = prepared(cw.RigL(every=1, until=9))
+    optimizer = EightBit(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    with pytest.raises(ValueError, match=r"0: EightBit keeps its state 'code' as torch.uint8"):
+        train(model, optimizer)
+
+
+@pytest.mark.parametrize("state", [{}, {"steps": 3}, {"steps_done": 3, "mask": 1}])
+def test_a_state_of_something_else_is_refused(state):
+    _, sparsifier = prepared()
+    with pytest.raises(ValueError, match="this is no state of a sparsifier"):
+        sparsifier.load_state_dict(state)
+
+
+def test_tracking_must_be_alike_in_a_resumed_run():
+    _, plain = prepared()
+    _, tracked = prepared(track=True)
+    with pytest.raises(ValueError, match="without track=True"):
+        tracked.load_state_dict(plain.state_dict())
+    with pytest.raises(ValueError, match="pass track=True"):
+        _ = plain.exploration
+
+
+def test_several_optimizers_count_one_step_together():
+    model, sparsifier = prepared(cw.RigL(every=2, until=9), track=True)
+    matrices = torch.optim.SGD([model[0].weight], lr=0.1, momentum=0.9)
+    rest = torch.optim.AdamW([p for p in model.parameters() if p is not model[0].weight])
+    sparsifier.attach(matrices, rest)
+    for _ in range(4):
+        model(torch.randn(4, 16)).square().sum().backward()
+        matrices.step()
+        rest.step()
+        matrices.zero_grad()
+        rest.zero_grad()
+    assert sparsifier.steps_done == 4
+    assert [len(seen.turnovers) for seen in sparsifier.exploration.values()] == [2, 2]
+
+
+def test_the_step_rides_in_the_optimizers_state_dict():
+    model, sparsifier = prepared()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    train(model, optimizer, 3)
+    other_model, other = prepared()
+    other_optimizer = torch.optim.SGD(other_model.parameters(), lr=0.1)
+    other.attach(other_optimizer)
+    other_optimizer.load_state_dict(optimizer.state_dict())
+    assert other.steps_done == 3
+    plain = torch.optim.SGD(model.parameters(), lr=0.1).state_dict()
+    other_optimizer.load_state_dict(plain)
+    assert other.steps_done == 3
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_closure_computes_the_gradient_inside_the_step(by_name):
+    finals = []
+    for closed in (True, False):
+        model, sparsifier = prepared(cw.RigL(every=1, until=9))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        sparsifier.attach(optimizer)
+        torch.manual_seed(1)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = model(torch.randn(4, 16)).square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            if not closed:
+                closure()
+                optimizer.step()
+            elif by_name:
+                optimizer.step(closure=closure)
+            else:
+                optimizer.step(closure)
+        finals.append((model[0].sparsity.mask, model[0].weight))
+    assert torch.equal(finals[0][0], finals[1][0])
+    assert torch.equal(finals[0][1], finals[1][1])
