@@ -32,6 +32,7 @@ class Sparsifier:
         self.steps_done = 0
         self._seed = seed
         self._optimizers: list[Optimizer] = []
+        self._owners: dict[str, Optimizer | None] = {}
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
         self._heard: dict[str, Tensor | None] = {}
@@ -50,6 +51,7 @@ class Sparsifier:
         self._check_held(optimizers)
         self._check_sharded_masks()
         self._optimizers = list(optimizers)
+        self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
         for optimizer in optimizers if hooks else ():
             self._handles += [
                 optimizer.register_step_pre_hook(self._before_update),
@@ -131,7 +133,7 @@ class Sparsifier:
             return
         loss_scale = getattr(optimizer, "grad_scale", None)
         for name, layer in self.layers.items():
-            if self._owner(layer) is optimizer:
+            if self._owners[name] is optimizer:
                 self._heard[name] = layer.sparsity.hear(layer.weight, 1.0 if loss_scale is None else float(loss_scale))
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:

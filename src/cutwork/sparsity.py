@@ -83,6 +83,8 @@ class Fixed(Sparsity):
     ) -> None:
         super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
         self.estimate = estimate
+        # The same number twice: the buffer is what compiled code reads, the other spares a device a question each step.
+        self.loudness = 0.0
         self.register_buffer("leak", torch.zeros((), device=mask.device), persistent=False)
         if estimate:
             inputs = shape[0] if transposed else shape[1]
@@ -104,22 +106,22 @@ class Fixed(Sparsity):
 
     def listen(self, on: bool) -> None:
         """Open or close the way for the gradient outside the mask."""
-        if self.estimate:
-            self.leak.fill_(WHISPER_ENERGY * on)
-        else:
-            self.leak.fill_((WHISPER_HALF if self.leak.dtype == torch.float16 else WHISPER) * on)
+        whisper = WHISPER_HALF if self.leak.dtype == torch.float16 else WHISPER
+        loudness = (WHISPER_ENERGY if self.estimate else whisper) * on
+        if loudness != self.loudness:
+            self.loudness = loudness
+            self.leak.fill_(loudness)
 
     def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
         """Return the gradient, or its estimate, over the whole matrix if the step listened; mask `weight.grad`."""
-        loudness = float(self.leak)
-        if not loudness:
+        if not self.loudness:
             return None
         if self.estimate:
             return self._take_estimate()
         if weight.grad is None:
             return torch.zeros_like(self.matrix(weight))
         gradient = whole(weight.grad)
-        heard = torch.where(self.mask, gradient, gradient / loudness)
+        heard = torch.where(self.mask, gradient, gradient / self.loudness)
         weight.grad.copy_(part_like(torch.where(self.mask, gradient, 0), weight.grad))
         return self.matrix(heard)
 
