@@ -1,30 +1,37 @@
-"""The README's code runs as it stands."""
+"""The code of the README and of the guide runs as it stands."""
 
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"block {i}" for i in range(len(BLOCKS))])
-def test_the_code_of_the_readme_runs(block, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def run_blocks(page, folder, monkeypatch):
+    """Run the Python blocks of a page one after the other, with shared names, in a folder of their own."""
+    monkeypatch.chdir(folder)
     torch.manual_seed(0)
-    exec(compile(block, str(README), "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    run_blocks("README.md", tmp_path, monkeypatch)
     assert "block:16" in capsys.readouterr().out
 
 
-def test_there_is_code_to_run():
-    assert BLOCKS
+def test_the_code_of_the_guide_runs(tmp_path, monkeypatch, capsys):
+    run_blocks("docs/guide.md", tmp_path, monkeypatch)
+    assert "vector:16" in capsys.readouterr().out
 
 
-def test_the_tables_name_every_pattern_form_and_every_method():
+def test_the_tables_of_the_readme_name_every_pattern_form_and_every_method():
     from cutwork.methods import METHODS
 
-    text = README.read_text()
+    text = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in text for name in METHODS)
     assert all(word in text for word in ("`unstructured`", "`block:", "`vector:", "`shuffled:", "`2:4-tile`"))
