@@ -13,6 +13,7 @@ PUBLIC = {
     "cutwork.digits": ("load_digits",),
     "cutwork.doctor": ("diagnose",),
     "cutwork.exploration": ("Exploration",),
+    "cutwork.flops": ("flops",),
     "cutwork.methods": (
         *("STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch"),
         *("set_", "srste"),
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cutwork.digits import load_digits as load_digits
     from cutwork.doctor import diagnose as diagnose
     from cutwork.exploration import Exploration as Exploration
+    from cutwork.flops import flops as flops
     from cutwork.methods import STE as STE
     from cutwork.methods import Gradual as Gradual
     from cutwork.methods import GraNet as GraNet
