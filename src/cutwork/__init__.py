@@ -19,6 +19,7 @@ PUBLIC = {
         *("set_", "srste"),
     ),
     "cutwork.patterns": ("Pattern", "parse"),
+    "cutwork.report": ("draw_masks", "report"),
     "cutwork.schedules": ("constant", "cosine", "cubic", "exponential", "linear", "power"),
     "cutwork.scores": ("gradient", "magnitude", "random", "taylor"),
     "cutwork.sparsifier": ("Sparsifier",),
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from cutwork.methods import srste as srste
     from cutwork.patterns import Pattern as Pattern
     from cutwork.patterns import parse as parse
+    from cutwork.report import draw_masks as draw_masks
+    from cutwork.report import report as report
     from cutwork.schedules import constant as constant
     from cutwork.schedules import cosine as cosine
     from cutwork.schedules import cubic as cubic
