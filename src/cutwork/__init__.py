@@ -13,11 +13,13 @@ PUBLIC = {
     "cutwork.digits": ("load_digits",),
     "cutwork.doctor": ("diagnose",),
     "cutwork.exploration": ("Exploration",),
+    "cutwork.flops": ("flops",),
     "cutwork.methods": (
         *("STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch"),
         *("set_", "srste"),
     ),
     "cutwork.patterns": ("Pattern", "parse"),
+    "cutwork.report": ("draw_masks", "report"),
     "cutwork.schedules": ("constant", "cosine", "cubic", "exponential", "linear", "power"),
     "cutwork.scores": ("gradient", "magnitude", "random", "taylor"),
     "cutwork.sparsifier": ("Sparsifier",),
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from cutwork.digits import load_digits as load_digits
     from cutwork.doctor import diagnose as diagnose
     from cutwork.exploration import Exploration as Exploration
+    from cutwork.flops import flops as flops
     from cutwork.methods import STE as STE
     from cutwork.methods import Gradual as Gradual
     from cutwork.methods import GraNet as GraNet
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from cutwork.methods import srste as srste
     from cutwork.patterns import Pattern as Pattern
     from cutwork.patterns import parse as parse
+    from cutwork.report import draw_masks as draw_masks
+    from cutwork.report import report as report
     from cutwork.schedules import constant as constant
     from cutwork.schedules import cosine as cosine
     from cutwork.schedules import cubic as cubic
