@@ -13,13 +13,13 @@ FILES = [ROOT / "__init__.py", *sorted({*ROOT.rglob("*.py")} - {ROOT / "__init__
 
 # Imports point to a lower floor, or stay inside one folder. A new file or folder of src/cutwork gets a floor here.
 FLOORS = [
-    {"patterns", "scores", "allocation", "schedules", "topology", "ops", "sharding", "exploration"},
-    {"matrix", "kernels"},
+    {"patterns", "scores", "allocation", "schedules", "topology", "ops", "sharding", "exploration", "tensor_file"},
+    {"matrix", "kernels", "tensor_tree"},
     {"sparsity"},
     {"layers", "methods", "transforms"},
     {"flops"},
-    {"selection", "sparsifier", "packing", "report", "checkpoint"},
-    {"sparsify"},
+    {"selection", "sparsifier", "packing", "report", "structure"},
+    {"sparsify", "checkpoint"},
     {"compat", "plan", "benchmark", "doctor", "digits"},
     {"lab", "demo"},
     {"cli"},

@@ -32,7 +32,7 @@ def test_its_state_comes_back():
     first, second = masks([1, 0], [0, 1])
     seen = Exploration.begin(first)
     seen.visit(second)
-    again = Exploration.from_state_dict(seen.state_dict())
+    again = Exploration.from_state_dict(seen.state_dict(), torch.device("cpu"))
     assert again.turnovers == seen.turnovers
     assert torch.equal(again.ever, seen.ever)
     again.visit(first)

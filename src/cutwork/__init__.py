@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # The public names by the file that holds them. They load at first use, so `cutwork --help` does not wait for torch.
 PUBLIC = {
     "cutwork.allocation": ("er", "erk", "uniform"),
+    "cutwork.checkpoint": ("describe", "load", "save"),
     "cutwork.digits": ("load_digits",),
     "cutwork.doctor": ("diagnose",),
     "cutwork.exploration": ("Exploration",),
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from cutwork.allocation import er as er
     from cutwork.allocation import erk as erk
     from cutwork.allocation import uniform as uniform
+    from cutwork.checkpoint import describe as describe
+    from cutwork.checkpoint import load as load
+    from cutwork.checkpoint import save as save
     from cutwork.digits import load_digits as load_digits
     from cutwork.doctor import diagnose as diagnose
     from cutwork.exploration import Exploration as Exploration

@@ -60,7 +60,9 @@ class Exploration:
         return {**sets, "turnovers": list(self.turnovers)}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "Exploration":
-        """Undo `state_dict`."""
-        tensors = {name: torch.as_tensor(state[name]).clone() for name in ("first", "ever", "always", "now")}
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> "Exploration":
+        """Undo `state_dict`, on the device of the layer."""
+        tensors = {
+            name: torch.as_tensor(state[name]).to(device, copy=True) for name in ("first", "ever", "always", "now")
+        }
         return cls(**tensors, turnovers=list(state["turnovers"]))

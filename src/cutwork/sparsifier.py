@@ -100,7 +100,10 @@ class Sparsifier:
         if self._exploration is not None:
             if set(state.get("exploration", {})) != set(self._exploration):
                 raise ValueError("the state was saved by a run with other layers or without track=True; set it alike")
-            self._exploration = {name: Exploration.from_state_dict(seen) for name, seen in state["exploration"].items()}
+            devices = {name: layer.sparsity.mask.device for name, layer in self.layers.items()}
+            self._exploration = {
+                name: Exploration.from_state_dict(seen, devices[name]) for name, seen in state["exploration"].items()
+            }
         self.steps_done = int(state["steps_done"])
         self._listen()
 
@@ -110,6 +113,11 @@ class Sparsifier:
         if self._exploration is None:
             raise ValueError("nothing was tracked; pass track=True to sparsify()")
         return self._exploration
+
+    @property
+    def state_key(self) -> str:
+        """Return the key under which an attached optimizer's state dict carries this state."""
+        return f"{STATE_KEY}:{next(iter(self.layers))}"
 
     def _before_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -145,15 +153,11 @@ class Sparsifier:
             self.step()
 
     def _add_state(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return {**state, self._state_key: self.state_dict()}
+        return {**state, self.state_key: self.state_dict()}
 
     def _take_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        if self._state_key in state:
-            self.load_state_dict(state[self._state_key])
-
-    @property
-    def _state_key(self) -> str:
-        return f"{STATE_KEY}:{next(iter(self.layers))}"
+        if self.state_key in state:
+            self.load_state_dict(state[self.state_key])
 
     def _owner(self, layer: SparseLayer) -> Optimizer | None:
         return next((optimizer for optimizer in self._optimizers if _holds(optimizer, layer.weight)), None)

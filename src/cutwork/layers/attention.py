@@ -102,6 +102,8 @@ def open_attention(attention: nn.MultiheadAttention) -> None:
             projection.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         setattr(attention, name, projection.train(attention.training))
     attention.out_proj.__class__ = nn.Linear  # pyrefly: ignore[bad-argument-type]
+    # Last, as among the candidates: the order of the layers must not depend on whether the attention was open before.
+    attention._modules["out_proj"] = attention._modules.pop("out_proj")
     for name in ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
         attention.register_parameter(name, None)
     attention.register_load_state_dict_pre_hook(_load_closed)

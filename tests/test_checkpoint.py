@@ -1,0 +1,746 @@
+import copy
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cutwork as cw
+from cutwork.layers.swap import sparse_layers
+from cutwork.patterns import FORMS, Unstructured
+from cutwork.tensor_file import read_file, write_file
+
+GOLDEN = Path(__file__).parent / "golden" / "v1.safetensors"
+
+METHODS = {
+    "static": cw.Static(),
+    "gradual": cw.Gradual(every=2, until=5),
+    "granet": cw.GraNet(every=2, until=7, thin_until=5),
+    "rigl": cw.RigL(every=2, until=7),
+    "rigl-estimate": cw.RigL(every=2, until=7, estimate=True),
+    "set": cw.set_(every=2, until=7),
+    "srigl": cw.SRigL(every=2, until=7),
+    "supermask": cw.Supermask(),
+    "supermask-bits": cw.Supermask(weight_bits=3),
+    "supermask-fixed-transform": cw.Supermask(weight_bits=2, transform=(0.01, 0.1), fixed_transform=True),
+    "supermask-range": cw.Supermask(score_range=(-0.5, 0.5), init="magnitude"),
+    "supermask-fixed-mask": cw.Supermask(fixed_mask=True, dense_weight_gradient=True),
+    "supermask-fixed-weight": cw.Supermask(fixed_weight=True),
+    "supermask-gradual": cw.Supermask(start_density=1.0, until=4),
+    "ste": cw.STE(every=2),
+    "srste": cw.srste(decay=0.01),
+    "switch": cw.Switch(cw.srste(), sparse_from=2, dense_from=5),
+}
+PATTERNS = ("unstructured", "block:4", "block:8x2", "vector:4", "shuffled:4", "2:4", "2:4-tile", "2:4-tile-greedy")
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, amsgrad=True),
+    "adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=0.01, initial_accumulator_value=0.1),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, lr=0.01, momentum=0.9, centered=True),
+    "adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=0.01),
+    "lbfgs": lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=2),
+    "tensor-lr": lambda parameters: torch.optim.Adam(parameters, lr=torch.tensor(0.01), betas=(0.8, 0.9)),
+}
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.again = nn.Sequential(self.first)
+
+    def forward(self, x):
+        return self.again(self.second(self.first(x)).relu())
+
+
+class Remembers(nn.Linear):
+    def get_extra_state(self):
+        return {"seen": getattr(self, "seen", 0)}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+
+class Attends(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0]
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def mlp(*, width=8, dtype=torch.float32):
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8)).to(dtype)
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Unflatten(1, (4, 2, 1)), nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Flatten(),
+        nn.Linear(16, 8),
+    )  # fmt: skip
+
+
+def encoder():
+    return nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True))
+
+
+def conv1d():
+    transformers = pytest.importorskip("transformers.pytorch_utils")
+    return nn.Sequential(transformers.Conv1D(16, 8), nn.GELU(), transformers.Conv1D(8, 16))
+
+
+MODELS = {
+    "mlp": mlp,
+    "convolutions": convolutions,
+    "channels-last": lambda: convolutions().to(memory_format=torch.channels_last),
+    "encoder": encoder,
+    "attention": Attends,
+    "attention-kdim": lambda: Attends(kdim=8, vdim=8, bias=False, add_bias_kv=True),
+    "shared-attention": lambda: nn.Sequential(*[Attends()] * 2),
+    "tied": Tied,
+    "shared-layer": lambda: nn.Sequential(*[nn.Linear(8, 8)] * 3),
+    "root": lambda: nn.Linear(8, 8),
+    "conv1d": conv1d,
+    "extra-state": lambda: nn.Sequential(nn.Linear(8, 8), Remembers(8, 8)),
+    "bfloat16": lambda: mlp(dtype=torch.bfloat16),
+    "float64": lambda: mlp(dtype=torch.float64),
+}
+
+
+def build(make=mlp, seed=0):
+    torch.manual_seed(seed)
+    return make()
+
+
+def make_sparse(model, method="rigl", pattern="unstructured", optimizer="adamw", **options):
+    patterns = {"*": pattern}
+    patterns |= {name: "dense" for name, module in model.named_modules() if isinstance(module, Remembers)}
+    if cw.parse(pattern).density is None:
+        options.setdefault("density", 0.25)
+    sparsifier = cw.sparsify(model, patterns, method=METHODS[method], **options)
+    return sparsifier, attach(sparsifier, model, optimizer)
+
+
+def attach(sparsifier, model, optimizer="adamw"):
+    built = OPTIMIZERS[optimizer](model.parameters())
+    sparsifier.attach(built)
+    return built
+
+
+def train(model, optimizer, begin, end):
+    """Run steps `begin + 1` to `end`; what a step computes depends on its number alone."""
+    dtype = next(model.parameters()).dtype
+    for step in range(begin, end):
+        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step)).to(dtype)
+
+        def closure(x=x):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x).float(), x.float().flip(1))
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+def bits(value):
+    """Return a nested value with its tensors as text that differs where a bit does; zeros count as one."""
+    if isinstance(value, torch.Tensor):
+        value = torch.where(value == 0, torch.zeros_like(value), value) if value.is_floating_point() else value
+        return str(value.dtype), list(value.shape), value.detach().contiguous().reshape(-1).view(torch.uint8).tolist()
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    return type(value)(bits(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def everything(model, *others):
+    return [repr(model), bits(dict(model.state_dict())), *(bits(other.state_dict()) for other in others)]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def saved(path):
+    """A checkpoint of a run that has moved masks, with its sparsifier and optimizer."""
+    model = build()
+    sparsifier, optimizer = make_sparse(model, track=True)
+    train(model, optimizer, 0, 3)
+    cw.save(model, path, sparsifier=sparsifier, optimizer=optimizer, extra={"epoch": 3})
+    return path
+
+
+def refuses(match, path, model, sparsifier=None, optimizer=None):
+    """Check that a load fails with these words and changes nothing."""
+    given = [other if isinstance(other, list) else [other] for other in (sparsifier, optimizer) if other is not None]
+    others = [one for several in given for one in several]
+    before = everything(model, *others)
+    with pytest.raises(ValueError, match=match):
+        cw.load(path, model, sparsifier=sparsifier, optimizer=optimizer)
+    assert everything(model, *others) == before
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dense_model_becomes_the_saved_one(path, method, pattern):
+    model = build(convolutions)
+    sparsifier, optimizer = make_sparse(model, method, pattern)
+    train(model, optimizer, 0, 3)
+    cw.save(model, path, sparsifier=sparsifier, optimizer=optimizer)
+
+    loaded = build(convolutions, seed=1)
+    checkpoint = cw.load(path, loaded)
+    assert everything(loaded) == everything(model)
+    assert list(checkpoint.layers) == list(sparsifier.layers)
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    assert [parameter.requires_grad for parameter in loaded.parameters()] == trained
+    x = torch.randn(2, 8)
+    assert torch.equal(loaded.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", ["rigl", "rigl-estimate", "supermask-bits", "srste"])
+def test_every_kind_of_model_resumes(path, name, method):
+    model = build(MODELS[name])
+    sparsifier, optimizer = make_sparse(model, method, track=True)
+    train(model, optimizer, 0, 3)
+    cw.save(model, path, sparsifier=sparsifier, optimizer=optimizer)
+
+    loaded = build(MODELS[name], seed=1)
+    checkpoint = cw.load(path, loaded)
+    again = cw.Sparsifier(checkpoint.layers, METHODS[method], track=True)
+    resumed = attach(again, loaded)
+    cw.load(path, loaded, sparsifier=again, optimizer=resumed)
+    assert everything(loaded, again, resumed) == everything(model, sparsifier, optimizer)
+    train(model, optimizer, 3, 6)
+    train(loaded, resumed, 3, 6)
+    assert everything(loaded, again, resumed) == everything(model, sparsifier, optimizer)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_resumed_at_any_step_ends_like_one_never_stopped(tmp_path, method, optimizer):
+    steps = 8
+    model = build()
+    sparsifier, trained = make_sparse(model, method, "block:2", optimizer, track=True)
+    # Every step under one optimizer, and for the others the one between two moves.
+    stops = range(1, steps) if optimizer == "adamw" else (3,)
+    for step in range(steps):
+        train(model, trained, step, step + 1)
+        cw.save(model, tmp_path / str(step + 1), sparsifier=sparsifier, optimizer=trained)
+    for stop in stops:
+        other = build(seed=2)
+        again, resumed = make_sparse(other, method, "block:2", optimizer, track=True)
+        cw.load(tmp_path / str(stop), other, sparsifier=again, optimizer=resumed)
+        train(other, resumed, stop, steps)
+        assert everything(other, again, resumed) == everything(model, sparsifier, trained)
+
+
+def test_several_sparsifiers_and_optimizers_resume(path):
+    def start(seed):
+        model = build(seed=seed)
+        sparsifiers = [
+            cw.sparsify(model, {name: "unstructured"}, density=0.25, method=METHODS[method])
+            for name, method in (("0", "rigl"), ("2", "supermask"))
+        ]
+        optimizers = [
+            OPTIMIZERS["adamw"]([{"params": model[0].parameters()}, {"params": model[2].bias, "lr": 0.5}]),
+            OPTIMIZERS["sgd"]([parameter for name, parameter in model[2].named_parameters() if name != "bias"]),
+        ]
+        sparsifiers[0].attach(optimizers[0])
+        sparsifiers[1].attach(*optimizers)
+        return model, sparsifiers, optimizers
+
+    def run(model, optimizers, begin, end):
+        for step in range(begin, end):
+            x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step))
+            model.zero_grad()
+            model(x).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+    model, sparsifiers, optimizers = start(0)
+    run(model, optimizers, 0, 3)
+    cw.save(model, path, sparsifier=sparsifiers, optimizer=optimizers)
+    other, others_sparsifiers, others_optimizers = start(1)
+    cw.load(path, other, sparsifier=others_sparsifiers, optimizer=others_optimizers)
+    run(model, optimizers, 3, 6)
+    run(other, others_optimizers, 3, 6)
+    assert everything(other, *others_sparsifiers, *others_optimizers) == everything(model, *sparsifiers, *optimizers)
+    assert cw.describe(path).steps_done == [3, 3]
+    assert cw.describe(path).optimizers == ["AdamW", "SGD"]
+    assert read_file(path)[1]["optimizers"][0]["rest"].keys() == {"param_groups"}
+
+    refuses("holds 2 sparsifiers; got 1; give as many", path, other, [others_sparsifiers[0]])
+    refuses("move different layers; they differ in 0, 2", path, other, others_sparsifiers[::-1])
+    refuses("holds AdamW, SGD; got SGD, AdamW; give the same", path, other, others_sparsifiers, others_optimizers[::-1])
+
+
+def test_tied_layers_share_one_sparsity_again(path):
+    model = build(Tied)
+    make_sparse(model)
+    cw.save(model, path)
+    loaded = build(Tied, seed=1)
+    checkpoint = cw.load(path, loaded)
+    assert list(checkpoint.layers) == ["first"]
+    assert loaded.first.weight is loaded.second.weight
+    assert loaded.first.sparsity is loaded.second.sparsity
+    assert cw.describe(path).layers["first"].tied == ["second"]
+
+    other = build(Tied, seed=1)
+    other.second.__class__ = Scaled
+    refuses("second is fixed unstructured .*, tied to second in the checkpoint, but no layer of this", path, other)
+
+
+def test_parameters_stay_the_same_objects(saved):
+    model = build(seed=1)
+    before = [model[0].weight, model[0].bias, model[2].weight]
+    cw.load(saved, model)
+    assert all(a is b for a, b in zip(before, [model[0].weight, model[0].bias, model[2].weight], strict=True))
+
+
+def test_what_was_saved_besides_comes_back(path):
+    model = build()
+    sparsifier, optimizer = make_sparse(model)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
+    train(model, optimizer, 0, 2)
+    scheduler.step()
+    extra = {"epoch": 2, "scheduler": scheduler.state_dict(), "rng": torch.get_rng_state(), "best": (0.5, None)}
+    cw.save(model, path, sparsifier=sparsifier, optimizer=optimizer, extra=extra)
+    drawn = torch.rand(4)
+    back = cw.load(path, model).extra
+    assert bits(back) == bits(extra)
+    torch.set_rng_state(back["rng"])
+    assert torch.equal(torch.rand(4), drawn)
+
+
+def test_a_dense_model_can_be_saved_too(path):
+    cw.save(build(), path)
+    loaded = build(seed=1)
+    assert cw.load(path, loaded) == cw.checkpoint.Checkpoint({}, {})
+    assert everything(loaded) == everything(build())
+
+
+def test_a_description_tells_what_the_checkpoint_holds(path):
+    model = build(encoder)
+    sparsifier, optimizer = make_sparse(model, "gradual", "block:4", track=True)
+    train(model, optimizer, 0, 2)
+    cw.save(model, path, sparsifier=sparsifier, optimizer=optimizer)
+    description = cw.describe(path)
+    layer = description.layers["0.linear1"]
+    assert (description.version, description.steps_done, description.optimizers) == (1, [2], ["AdamW"])
+    assert description.attentions == ["0.self_attn"]
+    assert list(description.layers) == list(sparsifier.layers)
+    assert (layer.kind, layer.pattern, layer.density) == ("fixed", "block:4", 0.25)
+    assert layer.mask_density == pytest.approx(float(model[0].linear1.sparsity.mask.float().mean()))
+    assert layer.mask_density > layer.density
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2:4-tile", "2:4-tile-greedy"])
+def test_a_mask_on_the_way_to_its_pattern_is_not_refused(path, pattern):
+    for method, is_legal in (("gradual", False), ("static", True)):
+        model = build()
+        _, optimizer = make_sparse(model, method, pattern)
+        train(model, optimizer, 0, 3)
+        cw.save(model, path)
+        assert cw.describe(path).layers["0"].mask_is_legal == is_legal
+        loaded = build(seed=1)
+        cw.load(path, loaded)
+        assert everything(loaded) == everything(model)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "rmsprop"])
+@pytest.mark.parametrize("density", [0.05, 0.2])
+def test_the_size_of_the_file_follows_the_density(path, density, optimizer):
+    model = build(lambda: nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 8)))
+    model.insert(2, nn.Linear(256, 256))
+    sparsifier, built = make_sparse(model, "rigl", "block:4", optimizer, density=density)
+    train(model, built, 0, 3)
+    cw.save(model, path, sparsifier=sparsifier, optimizer=built)
+    weights = sum(layer.weight.numel() for layer in sparsifier.layers.values())
+    biases = sum(layer.bias.numel() for layer in sparsifier.layers.values())
+    copies = {"sgd": 2, "adamw": 4, "rmsprop": 4}[optimizer]
+    header = 8192
+    assert path.stat().st_size < copies * 4 * (1.02 * density * weights + biases) + weights / 8 + header
+
+
+def test_weights_outside_the_mask_are_not_lost(path):
+    model = build()
+    make_sparse(model)
+    with torch.no_grad():
+        model[0].weight.fill_(3)
+    cw.save(model, path)
+    loaded = build(seed=1)
+    cw.load(path, loaded)
+    assert everything(loaded) == everything(model)
+
+
+def test_a_model_cast_after_it_was_made_sparse_keeps_its_dtypes(path):
+    model = build()
+    cw.sparsify(model, {"0": "unstructured"}, density=0.5, method=cw.Supermask(weight_bits=2))
+    cw.sparsify(model, {"2": "unstructured"}, density=0.5, method=cw.RigL(every=2, until=4, estimate=True))
+    model.double()
+    cw.save(model, path)
+    loaded = build(seed=1).double()
+    cw.load(path, loaded)
+    assert everything(loaded) == everything(model)
+
+
+def test_damage_anywhere_is_found_and_changes_nothing(saved):
+    whole = saved.read_bytes()
+    model = build(seed=1)
+    sparsifier, optimizer = make_sparse(model, track=True)
+    before = everything(model, sparsifier, optimizer)
+    dice = random.Random(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [dice.randrange(header) for _ in range(150)] + [dice.randrange(header, len(whole)) for _ in range(150)]
+    damaged = [whole[:place] + bytes([whole[place] ^ dice.randrange(1, 256)]) + whole[place + 1 :] for place in places]
+    damaged += [whole[: dice.randrange(len(whole))] for _ in range(100)]
+    for content in damaged:
+        saved.write_bytes(content)
+        with pytest.raises(ValueError, match=r"is damaged|is no complete|without a description"):
+            cw.load(saved, model, sparsifier=sparsifier, optimizer=optimizer)
+    assert everything(model, sparsifier, optimizer) == before
+    saved.write_bytes(whole)
+    cw.load(saved, model, sparsifier=sparsifier, optimizer=optimizer)
+    assert everything(model, sparsifier, optimizer) != before
+
+
+def rewrite(path, change):
+    """Change a checkpoint as somebody could who writes true digests."""
+    tensors, description = read_file(path)
+    change(description, tensors)
+    write_file(path, tensors, description)
+
+
+def test_a_newer_version_is_refused(saved):
+    rewrite(saved, lambda description, tensors: description.update(version=2))
+    refuses("is a checkpoint of version 2; this cutwork reads version 1; use", saved, build())
+    with pytest.raises(ValueError, match="is a checkpoint of version 2"):
+        cw.describe(saved)
+
+
+def test_a_mask_that_is_not_legal_is_refused(path):
+    model = build()
+    make_sparse(model, "static", "unstructured", density=0.6)
+    cw.save(model, path)
+    for pattern in ("2:4", "block:2", "shuffled:2"):
+        rewrite(path, lambda description, tensors, new=pattern: description["layers"]["2"].update(pattern=new))
+        refuses(f"2: the mask in the checkpoint is not legal for {pattern}; save it", path, build())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: mlp(width=12), r"another model: 3 of 4 tensors differ, first 0.weight: torch.float32 \[8, 8\] in the"),
+        (lambda: mlp(dtype=torch.float64), r"first 0.weight: torch.float32 \[8, 8\] in .*, torch.float64 \[8, 8\] in"),
+        (lambda: nn.Sequential(*mlp(), nn.Linear(8, 8)), "2 of 4 tensors differ, first 3.weight: nothing in the check"),
+        (
+            lambda: nn.Sequential(*mlp()[:2], nn.Linear(8, 8, bias=False)),
+            r"1 of 4 .* first 2.bias: torch.float32 \[8\]",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(8, 8)),
+            "2 is fixed unstructured at density 0.25, estimate=False in the check",
+        ),
+        (lambda: nn.Sequential(*mlp()[:2], Scaled(8, 8)), "no layer of this model that can be; build the model"),
+        (lambda: nn.DataParallel(mlp()), "build the model that was saved, without what wraps it"),
+        (lambda: nn.Sequential(*mlp().to("meta")), "load: 0.weight is on the meta device and has no memory; give it"),
+    ],
+    ids=["shape", "dtype", "more", "bias", "fewer", "subclass", "wrapped", "meta"],
+)
+def test_another_model_is_refused(saved, make, words):
+    model = make()
+    before = repr(model)
+    with pytest.raises(ValueError, match=words):
+        cw.load(saved, model)
+    assert repr(model) == before
+
+
+def test_a_layer_of_another_orientation_is_refused(path):
+    model = build(conv1d)
+    make_sparse(model)
+    cw.save(model, path)
+    refuses("no layer of this model that can be", path, nn.Sequential(nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 16)))
+
+
+def test_tied_weights_must_be_tied_in_both(path):
+    model = build(Tied)
+    cw.save(model, path)
+    untied = build(Tied)
+    untied.second.weight = nn.Parameter(untied.second.weight.detach().clone())
+    refuses(r"1 of 6 tensors differ, first second.weight: .* tied to again.0.weight in the checkpoint", path, untied)
+    cw.save(untied, path)
+    refuses(r"1 of 6 tensors differ, first second.weight: .* tied to again.0.weight in the model", path, model)
+
+
+def test_extra_state_must_be_in_both(path):
+    cw.save(build(MODELS["extra-state"]), path)
+    refuses("first 1._extra_state: no tensor in the checkpoint, nothing in the model", path,
+            nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "method", "density", "words"),
+    [
+        ("block:2", "rigl", 0.25, "0 is fixed unstructured .* but fixed block:2 at density 0.25.* in the model"),
+        ("unstructured", "srste", 0.25, "but reprojected unstructured at density 0.25, decay=0.01 in the model"),
+        ("unstructured", "rigl-estimate", 0.25, "but fixed unstructured at density 0.25, estimate=True in the model"),
+        ("unstructured", "rigl", 0.5, "but fixed unstructured at density 0.5, estimate=False in the model; sparsify"),
+    ],
+)
+def test_a_model_sparse_in_another_way_is_refused(saved, pattern, method, density, words):
+    model = build(seed=1)
+    make_sparse(model, method, pattern, density=density)
+    refuses(words, saved, model)
+
+
+def test_a_model_with_more_sparse_layers_is_refused(path):
+    model = build()
+    cw.sparsify(model, {"0": "block:2"}, density=0.5)
+    cw.save(model, path)
+    other = build(seed=1)
+    cw.sparsify(other, "block:2", density=0.5)
+    refuses("2 is fixed block:2 at density 0.5, estimate=False in the model, but not sparse in the", path, other)
+
+
+def test_a_model_may_be_sparse_in_part(saved):
+    model = build(seed=1)
+    cw.sparsify(model, {"2": "unstructured"}, density=0.25)
+    cw.load(saved, model)
+    reference = build()
+    cw.load(saved, reference)
+    assert everything(model) == everything(reference)
+
+
+def test_another_optimizer_is_refused(saved):
+    model = build(seed=1)
+    sparsifier, optimizer = make_sparse(model, track=True)
+    sparsifier.detach()
+    refuses("holds AdamW; got SGD; give the same", saved, model, None, OPTIMIZERS["sgd"](model.parameters()))
+    parameters = list(model.parameters())
+    for given, words in {
+        "fewer": (parameters[:-1], "first the end where that had 2.bias"),
+        "order": (parameters[::-1], "first 2.bias where that had 0.weight"),
+        "foreign": ([*parameters[:-1], nn.Parameter(torch.ones(8))], "first a parameter of another model where that"),
+        "groups": (
+            [{"params": parameters[:2]}, {"params": parameters[2:]}],
+            "first the begin of a group where that had 2.weight",
+        ),
+    }.values():
+        refuses(words, saved, model, None, OPTIMIZERS["adamw"](given))
+    cw.load(saved, model, optimizer=optimizer)
+    cw.save(model, saved)
+    refuses("holds no optimizer; got AdamW", saved, model, None, optimizer)
+
+
+def test_an_optimizer_made_before_its_layers_were_sparse_is_refused(path):
+    for make, method in ((mlp, "supermask"), (Attends, "rigl")):
+        model = build(make)
+        _, optimizer = make_sparse(model, method)
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+        cw.save(model, path, optimizer=optimizer)
+        dense = build(make)
+        refuses("after their layers are sparse", path, dense, None, OPTIMIZERS["adamw"](dense.parameters()))
+
+
+def test_an_optimizer_resumes_without_a_sparsifier_where_masks_rest(path):
+    model = build()
+    cw.sparsify(model, "block:2", density=0.5)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    train(model, optimizer, 0, 2)
+    cw.save(model, path, optimizer=optimizer)
+    other = build(seed=1)
+    resumed = OPTIMIZERS["sgd"](other.parameters())
+    cw.load(path, other, optimizer=resumed)
+    assert everything(other, resumed) == everything(model, optimizer)
+
+
+def test_another_sparsifier_is_refused(saved):
+    model = build(seed=1)
+    sparsifier = cw.sparsify(model, {"0": "unstructured"}, density=0.25, method=METHODS["rigl"])
+    refuses("move different layers; they differ in 2; make it", saved, model, sparsifier)
+    foreign, _ = make_sparse(build(seed=1))
+    refuses("load: the sparsifier moves 0, which is no sparse layer of this model", saved, model, foreign)
+    with pytest.raises(ValueError, match="save: the sparsifier moves 0, which is no sparse layer of this model"):
+        cw.save(model, saved, sparsifier=foreign)
+
+
+def test_exploration_that_was_not_saved_is_refused(path):
+    model = build()
+    sparsifier, _ = make_sparse(model)
+    cw.save(model, path, sparsifier=sparsifier)
+    other = build(seed=1)
+    tracked, _ = make_sparse(other, track=True)
+    refuses("the sparsifier was saved without exploration; make this with track=False", path, other, tracked)
+    cw.save(model, path)
+    refuses("holds 0 sparsifiers; got 1; give as many, or none", path, other, tracked)
+
+
+def test_an_attached_optimizer_does_not_travel_without_its_sparsifier(saved):
+    model = build(seed=1)
+    _, optimizer = make_sparse(model, track=True)
+    refuses("load: AdamW is attached to a sparsifier that is not given", saved, model, None, optimizer)
+    before = saved.read_bytes()
+    with pytest.raises(ValueError, match="save: AdamW is attached to a sparsifier that is not given"):
+        cw.save(model, saved, optimizer=optimizer)
+    assert saved.read_bytes() == before
+
+
+def test_a_pattern_without_a_text_form_is_refused(path, monkeypatch):
+    model = build()
+    sparsifier, _ = make_sparse(model)
+    monkeypatch.setitem(FORMS, "unstructured", lambda: "something else")
+    with pytest.raises(ValueError, match=r"0 has the pattern Unstructured\(\), whose text form 'unstructured' parse"):
+        cw.save(model, path)
+    monkeypatch.delitem(FORMS, "unstructured")
+    with pytest.raises(ValueError, match="give it a row in FORMS"):
+        cw.save(model, path)
+    assert sparsifier.layers["0"].sparsity.pattern == Unstructured()
+    assert not path.exists()
+
+
+def test_a_sharded_model_is_refused(path, tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = build()
+        cw.save(model, path)
+        model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), init_device_mesh("cpu", (1,))))
+        for call in (cw.save, lambda model, path: cw.load(path, model)):
+            with pytest.raises(ValueError, match=r"0.weight is sharded over processes; use torch.distributed.checkp"):
+                call(model, path)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(path):
+    model = build()
+    safetensors.torch.save_model(model, path)
+    refuses("without a description of sparse layers; load it into a dense model", path, model)
+    path.write_bytes(b"")
+    refuses("is no complete safetensors file", path, model)
+
+
+def test_other_programs_read_the_weights(saved):
+    tensors = safetensors.torch.load_file(saved)
+    model = build(seed=1)
+    layers = cw.load(saved, model).layers
+    for name, layer in layers.items():
+        assert torch.equal(tensors[f"{name}.weight"], layer.weight[layer.sparsity.mask])
+        assert torch.equal(tensors[f"{name}.bias"], layer.bias)
+
+
+def test_a_copy_of_a_model_can_be_saved_and_loaded(saved):
+    model = build()
+    cw.load(saved, model)
+    twin = copy.deepcopy(model)
+    cw.load(saved, twin)
+    cw.save(twin, saved)
+    loaded = build(seed=1)
+    cw.load(saved, loaded)
+    assert everything(loaded) == everything(model)
+
+
+# The weights are large, so that most kills fall into the writing.
+SAVE_FOREVER = """
+import sys, torch, cutwork
+model = torch.nn.Sequential(torch.nn.Linear(512, 512))
+sparsifier = cutwork.sparsify(model, "block:16", density=0.5)
+for version in range(1_000_000):
+    with torch.no_grad():
+        model[0].weight.copy_(torch.where(model[0].sparsity.mask, float(version), 0))
+    cutwork.save(model, sys.argv[1], sparsifier=sparsifier, extra={"version": version})
+"""
+
+
+def test_a_process_killed_at_any_moment_leaves_a_whole_file(tmp_path):
+    dice = random.Random()
+    folders = [tmp_path / str(number) for number in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    for _ in range(2):
+        before = {folder: (folder / "a").stat().st_ino if (folder / "a").exists() else None for folder in folders}
+        children = {
+            folder: subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, folder / "a"], stderr=subprocess.PIPE)
+            for folder in folders
+        }
+        for folder, child in children.items():
+            deadline = time.monotonic() + 60
+            while not (folder / "a").exists() or (folder / "a").stat().st_ino == before[folder]:
+                assert child.poll() is None, child.stderr.read()
+                assert time.monotonic() < deadline, "the process has not saved anything"
+                time.sleep(0.001)
+            time.sleep(dice.uniform(0, 0.1))
+            child.kill()
+            child.communicate()
+            model = nn.Sequential(nn.Linear(512, 512))
+            version = cw.load(folder / "a", model).extra["version"]
+            assert torch.equal(model[0].weight, model[0].sparsity.mask * float(version))
+            # Beside the file there is at most what this one process left.
+            assert len(list(folder.iterdir())) <= 2
+    for folder in folders:
+        cw.save(build(), folder / "a")
+        assert [file.name for file in folder.iterdir()] == ["a"]
+
+
+def golden_model():
+    return nn.Sequential(nn.Linear(8, 8), Attends(), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)).eval()
+
+
+def test_the_golden_file_of_version_1_loads():
+    model = golden_model()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.5)
+    checkpoint = cw.load(GOLDEN, model)
+    assert {name: str(record) for name, record in cw.describe(GOLDEN).layers.items()} == {
+        "0": "learned block:2 at density 0.5, score_range=[-1.0, 1.0], dense_weight_gradient=False, bits=3",
+        "1.attention.q_proj": "fixed unstructured at density 0.25, estimate=False",
+        "2": "reprojected 2:4 at density 0.5, decay=0.0002",
+        "3": "fixed shuffled:2x4 at density 0.5, estimate=True",
+    }
+    assert list(checkpoint.layers) == list(cw.describe(GOLDEN).layers)
+    assert checkpoint.extra["epoch"] == 2
+    assert model[0].sparsity.score_range == (-1.0, 1.0)
+    with torch.no_grad():
+        y = model(torch.arange(8.0)[None] / 8).flatten()
+    torch.testing.assert_close(y, torch.tensor(json.loads(GOLDEN.with_suffix(".json").read_text())["y"]))
+
+
+def test_training_goes_on_from_the_golden_file():
+    model = golden_model()
+    layers = cw.load(GOLDEN, model).layers
+    methods = [cw.Supermask(), METHODS["rigl"], cw.srste(), METHODS["rigl-estimate"]]
+    sparsifiers = [
+        cw.Sparsifier({name: layer}, method, track=place == 1)
+        for place, ((name, layer), method) in enumerate(zip(layers.items(), methods, strict=True))
+    ]
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    for sparsifier in sparsifiers:
+        sparsifier.attach(optimizer)
+    cw.load(GOLDEN, model, sparsifier=sparsifiers, optimizer=optimizer)
+    assert [sparsifier.steps_done for sparsifier in sparsifiers] == [2, 2, 2, 2]
+    assert len(sparsifiers[1].exploration["1.attention.q_proj"].turnovers) == 1
+    recorded = json.loads(GOLDEN.with_suffix(".json").read_text())
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    momentum = [float(state["momentum_buffer"].double().abs().sum()) for state in optimizer.state.values()]
+    assert momentum == pytest.approx(recorded["momentum"], rel=1e-6)
+    assert set(sparse_layers(model)) == set(layers)
