@@ -27,28 +27,48 @@ def doctor(*, json: bool = False) -> None:
 
 def demo(
     *,
-    epochs: int = 10,
+    epochs: int = 30,
     density: float = 0.1,
-    pattern: str = "block:4",
+    pattern: str = "block:16",
     method: str = "rigl",
     seed: int = 0,
-    output: Path | None = None,
+    output: Path = Path("demo-output"),
 ) -> None:
-    """Train a small network on handwritten digits, dense and sparse, and compare the two.
+    """Train a small network on handwritten digits, dense and sparse side by side, and compare the two.
 
     Args:
         epochs: How often each network sees the training images.
         density: Share of the weights that is kept, above 0 and up to 1.
-        pattern: Which masks are legal: unstructured, block:4, shuffled:4, 2:4 and others.
-        method: How the mask moves during training.
+        pattern: Which masks are legal: unstructured, block:16, vector:16, shuffled:16, 2:4 and others.
+        method: How the mask moves during training: static, rigl, set, gradual, granet, srigl, supermask, ste, srste.
         seed: Fixes every random choice.
-        output: Folder for the results; nothing is written without it.
+        output: Folder for both networks, the numbers and a picture of the masks.
     """
-    from cutwork.demo import run  # pyrefly: ignore[missing-import]
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    result = run(epochs=epochs, density=density, pattern=pattern, method=method, seed=seed, output=output)
-    if result is not None:
-        print(result)
+    from cutwork.demo import run
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("")
+        result = run(
+            epochs=epochs,
+            density=density,
+            pattern=pattern,
+            method=method,
+            seed=seed,
+            output=output,
+            progress=lambda done, total, losses: bar.update(task, completed=done, total=total, description=losses),
+        )
+    print(result)
+    if not result.reload_is_equal:
+        raise SystemExit(1)
 
 
 COMMANDS = {"doctor": doctor, "demo": demo}

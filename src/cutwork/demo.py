@@ -1,0 +1,243 @@
+"""The demonstration: the same network trained dense and sparse side by side, on digits that come with the package."""
+
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cutwork.checkpoint import load, save
+from cutwork.digits import Digits, load_digits
+from cutwork.flops import flops
+from cutwork.layers.swap import sparse_layers
+from cutwork.methods import Method, named
+from cutwork.patterns import parse
+from cutwork.report import draw_masks
+from cutwork.sparsifier import Sparsifier
+from cutwork.sparsify import sparsify
+
+logger = logging.getLogger(__name__)
+
+WIDTH = 512
+BATCH_SIZE = 64
+LEARNING_RATE = 1e-3
+Progress = Callable[[int, int, str], None]
+
+
+@final
+@dataclass(frozen=True)
+class Side:
+    """What one of the two networks came to."""
+
+    accuracy: float
+    parameters: int
+    megaflops_forward: float
+    megaflops_training: float
+    bytes_on_disk: int
+    step_ms: float
+
+
+@final
+@dataclass(frozen=True)
+class DemoResult:
+    """Both networks, and whether the saved sparse one came back bit for bit."""
+
+    dense: Side
+    sparse: Side
+    pattern: str
+    density: float
+    method: str
+    itop_rate: float
+    reload_is_equal: bool
+    mask_picture: str
+    files: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [
+            ("test accuracy", "{:.1%}", "accuracy"),
+            ("parameters kept", "{:,}", "parameters"),
+            ("MFLOPs, one image forward", "{:.3f}", "megaflops_forward"),
+            ("MFLOPs, one image in training", "{:.3f}", "megaflops_training"),
+            ("bytes on disk", "{:,}", "bytes_on_disk"),
+            ("median step, ms", "{:.2f}", "step_ms"),
+        ]
+        lines = [f"{'':32}{'dense':>12}{'sparse':>12}{'sparse/dense':>15}"]
+        for title, form, field in rows:
+            dense, sparse = getattr(self.dense, field), getattr(self.sparse, field)
+            lines.append(f"{title:32}{form.format(dense):>12}{form.format(sparse):>12}{sparse / dense:>15.3f}")
+        reload = "is equal bit for bit" if self.reload_is_equal else "DIFFERS"
+        return "\n".join(
+            [
+                f"{self.method} on {self.pattern}, density {self.density:g}",
+                "",
+                *lines,
+                "",
+                "Steps take about as long: this version multiplies masked weights with PyTorch's dense kernels.",
+                f"The mask visited {self.itop_rate:.1%} of the weights of the sparse layers.",
+                f"Saved, loaded into a fresh network: the output for every test image {reload}.",
+                "",
+                self.mask_picture,
+                "",
+                "Written: " + ", ".join(self.files),
+            ]
+        )
+
+    def to_json(self) -> str:
+        """Return the numbers as a JSON object."""
+        numbers = {key: value for key, value in asdict(self).items() if key != "mask_picture"}
+        return json.dumps(numbers, indent=2)
+
+
+def run(
+    *,
+    epochs: int = 30,
+    density: float = 0.1,
+    pattern: str = "block:16",
+    method: str | Method = "rigl",
+    seed: int = 0,
+    output: Path = Path("demo-output"),
+    progress: Progress | None = None,
+) -> DemoResult:
+    """Train both networks on the same batches, save, reload, and write everything to the folder `output`."""
+    if epochs < 1:
+        raise ValueError(f"epochs={epochs}: train for at least one")
+    digits = load_digits()
+    steps = epochs * (len(digits.train_images) // BATCH_SIZE)
+    dense, sparse = _network(seed), _network(seed)
+    chosen = named(method)
+    sparsifier = sparsify(
+        sparse,
+        {"*": pattern, "head": "dense"},
+        density=parse(pattern).density or density,
+        method=chosen,
+        allocation="erk",
+        steps=steps,
+        seed=seed,
+        track=True,
+    )
+    step_ms = _train((dense, sparse), sparsifier, digits, epochs, seed, progress)
+
+    output.mkdir(parents=True, exist_ok=True)
+    dense_file, sparse_file, picture_file = (
+        output / name for name in ("dense.safetensors", "sparse.safetensors", "masks.png")
+    )
+    save(dense, dense_file)
+    save(sparse, sparse_file, sparsifier=sparsifier)
+    again = _network(seed + 1)
+    load(sparse_file, again)
+    files = [dense_file, sparse_file, output / "result.json"]
+    with torch.no_grad():
+        reload_is_equal = torch.equal(sparse(digits.test_images), again(digits.test_images))
+    try:
+        draw_masks(sparse, picture_file)
+        files.append(picture_file)
+    except ImportError:
+        logger.info("no picture of the masks: matplotlib is missing, pip install 'cutwork[report]'")
+    layers = sparse_layers(sparse)
+    result = DemoResult(
+        dense=_side(dense, digits, dense_file, step_ms[0], None),
+        sparse=_side(sparse, digits, sparse_file, step_ms[1], sparsifier.method),
+        pattern=pattern,
+        density=parse(pattern).density or density,
+        method=type(chosen).__name__,
+        itop_rate=sum(seen.itop_rate * seen.ever.numel() for seen in sparsifier.exploration.values())
+        / sum(seen.ever.numel() for seen in sparsifier.exploration.values()),
+        reload_is_equal=reload_is_equal,
+        mask_picture=mask_picture(next(iter(layers)), layers[next(iter(layers))].sparsity.mask),
+        files=tuple(str(file) for file in files),
+    )
+    (output / "result.json").write_text(result.to_json() + "\n")
+    return result
+
+
+def mask_picture(name: str, mask: Tensor, side: int = 32) -> str:
+    """Draw a mask in text, two rows a line; a point is filled where more is kept than half of the fullest point.
+
+    >>> print(mask_picture("layer", torch.eye(4, dtype=torch.bool)))
+    layer: 4 outputs down, 4 inputs across
+    ▀▄
+      ▀▄
+    """
+    points = F.adaptive_avg_pool2d(
+        mask.flatten(1)[None].float(), (min(side, mask.shape[0]), min(side, mask[0].numel()))
+    )[0]
+    filled = F.pad(points > points.max() / 2, (0, 0, 0, len(points) % 2))
+    lines = [
+        "".join(" ▄▀█"[2 * int(upper) + int(lower)] for upper, lower in zip(*pair, strict=True)).rstrip()
+        for pair in filled.view(-1, 2, filled.shape[1]).tolist()
+    ]
+    return "\n".join([f"{name}: {mask.shape[0]} outputs down, {mask[0].numel()} inputs across", *lines])
+
+
+def _network(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[tuple[str, nn.Module]] = [
+        ("flatten", nn.Flatten()),
+        ("first", nn.Linear(64, WIDTH)),
+        ("first_relu", nn.ReLU()),
+        ("second", nn.Linear(WIDTH, WIDTH)),
+        ("second_relu", nn.ReLU()),
+        ("third", nn.Linear(WIDTH, WIDTH)),
+        ("third_relu", nn.ReLU()),
+        ("head", nn.Linear(WIDTH, 10)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _train(
+    networks: tuple[nn.Module, nn.Module],
+    sparsifier: Sparsifier,
+    digits: Digits,
+    epochs: int,
+    seed: int,
+    progress: Progress | None,
+) -> list[float]:
+    """Train both networks in turn on every batch and return the median time of a step of each, in milliseconds."""
+    optimizers = [torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE) for network in networks]
+    sparsifier.attach(optimizers[1])
+    generator = torch.Generator().manual_seed(seed)
+    times: tuple[list[float], list[float]] = ([], [])
+    steps = epochs * (len(digits.train_images) // BATCH_SIZE)
+    done = 0
+    for _ in range(epochs):
+        order = torch.randperm(len(digits.train_images), generator=generator)
+        for batch in order.split(BATCH_SIZE)[: len(order) // BATCH_SIZE]:
+            losses = []
+            for network, optimizer, taken in zip(networks, optimizers, times, strict=True):
+                start = perf_counter()
+                optimizer.zero_grad()
+                loss = F.cross_entropy(network(digits.train_images[batch]), digits.train_labels[batch])
+                loss.backward()
+                optimizer.step()
+                taken.append(1000 * (perf_counter() - start))
+                losses.append(float(loss))
+            done += 1
+            if progress:
+                progress(done, steps, f"loss dense {losses[0]:.3f}, sparse {losses[1]:.3f}")
+    return [median(taken) for taken in times]
+
+
+def _side(network: nn.Module, digits: Digits, file: Path, step_ms: float, method: Method | None) -> Side:
+    with torch.no_grad():
+        accuracy = float((network(digits.test_images).argmax(1) == digits.test_labels).float().mean())
+    cost = flops(network, digits.test_images[:1])
+    masks = {id(layer.weight): layer.sparsity.mask for layer in sparse_layers(network).values()}
+    return Side(
+        accuracy=accuracy,
+        parameters=sum(
+            int(masks[id(parameter)].sum()) if id(parameter) in masks else parameter.numel()
+            for parameter in network.parameters()
+        ),
+        megaflops_forward=cost.sparse / 1e6,
+        megaflops_training=(cost.dense_training if method is None else cost.sparse_training(method)) / 1e6,
+        bytes_on_disk=file.stat().st_size,
+        step_ms=step_ms,
+    )
