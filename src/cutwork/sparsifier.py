@@ -68,7 +68,7 @@ class Sparsifier:
             handle.remove()
         self._handles, self._optimizers = [], []
         for layer in self.layers.values():
-            layer.sparsity.listen(False)
+            layer.sparsity.listen(layer.weight, False)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -139,10 +139,11 @@ class Sparsifier:
     def _hear(self, optimizer: Optimizer) -> None:
         if _is_skipping(optimizer):
             return
-        loss_scale = getattr(optimizer, "grad_scale", None)
+        scale = getattr(optimizer, "grad_scale", None)
+        loss_scale = 1.0 if scale is None else float(scale)
         for name, layer in self.layers.items():
             if self._owners[name] is optimizer:
-                self._heard[name] = layer.sparsity.hear(layer.weight, 1.0 if loss_scale is None else float(loss_scale))
+                self._heard[name] = layer.sparsity.hear(layer.weight, loss_scale)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if _is_skipping(optimizer):
@@ -165,11 +166,11 @@ class Sparsifier:
     def _listen(self) -> None:
         due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
         for layer in self.layers.values():
-            layer.sparsity.listen(due)
+            layer.sparsity.listen(layer.weight, due)
 
     def _move_all(self) -> None:
         for name, heard in self._heard.items():
-            if heard is not None and not heard.isfinite().all():
+            if heard is not None and not whole(heard.isfinite().all()):
                 raise ValueError(
                     f"{name}: the gradient of step {self.steps_done} is not finite, so the mask cannot move; lower the "
                     "learning rate, or scale the loss with torch.amp.GradScaler"
@@ -179,13 +180,13 @@ class Sparsifier:
             self._move(name, layer, self.method.move(self._view(name, layer, is_last=name == last)))
 
     def _view(self, name: str, layer: SparseLayer, *, is_last: bool) -> View:
-        sparsity = layer.sparsity
+        sparsity, heard = layer.sparsity, self._heard.get(name)
         return View(
             pattern=sparsity.pattern,
             density=sparsity.density,
             weight=sparsity.matrix(layer.weight),
             mask=sparsity.matrix(sparsity.mask),
-            grad=self._heard.get(name),
+            grad=None if heard is None else sparsity.matrix(heard),
             learned=whole(sparsity.scores.detach()) if isinstance(sparsity, Learned) else None,
             step=self.steps_done,
             generator=generator_for(self._seed, self.steps_done, name),
@@ -231,6 +232,11 @@ class Sparsifier:
                 raise ValueError(
                     f"attach: {name}.weight is frozen, so {type(self.method).__name__} gets no gradient to grow by; "
                     "unfreeze it, or leave the layer out"
+                )
+            if isinstance(layer.sparsity, Fixed) and layer.sparsity.is_too_narrow:
+                raise ValueError(
+                    f"attach: {name} was turned to float16 after sparsify(), too narrow for the sums of squares that "
+                    "estimate=True needs; call half() before sparsify()"
                 )
         for what, names in missing.items():
             if names:
