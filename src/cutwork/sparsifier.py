@@ -11,7 +11,7 @@ from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
 from cutwork.sharding import is_sharded, part_like, same_on_all_ranks, whole
-from cutwork.sparsity import Fixed, Learned
+from cutwork.sparsity import Fixed, Learned, Reprojected
 
 STATE_KEY = "cutwork"
 
@@ -48,6 +48,8 @@ class Sparsifier:
         """
         if self._optimizers:
             raise ValueError("attach: this sparsifier is attached already; detach() it first")
+        if not hooks:
+            self._check_works_after_updates()
         self._check_held(optimizers)
         self._check_sharded_masks()
         self._optimizers = list(optimizers)
@@ -243,6 +245,14 @@ class Sparsifier:
                 raise ValueError(
                     f"attach: the optimizer does not hold the {what} of {len(names)} layers (first: {names[0]}); build "
                     "the optimizer after sparsify()"
+                )
+
+    def _check_works_after_updates(self) -> None:
+        for name, layer in self.layers.items():
+            if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
+                raise ValueError(
+                    f"attach: {name} has a decay of {layer.sparsity.decay:g}, which joins the gradient before every "
+                    "update; leave out hooks=False"
                 )
 
     def _check_sharded_masks(self) -> None:
