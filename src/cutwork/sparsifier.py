@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
-from cutwork.sharding import is_sharded, part_like, same_on_all_ranks, whole
+from cutwork.sharding import is_distributed, part_like, same_on_all_ranks, whole
 from cutwork.sparsity import Fixed, Learned, Reprojected
 
 STATE_KEY = "cutwork"
@@ -51,7 +51,7 @@ class Sparsifier:
         if not hooks:
             self._check_works_after_updates()
         self._check_held(optimizers)
-        self._check_sharded_masks()
+        self._check_masks_agree()
         self._optimizers = list(optimizers)
         self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
         for optimizer in optimizers if hooks else ():
@@ -255,12 +255,18 @@ class Sparsifier:
                     "update; leave out hooks=False"
                 )
 
-    def _check_sharded_masks(self) -> None:
+    def _check_masks_agree(self) -> None:
         for name, layer in self.layers.items():
-            if is_sharded(layer.weight) and not same_on_all_ranks(layer.sparsity.mask):
+            if not same_on_all_ranks(layer.sparsity.mask, of=layer.weight):
                 raise ValueError(
                     f"attach: ranks hold different masks of {name}; seed all ranks alike before sparsify(), because "
                     "fully_shard() takes the weights of each rank as they are"
+                )
+            # Weights that were replaced by another rank's do not fit the mask; nothing needs to be sent to see it.
+            if is_distributed() and isinstance(layer.sparsity, Fixed) and not layer.sparsity.fits(layer.weight):
+                raise ValueError(
+                    f"attach: {name}.weight is not zero outside its mask, so the mask was made for another one; seed "
+                    "all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
                 )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cutwork.matrix import from_matrix, matrix_shape, to_matrix
 from cutwork.patterns import Pattern, Shape
-from cutwork.sharding import part_like, whole
+from cutwork.sharding import local, part_like, whole
 
 # How loud the gradient outside the mask is in a step that listens to it. A power of two, so that scaling back is
 # exact; so small that the norm of the gradient, and with it clipping, is what the kept weights alone give.
@@ -138,6 +138,10 @@ class Fixed(Sparsity):
         heard = torch.where(mask, weight.grad, weight.grad / self.loudness)
         weight.grad.copy_(torch.where(mask, weight.grad, 0))
         return heard
+
+    def fits(self, weight: Tensor) -> bool:
+        """Say whether the part of the weight that is here is zero outside the mask."""
+        return not local(torch.where(part_like(self.mask, weight), 0, weight.detach())).any()
 
     @property
     def is_too_narrow(self) -> bool:
