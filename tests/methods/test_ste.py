@@ -50,5 +50,5 @@ def test_every_step_costs_a_dense_gradient():
 def test_a_decay_cannot_be_added_after_the_update():
     model = nn.Sequential(nn.Linear(8, 8))
     sparsifier = cw.sparsify(model, "2:4", method=cw.srste())
-    with pytest.raises(ValueError, match="0 has a decay of 0.0002, which joins the gradient before every update"):
+    with pytest.raises(ValueError, match=r"0 has a decay of 0\.0002, which joins the gradient before every update"):
         sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1), hooks=False)
