@@ -109,6 +109,10 @@ class Sparsifier:
         self.steps_done = int(state["steps_done"])
         self._listen()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
+        return {**vars(self), "_optimizers": [], "_handles": [], "_waiting": set(), "_heard": {}}
+
     @property
     def exploration(self) -> dict[str, Exploration]:
         """Return, for each layer, which masks have been visited; needs `track=True`."""
