@@ -111,7 +111,7 @@ class Sparsifier:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
-        return {**vars(self), "_optimizers": [], "_handles": [], "_waiting": set(), "_heard": {}}
+        return {**vars(self), "_optimizers": [], "_owners": {}, "_handles": [], "_waiting": set(), "_heard": {}}
 
     @property
     def exploration(self) -> dict[str, Exploration]:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import cutwork as cw
@@ -44,6 +44,7 @@ CASES = [
     *[(method, "unstructured") for method in ("srigl", "granet", "gradual by taylor", "set", "srste")],
     ("supermask", "block:4"),
 ]
+HALF_CASES = [case for case in CASES if case[0] in {"rigl", "rigl by estimate", "supermask", "srste"}]
 
 
 def build(seed: int = 0) -> nn.Sequential:
@@ -99,6 +100,20 @@ def shard(model: nn.Sequential) -> nn.Sequential:
         if isinstance(layer, nn.Linear | nn.Conv2d):
             fully_shard(layer)
     return fully_shard(model)
+
+
+def shard_in_half_precision(model: nn.Sequential) -> nn.Sequential:
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            fully_shard(layer, mp_policy=policy)
+    return fully_shard(model, mp_policy=policy)
+
+
+def compile_under_ddp(model: nn.Sequential) -> DistributedDataParallel:
+    wrapped = DistributedDataParallel(model)
+    wrapped.compile(backend="aot_eager")
+    return wrapped
 
 
 def attach_with_masks_of_different_seeds(wrap) -> str:
@@ -169,6 +184,11 @@ def runs(folder: Path) -> dict:
     return {
         **{("ddp", *case): functools.partial(train, *case, wrap=DistributedDataParallel, part=part) for case in CASES},
         **{("fsdp", *case): functools.partial(train, *case, wrap=shard, part=part) for case in CASES},
+        **{
+            ("half", *case): functools.partial(train, *case, wrap=shard_in_half_precision, part=part)
+            for case in HALF_CASES
+        },
+        ("compiled", "rigl"): functools.partial(train, "rigl", "block:4", wrap=compile_under_ddp, part=part),
         ("accumulated", "rigl"): functools.partial(
             train, "rigl", "block:4", wrap=DistributedDataParallel, part=part, micro_batches=4
         ),
@@ -249,6 +269,26 @@ def test_two_ranks_train_what_one_process_trains_on_the_joined_batch(outcomes, w
 @pytest.mark.parametrize(("method", "pattern"), CASES)
 def test_four_micro_batches_train_what_one_batch_trains(method, pattern):
     check_equal(in_one_process(method, pattern), in_one_process(method, pattern, 4), rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "pattern"), HALF_CASES)
+def test_sharded_ranks_that_compute_in_half_precision_end_equal_to_the_bit(outcomes, method, pattern):
+    results = of_both(outcomes, ("half", method, pattern))
+    check_equal(*results)
+    assert any(turnover > 0 for turnover in results[0]["turnover"].values())
+    # Half precision ranks what grows a little differently, and each move builds on the one before.
+    masks, expected = results[0]["masks"], in_one_process(method, pattern)["masks"]
+    assert sum(int((masks[name] & expected[name]).sum()) for name in masks) > 0.8 * sum(
+        int(mask.sum()) for mask in expected.values()
+    )
+
+
+@pytest.mark.slow
+def test_a_compiled_model_under_ddp_trains_what_the_eager_one_trains(outcomes):
+    results = of_both(outcomes, ("compiled", "rigl"))
+    check_equal(*results)
+    check_equal(in_one_process("rigl", "block:4"), results[0], rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.slow
