@@ -183,8 +183,9 @@ def _tied_names(
         for other in sharers:
             if other not in wanted:
                 kind = type(model.get_submodule(other)).__name__
+                both = "make both sparse, or " if other in found else ""
                 raise ValueError(
-                    f"{name} shares its weight with {other} ({kind}), which would stay dense; make both sparse, or "
+                    f"{name} shares its weight with {other} ({kind}), which would stay dense; {both}"
                     f"leave {name} out with {{{name!r}: 'dense'}}"
                 )
             if wanted[other] != wanted[name] or found[other].kind is not found[name].kind:

@@ -14,6 +14,16 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     return torch.distributed.is_available() and isinstance(tensor, DTensor)
 
 
+def is_distributed() -> bool:
+    """Say whether this is one of several processes that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor; every rank must call this in the same order."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
@@ -26,11 +36,14 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def same_on_all_ranks(tensor: Tensor) -> bool:
-    """Say whether every rank holds the same bool tensor; every rank must ask."""
+def same_on_all_ranks(tensor: Tensor, *, of: Tensor) -> bool:
+    """Say whether all ranks that share the tensor `of` hold the same bool tensor; each of them must ask."""
+    if not is_sharded(of):
+        return True
     places = torch.arange(1, tensor.numel() + 1, device=tensor.device)
     checksum = (tensor.flatten() * (places * 2_654_435_761 % 1_000_003)).sum()
     lowest, highest = checksum.clone(), checksum.clone()
-    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    for group in of.device_mesh.get_all_groups():
+        torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN, group)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group)
     return bool(lowest == highest)

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
-from cutwork.sharding import is_sharded, part_like, same_on_all_ranks, whole
-from cutwork.sparsity import Fixed, Learned
+from cutwork.sharding import is_distributed, part_like, same_on_all_ranks, whole
+from cutwork.sparsity import Fixed, Learned, Reprojected
 
 STATE_KEY = "cutwork"
 
@@ -48,8 +48,10 @@ class Sparsifier:
         """
         if self._optimizers:
             raise ValueError("attach: this sparsifier is attached already; detach() it first")
+        if not hooks:
+            self._check_works_after_updates()
         self._check_held(optimizers)
-        self._check_sharded_masks()
+        self._check_masks_agree()
         self._optimizers = list(optimizers)
         self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
         for optimizer in optimizers if hooks else ():
@@ -68,7 +70,7 @@ class Sparsifier:
             handle.remove()
         self._handles, self._optimizers = [], []
         for layer in self.layers.values():
-            layer.sparsity.listen(False)
+            layer.sparsity.listen(layer.weight, False)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -107,6 +109,10 @@ class Sparsifier:
         self.steps_done = int(state["steps_done"])
         self._listen()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
+        return {**vars(self), "_optimizers": [], "_owners": {}, "_handles": [], "_waiting": set(), "_heard": {}}
+
     @property
     def exploration(self) -> dict[str, Exploration]:
         """Return, for each layer, which masks have been visited; needs `track=True`."""
@@ -139,10 +145,11 @@ class Sparsifier:
     def _hear(self, optimizer: Optimizer) -> None:
         if _is_skipping(optimizer):
             return
-        loss_scale = getattr(optimizer, "grad_scale", None)
+        scale = getattr(optimizer, "grad_scale", None)
+        loss_scale = 1.0 if scale is None else float(scale)
         for name, layer in self.layers.items():
             if self._owners[name] is optimizer:
-                self._heard[name] = layer.sparsity.hear(layer.weight, 1.0 if loss_scale is None else float(loss_scale))
+                self._heard[name] = layer.sparsity.hear(layer.weight, loss_scale)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if _is_skipping(optimizer):
@@ -165,11 +172,11 @@ class Sparsifier:
     def _listen(self) -> None:
         due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
         for layer in self.layers.values():
-            layer.sparsity.listen(due)
+            layer.sparsity.listen(layer.weight, due)
 
     def _move_all(self) -> None:
         for name, heard in self._heard.items():
-            if heard is not None and not heard.isfinite().all():
+            if heard is not None and not whole(heard.isfinite().all()):
                 raise ValueError(
                     f"{name}: the gradient of step {self.steps_done} is not finite, so the mask cannot move; lower the "
                     "learning rate, or scale the loss with torch.amp.GradScaler"
@@ -179,13 +186,13 @@ class Sparsifier:
             self._move(name, layer, self.method.move(self._view(name, layer, is_last=name == last)))
 
     def _view(self, name: str, layer: SparseLayer, *, is_last: bool) -> View:
-        sparsity = layer.sparsity
+        sparsity, heard = layer.sparsity, self._heard.get(name)
         return View(
             pattern=sparsity.pattern,
             density=sparsity.density,
             weight=sparsity.matrix(layer.weight),
             mask=sparsity.matrix(sparsity.mask),
-            grad=self._heard.get(name),
+            grad=None if heard is None else sparsity.matrix(heard),
             learned=whole(sparsity.scores.detach()) if isinstance(sparsity, Learned) else None,
             step=self.steps_done,
             generator=generator_for(self._seed, self.steps_done, name),
@@ -232,6 +239,11 @@ class Sparsifier:
                     f"attach: {name}.weight is frozen, so {type(self.method).__name__} gets no gradient to grow by; "
                     "unfreeze it, or leave the layer out"
                 )
+            if isinstance(layer.sparsity, Fixed) and layer.sparsity.is_too_narrow:
+                raise ValueError(
+                    f"attach: {name} was turned to float16 after sparsify(), too narrow for the sums of squares that "
+                    "estimate=True needs; call half() before sparsify()"
+                )
         for what, names in missing.items():
             if names:
                 raise ValueError(
@@ -239,12 +251,26 @@ class Sparsifier:
                     "the optimizer after sparsify()"
                 )
 
-    def _check_sharded_masks(self) -> None:
+    def _check_works_after_updates(self) -> None:
         for name, layer in self.layers.items():
-            if is_sharded(layer.weight) and not same_on_all_ranks(layer.sparsity.mask):
+            if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
+                raise ValueError(
+                    f"attach: {name} has a decay of {layer.sparsity.decay:g}, which joins the gradient before every "
+                    "update; leave out hooks=False"
+                )
+
+    def _check_masks_agree(self) -> None:
+        for name, layer in self.layers.items():
+            if not same_on_all_ranks(layer.sparsity.mask, of=layer.weight):
                 raise ValueError(
                     f"attach: ranks hold different masks of {name}; seed all ranks alike before sparsify(), because "
                     "fully_shard() takes the weights of each rank as they are"
+                )
+            # Weights that were replaced by another rank's do not fit the mask; nothing needs to be sent to see it.
+            if is_distributed() and isinstance(layer.sparsity, Fixed) and not layer.sparsity.fits(layer.weight):
+                raise ValueError(
+                    f"attach: {name}.weight is not zero outside its mask, so the mask was made for another one; seed "
+                    "all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
                 )
 
 

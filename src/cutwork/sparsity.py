@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from cutwork.matrix import from_matrix, matrix_shape, to_matrix
 from cutwork.patterns import Pattern, Shape
-from cutwork.sharding import part_like, whole
+from cutwork.sharding import local, part_like, whole
 
 # How loud the gradient outside the mask is in a step that listens to it. A power of two, so that scaling back is
 # exact; so small that the norm of the gradient, and with it clipping, is what the kept weights alone give.
 WHISPER = 2.0**-16
-# Half precision has too few exponents for that.
+# Half precision has too few exponents for that; there the norm comes out up to a thousandth too large.
 WHISPER_HALF = 2.0**-6
 # Sums of squares are larger than gradients, and of them only the order matters.
 WHISPER_ENERGY = 2.0**-40
@@ -44,12 +44,15 @@ class Sparsity(nn.Module):
         """Return the layer's output `y` for the input `x`, having learned from both what `hear` will need."""
 
     @abstractmethod
-    def listen(self, on: bool) -> None:
+    def listen(self, weight: nn.Parameter, on: bool) -> None:
         """Say whether the coming step has to find out the gradient outside the mask."""
 
     @abstractmethod
     def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
-        """Return the gradient of the whole matrix if the step listened, and leave `weight.grad` fit for the update."""
+        """Return the gradient, dense, if the step listened, and leave `weight.grad` fit for the update.
+
+        What it returns is shaped like the weight, and sharded like it.
+        """
 
     @abstractmethod
     def settle(self, weight: nn.Parameter) -> None:
@@ -75,11 +78,20 @@ class Fixed(Sparsity):
     The gradient is masked in backward. In a step that listens it is let through outside the mask too, in a whisper,
     so that data parallelism averages it and clipping does not notice; `hear` turns it up again. With `estimate` the
     dense gradient is never formed: its size is estimated by the outer product of the norms of the layer's inputs and
-    of the gradients of its outputs, which travel as gradients of two small parameters.
+    of the gradients of its outputs, which travel as gradients of two small parameters. These have the `dtype` of the
+    weight, because FSDP2 wants one for all; only float16 is too narrow for sums of squares.
     """
 
     def __init__(
-        self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool, estimate: bool = False
+        self,
+        mask: Tensor,
+        shape: Shape,
+        *,
+        pattern: Pattern,
+        density: float,
+        transposed: bool,
+        estimate: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
         self.estimate = estimate
@@ -89,14 +101,16 @@ class Fixed(Sparsity):
         if estimate:
             inputs = shape[0] if transposed else shape[1]
             outputs = shape[1] if transposed else shape[0]
-            self.energy_in = nn.Parameter(torch.zeros(inputs, device=mask.device))
-            self.energy_out = nn.Parameter(torch.zeros(outputs, device=mask.device))
+            dtype = torch.float32 if dtype == torch.float16 else dtype
+            self.energy_in = nn.Parameter(torch.zeros(inputs, dtype=dtype, device=mask.device))
+            self.energy_out = nn.Parameter(torch.zeros(outputs, dtype=dtype, device=mask.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight itself, with the gradient masked; outside the mask it is zero already."""
+        """Return the weight, zero outside the mask, with the gradient masked or let through in a whisper."""
         if self.estimate:
             return torch.where(self.mask, weight, 0)
-        return torch.where(self.mask, weight, weight * self.leak)
+        # The difference is zero also where an average of weights over time still remembers what was dropped.
+        return torch.where(self.mask, weight, (weight - weight.detach()) * self.leak)
 
     def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
         """Return `y`; in backward, measure the energies of `x` and of the gradient of `y`."""
@@ -104,38 +118,47 @@ class Fixed(Sparsity):
             return y
         return _Energies.apply(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
 
-    def listen(self, on: bool) -> None:
+    def listen(self, weight: nn.Parameter, on: bool) -> None:
         """Open or close the way for the gradient outside the mask."""
-        whisper = WHISPER_HALF if self.leak.dtype == torch.float16 else WHISPER
+        whisper = WHISPER_HALF if weight.dtype == torch.float16 else WHISPER
         loudness = (WHISPER_ENERGY if self.estimate else whisper) * on
         if loudness != self.loudness:
             self.loudness = loudness
             self.leak.fill_(loudness)
 
     def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
-        """Return the gradient, or its estimate, over the whole matrix if the step listened; mask `weight.grad`."""
+        """Return the gradient, or its estimate, if the step listened; mask `weight.grad`."""
         if not self.loudness:
             return None
         if self.estimate:
-            return self._take_estimate()
+            return self._take_estimate(weight.shape)
         if weight.grad is None:
-            return torch.zeros_like(self.matrix(weight))
-        gradient = whole(weight.grad)
-        heard = torch.where(self.mask, gradient, gradient / self.loudness)
-        weight.grad.copy_(part_like(torch.where(self.mask, gradient, 0), weight.grad))
-        return self.matrix(heard)
+            return torch.zeros_like(weight)
+        mask = part_like(self.mask, weight.grad)
+        heard = torch.where(mask, weight.grad, weight.grad / self.loudness)
+        weight.grad.copy_(torch.where(mask, weight.grad, 0))
+        return heard
+
+    def fits(self, weight: Tensor) -> bool:
+        """Say whether the part of the weight that is here is zero outside the mask."""
+        return not local(torch.where(part_like(self.mask, weight), 0, weight.detach())).any()
+
+    @property
+    def is_too_narrow(self) -> bool:
+        """Say whether sums of squares would overflow here."""
+        return self.estimate and self.energy_in.dtype == torch.float16
 
     def settle(self, weight: nn.Parameter) -> None:
         """Zero the weight outside the mask, whatever the optimizer wrote there."""
         weight.copy_(torch.where(part_like(self.mask, weight), weight, 0))
 
-    def _take_estimate(self) -> Tensor:
+    def _take_estimate(self, shape: Shape) -> Tensor:
         norms = []
         for energy in (self.energy_out, self.energy_in):
-            norms.append(torch.zeros_like(energy) if energy.grad is None else whole(energy.grad).sqrt())
+            norms.append(whole(torch.zeros_like(energy) if energy.grad is None else energy.grad).sqrt())
             energy.grad = None
         repeat = self.mask[0].numel() // len(norms[1]) if not self.transposed else 1
-        return torch.outer(norms[0], norms[1].repeat(repeat))
+        return from_matrix(torch.outer(norms[0], norms[1].repeat(repeat)), shape, transposed=self.transposed)
 
 
 @final
@@ -160,7 +183,7 @@ class Reprojected(Sparsity):
         """Return `y`: there is nothing to learn here."""
         return y
 
-    def listen(self, on: bool) -> None:
+    def listen(self, weight: nn.Parameter, on: bool) -> None:
         """Do nothing: every step gets the whole gradient."""
 
     def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
@@ -220,7 +243,7 @@ class Learned(Sparsity):
         """Return `y`: there is nothing to learn here."""
         return y
 
-    def listen(self, on: bool) -> None:
+    def listen(self, weight: nn.Parameter, on: bool) -> None:
         """Do nothing: every step gets the gradient of all scores."""
 
     def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
@@ -274,4 +297,5 @@ class _Energies(torch.autograd.Function):
 
 
 def _sum_of_squares(tensor: Tensor, channel_dim: int) -> Tensor:
-    return tensor.detach().float().movedim(channel_dim, -1).flatten(0, -2).square().sum(0)
+    wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    return wide.movedim(channel_dim, -1).flatten(0, -2).square().sum(0)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -44,3 +45,10 @@ def test_a_mask_can_be_renewed_more_seldom():
 def test_every_step_costs_a_dense_gradient():
     assert STE().dense_gradient_share == 1
     assert not STE().needs_gradient
+
+
+def test_a_decay_cannot_be_added_after_the_update():
+    model = nn.Sequential(nn.Linear(8, 8))
+    sparsifier = cw.sparsify(model, "2:4", method=cw.srste())
+    with pytest.raises(ValueError, match=r"0 has a decay of 0\.0002, which joins the gradient before every update"):
+        sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1), hooks=False)

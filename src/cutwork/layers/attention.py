@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from cutwork.sparsity import Sparsity
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+# The attribute that opens the fused path of a class, and the one that keeps its value while that path is closed.
+FUSED_SWITCHES = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
+SWITCH_BEFORE = "_switch_before"
 
 
 @final
@@ -37,6 +42,10 @@ class OpenAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend as `nn.MultiheadAttention` does."""
+        if query.is_nested:
+            raise ValueError(
+                "sparse attention takes no nested tensor; build the encoder with enable_nested_tensor=False"
+            )
         batched = query.dim() == 3
         if is_causal and attn_mask is None:
             raise ValueError("is_causal is a hint about attn_mask, as in nn.MultiheadAttention; pass attn_mask too")
@@ -130,10 +139,24 @@ def close_attention(attention: nn.Module) -> None:
 
 
 def disable_fused_paths(model: nn.Module) -> None:
-    """Make transformer layers that hold a sparse layer call it: their fused path reads the bare weights instead."""
+    """Make transformer layers call the sparse layers in them: their fused path reads the bare weights instead.
+
+    The encoder around them must not pack its input for that path either.
+    """
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
+        switch = _fused_switch(module)
+        if switch and SWITCH_BEFORE not in vars(module) and _holds_a_mask(module):
+            setattr(module, SWITCH_BEFORE, getattr(module, switch))
+            setattr(module, switch, 0)
+
+
+def enable_fused_paths(model: nn.Module) -> None:
+    """Undo `disable_fused_paths` in all that holds no sparse layer any more."""
+    for module in model.modules():
+        switch = _fused_switch(module)
+        if switch and SWITCH_BEFORE in vars(module) and not _holds_a_mask(module):
+            setattr(module, switch, getattr(module, SWITCH_BEFORE))
+            delattr(module, SWITCH_BEFORE)
 
 
 def projections(attention: nn.MultiheadAttention) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -144,6 +167,14 @@ def projections(attention: nn.MultiheadAttention) -> dict[str, tuple[Tensor, Ten
     else:
         weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
     return dict(zip(PROJECTIONS, zip(weights, biases, strict=True), strict=False))
+
+
+def _fused_switch(module: nn.Module) -> str | None:
+    return next((switch for kind, switch in FUSED_SWITCHES.items() if isinstance(module, kind)), None)
+
+
+def _holds_a_mask(module: nn.Module) -> bool:
+    return any(isinstance(part, Sparsity) for part in module.modules())
 
 
 def _joined(parts: list[Any]) -> nn.Parameter:

@@ -16,6 +16,7 @@ from cutwork.layers.attention import (
     OpenAttention,
     close_attention,
     disable_fused_paths,
+    enable_fused_paths,
     open_attention,
     projections,
 )
@@ -109,6 +110,7 @@ def make_dense(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, OpenAttention):
             close_attention(module)
+    enable_fused_paths(model)
 
 
 def _projection_shapes(attention: nn.MultiheadAttention) -> dict[str, tuple[int, ...]]:

@@ -93,7 +93,13 @@ class Method(ABC):
 def hold_fixed(mask: Tensor, weight: Parameter, *, view: View, transposed: bool, estimate: bool = False) -> Fixed:
     """Hold a mask that moves only when the method moves it."""
     return Fixed(
-        mask, weight.shape, pattern=view.pattern, density=view.density, transposed=transposed, estimate=estimate
+        mask,
+        weight.shape,
+        pattern=view.pattern,
+        density=view.density,
+        transposed=transposed,
+        estimate=estimate,
+        dtype=weight.dtype,
     )
 
 

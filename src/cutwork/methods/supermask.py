@@ -103,7 +103,8 @@ class Supermask(Method):
         if self.init == "magnitude":
             weights = view.pattern.pool(view.score(magnitude).float())
             uniform = weights.flatten().argsort(stable=True).argsort().view(grid) / (weights.numel() - 1 or 1)
-        return low + (high - low) * uniform
+        # Scores are steps apart that half precision cannot tell; double precision has no use for them in single.
+        return (low + (high - low) * uniform).to(torch.promote_types(view.weight.dtype, torch.float32))
 
     def _density(self, view: View, at: Steps) -> float:
         if self.start_density is None or self.until is None:
