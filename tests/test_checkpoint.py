@@ -307,6 +307,16 @@ def test_tied_layers_share_one_sparsity_again(path):
     refuses("second is fixed unstructured .*, tied to second in the checkpoint, but no layer of this", path, other)
 
 
+def test_only_the_attentions_that_were_open_are_opened(path):
+    model = build(lambda: nn.Sequential(Attends(), Attends()))
+    cw.sparsify(model, {"0.*": "block:4"}, density=0.5)
+    cw.save(model, path)
+    loaded = build(lambda: nn.Sequential(Attends(), Attends()), seed=1)
+    cw.load(path, loaded)
+    assert type(loaded[1].attention) is nn.MultiheadAttention
+    assert everything(loaded) == everything(model)
+
+
 def test_parameters_stay_the_same_objects(saved):
     model = build(seed=1)
     before = [model[0].weight, model[0].bias, model[2].weight]

@@ -48,24 +48,25 @@ def demo(
 
     from cutwork.demo import run
 
-    columns = (
+    bar = Progress(
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns) as bar:
-        task = bar.add_task("")
+    task = bar.add_task("")
+
+    def show(done: int, total: int, losses: str) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, description=losses)
+
+    try:
         result = run(
-            epochs=epochs,
-            density=density,
-            pattern=pattern,
-            method=method,
-            seed=seed,
-            output=output,
-            progress=lambda done, total, losses: bar.update(task, completed=done, total=total, description=losses),
+            epochs=epochs, density=density, pattern=pattern, method=method, seed=seed, output=output, progress=show
         )
+    finally:
+        bar.stop()
     print(result)
     if not result.reload_is_equal:
         raise SystemExit(1)

@@ -107,8 +107,9 @@ class Fixed(Sparsity):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, zero outside the mask, with the gradient masked or let through in a whisper."""
-        if self.estimate:
-            return torch.where(self.mask, weight, 0)
+        # On a CPU a product with a bool mask takes a third of the time of a selection; compiled code has one form.
+        if self.estimate or not (self.loudness or torch.compiler.is_compiling()):
+            return weight * self.mask
         # The difference is zero also where an average of weights over time still remembers what was dropped.
         return torch.where(self.mask, weight, (weight - weight.detach()) * self.leak)
 
@@ -150,7 +151,7 @@ class Fixed(Sparsity):
 
     def settle(self, weight: nn.Parameter) -> None:
         """Zero the weight outside the mask, whatever the optimizer wrote there."""
-        weight.copy_(torch.where(part_like(self.mask, weight), weight, 0))
+        weight.mul_(part_like(self.mask, weight))
 
     def _take_estimate(self, shape: Shape) -> Tensor:
         norms = []
@@ -177,7 +178,7 @@ class Reprojected(Sparsity):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, zero outside the mask; its gradient goes through unmasked."""
-        return weight - torch.where(self.mask, 0, weight).detach()
+        return weight + (weight * self.mask - weight).detach()
 
     def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
         """Return `y`: there is nothing to learn here."""
