@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 import cutwork as cw
 
@@ -209,3 +210,38 @@ def test_a_closure_computes_the_gradient_inside_the_step(by_name):
         finals.append((model[0].sparsity.mask, model[0].weight))
     assert torch.equal(finals[0][0], finals[1][0])
     assert torch.equal(finals[0][1], finals[1][1])
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("method", [cw.RigL(every=1, until=9), cw.srste(decay=0.1), cw.Supermask(every=1)])
+def test_the_step_survives_ways_of_saving_that_know_only_groups_of_parameters(method, flatten):
+    """They also make the optimizer take a first step without effect, which neither counts nor moves a mask."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    model, sparsifier = prepared(method)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    sparsifier.attach(optimizer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    get_state_dict(model, optimizer, options=options)
+    assert sparsifier.steps_done == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    train(model, optimizer, 3)
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=options)
+    other_model, other = prepared(method)
+    other_optimizer = torch.optim.AdamW(other_model.parameters(), lr=1e-2)
+    other.attach(other_optimizer)
+    set_state_dict(
+        other_model, other_optimizer,
+        model_state_dict=model_state, optim_state_dict=optimizer_state, options=options,
+    )  # fmt: skip
+    assert other.steps_done == 3
+    assert all(torch.equal(value, other_model.state_dict()[name]) for name, value in model.state_dict().items())
+    sparsifier.detach()
+    assert "cutwork:0" not in optimizer.param_groups[0]
+
+
+def test_a_first_step_of_a_warm_up_with_learning_rate_zero_counts():
+    model, sparsifier = prepared()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    sparsifier.attach(optimizer)
+    train(model, optimizer)
+    assert sparsifier.steps_done == 1

@@ -42,9 +42,9 @@ class Sparsifier:
     def attach(self, *optimizers: Optimizer, hooks: bool = True) -> None:
         """Follow the steps of the optimizers that train the model, several where its parameters are divided.
 
-        Only steps that really update count: one that a gradient scaler skips does not. The number of steps travels in
-        the optimizers' state dicts, so that a framework that saves and restores these resumes the masks too. With
-        `hooks=False` call `step` after every update instead.
+        Only steps that really update count: one that a gradient scaler skips does not, nor one with learning rate and
+        gradient zero. The number of steps travels in the optimizers' state dicts, so that a framework that saves and
+        restores these resumes the masks too. With `hooks=False` call `step` after every update instead.
         """
         if self._optimizers:
             raise ValueError("attach: this sparsifier is attached already; detach() it first")
@@ -60,14 +60,17 @@ class Sparsifier:
                 optimizer.register_step_post_hook(self._after_update),
                 optimizer.register_state_dict_post_hook(self._add_state),
                 optimizer.register_load_state_dict_pre_hook(self._take_state),
+                optimizer.register_load_state_dict_post_hook(self._take_step),
             ]
         self._waiting = {id(optimizer) for optimizer in optimizers}
-        self._listen()
+        self._prepare()
 
     def detach(self) -> None:
         """Let go of the optimizers; masks move no more until the next `attach`."""
         for handle in self._handles:
             handle.remove()
+        for optimizer in self._optimizers:
+            optimizer.param_groups[0].pop(self.state_key, None)
         self._handles, self._optimizers = [], []
         for layer in self.layers.values():
             layer.sparsity.listen(layer.weight, False)
@@ -85,7 +88,7 @@ class Sparsifier:
         if self.method.due(self.steps_done):
             self._move_all()
         self._heard.clear()
-        self._listen()
+        self._prepare()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the model: the steps done, and the exploration if it is tracked."""
@@ -107,7 +110,7 @@ class Sparsifier:
                 name: Exploration.from_state_dict(seen, devices[name]) for name, seen in state["exploration"].items()
             }
         self.steps_done = int(state["steps_done"])
-        self._listen()
+        self._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
@@ -166,10 +169,17 @@ class Sparsifier:
         if self.state_key in state:
             self.load_state_dict(state[self.state_key])
 
+    def _take_step(self, optimizer: Optimizer) -> None:
+        self.steps_done = int(optimizer.param_groups[0].get(self.state_key, self.steps_done))
+        self._prepare()
+
     def _owner(self, layer: SparseLayer) -> Optimizer | None:
         return next((optimizer for optimizer in self._optimizers if _holds(optimizer, layer.weight)), None)
 
-    def _listen(self) -> None:
+    def _prepare(self) -> None:
+        # torch.distributed.checkpoint takes along what stands in a group of parameters, and drops all else.
+        for optimizer in self._optimizers if self._handles else ():
+            optimizer.param_groups[0][self.state_key] = self.steps_done
         due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
         for layer in self.layers.values():
             layer.sparsity.listen(layer.weight, due)
@@ -279,6 +289,20 @@ def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:
 
 
 def _is_skipping(optimizer: Optimizer) -> bool:
-    """Say whether the update under way is one that a fused optimizer leaves out because the gradient overflowed."""
+    """Say whether the update under way does not count.
+
+    A fused optimizer is called, and leaves it out, when the gradient has overflowed.
+    """
     found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf)
+    return (found_inf is not None and bool(found_inf)) or _is_rehearsal(optimizer)
+
+
+def _is_rehearsal(optimizer: Optimizer) -> bool:
+    """Say whether the update under way changes nothing.
+
+    torch.distributed.checkpoint makes such a one before it saves or loads, for the optimizer to have a state.
+    """
+    if any(float(group.get("lr", 1.0)) for group in optimizer.param_groups):
+        return False
+    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+    return not any(bool(whole(gradient.any())) for gradient in gradients if gradient is not None)

@@ -156,11 +156,10 @@ def checkpoint_and_resume(folder: Path) -> dict:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         sparsifier.attach(optimizer)
         if runs:
-            # This makes the optimizer take a step of its own, so the sparsifier must be loaded afterwards.
+            # This makes the optimizer take a step of its own, which counts for nothing.
             model_state, optimizer_state = get_state_dict(model, optimizer)
             dcp.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
             set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
-            sparsifier.load_state_dict(runs[0])
         for step in steps:
             x, y = (tensor.chunk(NUM_RANKS)[dist.get_rank()] for tensor in batch_of(step))
             F.cross_entropy(model(x), y).backward()
