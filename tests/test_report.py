@@ -10,8 +10,6 @@ from torch import nn
 import cutwork as cw
 from cutwork.report import CELLS, _coarse, _shorten
 
-pytest.importorskip("matplotlib")
-
 
 def model():
     torch.manual_seed(0)
