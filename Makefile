@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 # The tests and the demo are small: more threads in each worker only get into each other's way.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2
+# A file stays on one worker, so that what its tests share, such as a group of processes, is set up once.
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
+# Of these every branch must be tested.
+ALGORITHMS := src/cutwork/patterns/*,src/cutwork/methods/*,src/cutwork/scores.py,src/cutwork/allocation.py,src/cutwork/schedules.py,src/cutwork/matrix.py,src/cutwork/exploration.py
 SOURCES := src tests docs
 # The package is installed in editable form: only a change to these needs another installation.
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -name '*.cpp' -o -name '*.h')
@@ -27,10 +30,12 @@ doctor: $(VENV)/.installed  ## show versions, devices and active kernels
 	@$(BIN)/cutwork doctor
 
 test: $(VENV)/.test  ## run the tests and the examples in docstrings
-	$(PYTEST)
+	$(PYTEST) $(OPTIONS)
 
-check: lint types $(VENV)/.test  ## all that a change must pass: lint, types, tests with coverage
-	$(PYTEST) --cov --cov-report=term
+check: lint types  ## all that a change must pass: lint, types, tests, branch coverage of the algorithms
+	$(MAKE) test OPTIONS='--cov --cov-report=term'
+	@$(BIN)/coverage report --include='$(ALGORITHMS)' --fail-under=100 --format=total > /dev/null || \
+		{ $(BIN)/coverage report --include='$(ALGORITHMS)'; echo 'make: a branch of the algorithms has no test'; exit 1; }
 
 lint: $(VENV)/.lint  ## check format and style
 	$(BIN)/ruff format --check $(SOURCES)
