@@ -17,7 +17,7 @@ FLOORS = [
     {"matrix", "kernels", "tensor_tree"},
     {"sparsity"},
     {"layers", "methods", "transforms"},
-    {"flops"},
+    {"flops", "attachment"},
     {"selection", "sparsifier", "packing", "report", "structure"},
     {"sparsify", "checkpoint"},
     {"compat", "plan", "benchmark", "doctor", "digits"},

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cutwork.attachment import check_attachable, holds, is_skipping
 from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
-from cutwork.sharding import is_distributed, part_like, same_on_all_ranks, whole
-from cutwork.sparsity import Fixed, Learned, Reprojected
+from cutwork.sharding import part_like, whole
+from cutwork.sparsity import Fixed, Learned
 
 STATE_KEY = "cutwork"
 
@@ -48,10 +49,7 @@ class Sparsifier:
         """
         if self._optimizers:
             raise ValueError("attach: this sparsifier is attached already; detach() it first")
-        if not hooks:
-            self._check_works_after_updates()
-        self._check_held(optimizers)
-        self._check_masks_agree()
+        check_attachable(self.layers, self.method, optimizers, hooks=hooks)
         self._optimizers = list(optimizers)
         self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
         for optimizer in optimizers if hooks else ():
@@ -84,8 +82,11 @@ class Sparsifier:
             if name not in self._heard:
                 self._heard[name] = layer.sparsity.hear(layer.weight, 1.0)
             layer.sparsity.settle(layer.weight)
+        due = self.method.due(self.steps_done + 1)
+        if due:
+            self._check_finite()
         self.steps_done += 1
-        if self.method.due(self.steps_done):
+        if due:
             self._move_all()
         self._heard.clear()
         self._prepare()
@@ -146,7 +147,7 @@ class Sparsifier:
 
     @torch.no_grad()
     def _hear(self, optimizer: Optimizer) -> None:
-        if _is_skipping(optimizer):
+        if is_skipping(optimizer):
             return
         scale = getattr(optimizer, "grad_scale", None)
         loss_scale = 1.0 if scale is None else float(scale)
@@ -155,7 +156,7 @@ class Sparsifier:
                 self._heard[name] = layer.sparsity.hear(layer.weight, loss_scale)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        if _is_skipping(optimizer):
+        if is_skipping(optimizer):
             return
         self._waiting.discard(id(optimizer))
         if not self._waiting:
@@ -174,7 +175,7 @@ class Sparsifier:
         self._prepare()
 
     def _owner(self, layer: SparseLayer) -> Optimizer | None:
-        return next((optimizer for optimizer in self._optimizers if _holds(optimizer, layer.weight)), None)
+        return next((optimizer for optimizer in self._optimizers if holds(optimizer, layer.weight)), None)
 
     def _prepare(self) -> None:
         # torch.distributed.checkpoint takes along what stands in a group of parameters, and drops all else.
@@ -184,13 +185,15 @@ class Sparsifier:
         for layer in self.layers.values():
             layer.sparsity.listen(layer.weight, due)
 
-    def _move_all(self) -> None:
+    def _check_finite(self) -> None:
         for name, heard in self._heard.items():
             if heard is not None and not whole(heard.isfinite().all()):
                 raise ValueError(
-                    f"{name}: the gradient of step {self.steps_done} is not finite, so the mask cannot move; lower the "
-                    "learning rate, or scale the loss with torch.amp.GradScaler"
+                    f"{name}: the gradient of step {self.steps_done + 1} is not finite, so the mask cannot move; lower "
+                    "the learning rate, or scale the loss with torch.amp.GradScaler"
                 )
+
+    def _move_all(self) -> None:
         last = list(self.layers)[-1]
         for name, layer in self.layers.items():
             self._move(name, layer, self.method.move(self._view(name, layer, is_last=name == last)))
@@ -234,75 +237,3 @@ class Sparsifier:
                         )
                     found.append(value)
         return found
-
-    def _check_held(self, optimizers: tuple[Optimizer, ...]) -> None:
-        if not optimizers:
-            raise ValueError("attach: pass the optimizer that trains the model")
-        missing: dict[str, list[str]] = {"weights": [], "score parameters": []}
-        for name, layer in self.layers.items():
-            for what, parameters in (("weights", [layer.weight]), ("score parameters", layer.sparsity.parameters())):
-                trained = [parameter for parameter in parameters if parameter.requires_grad]
-                if not all(any(_holds(optimizer, parameter) for optimizer in optimizers) for parameter in trained):
-                    missing[what].append(name)
-            if self.method.needs_gradient and not layer.weight.requires_grad:
-                raise ValueError(
-                    f"attach: {name}.weight is frozen, so {type(self.method).__name__} gets no gradient to grow by; "
-                    "unfreeze it, or leave the layer out"
-                )
-            if isinstance(layer.sparsity, Fixed) and layer.sparsity.is_too_narrow:
-                raise ValueError(
-                    f"attach: {name} was turned to float16 after sparsify(), too narrow for the sums of squares that "
-                    "estimate=True needs; call half() before sparsify()"
-                )
-        for what, names in missing.items():
-            if names:
-                raise ValueError(
-                    f"attach: the optimizer does not hold the {what} of {len(names)} layers (first: {names[0]}); build "
-                    "the optimizer after sparsify()"
-                )
-
-    def _check_works_after_updates(self) -> None:
-        for name, layer in self.layers.items():
-            if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
-                raise ValueError(
-                    f"attach: {name} has a decay of {layer.sparsity.decay:g}, which joins the gradient before every "
-                    "update; leave out hooks=False"
-                )
-
-    def _check_masks_agree(self) -> None:
-        for name, layer in self.layers.items():
-            if not same_on_all_ranks(layer.sparsity.mask, of=layer.weight):
-                raise ValueError(
-                    f"attach: ranks hold different masks of {name}; seed all ranks alike before sparsify(), because "
-                    "fully_shard() takes the weights of each rank as they are"
-                )
-            # Weights that were replaced by another rank's do not fit the mask; nothing needs to be sent to see it.
-            if is_distributed() and isinstance(layer.sparsity, Fixed) and not layer.sparsity.fits(layer.weight):
-                raise ValueError(
-                    f"attach: {name}.weight is not zero outside its mask, so the mask was made for another one; seed "
-                    "all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
-                )
-
-
-def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:
-    return any(parameter is held for group in optimizer.param_groups for held in group["params"])
-
-
-def _is_skipping(optimizer: Optimizer) -> bool:
-    """Say whether the update under way does not count.
-
-    A fused optimizer is called, and leaves it out, when the gradient has overflowed.
-    """
-    found_inf = getattr(optimizer, "found_inf", None)
-    return (found_inf is not None and bool(found_inf)) or _is_rehearsal(optimizer)
-
-
-def _is_rehearsal(optimizer: Optimizer) -> bool:
-    """Say whether the update under way changes nothing.
-
-    torch.distributed.checkpoint makes such a one before it saves or loads, for the optimizer to have a state.
-    """
-    if any(float(group.get("lr", 1.0)) for group in optimizer.param_groups):
-        return False
-    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-    return not any(bool(whole(gradient.any())) for gradient in gradients if gradient is not None)
