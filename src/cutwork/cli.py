@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 # What a wrong input may raise. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError)
+USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError)
 
 
 def doctor(*, json: bool = False) -> None:

@@ -123,9 +123,9 @@ def run(
         seed=seed,
         track=True,
     )
+    output.mkdir(parents=True, exist_ok=True)
     step_ms = _train((dense, sparse), sparsifier, digits, epochs, seed, progress)
 
-    output.mkdir(parents=True, exist_ok=True)
     dense_file, sparse_file, picture_file = (
         output / name for name in ("dense.safetensors", "sparse.safetensors", "masks.png")
     )
@@ -141,7 +141,6 @@ def run(
         files.append(picture_file)
     except ImportError:
         logger.info("no picture of the masks: matplotlib is missing, pip install 'cutwork[report]'")
-    layers = sparse_layers(sparse)
     result = DemoResult(
         dense=_side(dense, digits, dense_file, step_ms[0], None),
         sparse=_side(sparse, digits, sparse_file, step_ms[1], sparsifier.method),
@@ -151,7 +150,7 @@ def run(
         itop_rate=sum(seen.itop_rate * seen.ever.numel() for seen in sparsifier.exploration.values())
         / sum(seen.ever.numel() for seen in sparsifier.exploration.values()),
         reload_is_equal=reload_is_equal,
-        mask_picture=mask_picture(next(iter(layers)), layers[next(iter(layers))].sparsity.mask),
+        mask_picture=mask_picture("second", sparse_layers(sparse)["second"].sparsity.mask),
         files=tuple(str(file) for file in files),
     )
     (output / "result.json").write_text(result.to_json() + "\n")
