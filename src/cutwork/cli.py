@@ -66,7 +66,9 @@ def demo(
             epochs=epochs, density=density, pattern=pattern, method=method, seed=seed, output=output, progress=show
         )
     finally:
-        bar.stop()
+        # Stopping a bar that has not started prints an empty line.
+        if bar.live.is_started:
+            bar.stop()
     print(result)
     if not result.reload_is_equal:
         raise SystemExit(1)
