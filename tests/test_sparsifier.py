@@ -1,3 +1,7 @@
+import copy
+import dataclasses
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -105,13 +109,142 @@ def test_a_gradient_that_is_not_finite_is_refused_before_any_mask_moves():
     )
 
 
-def test_a_layer_that_took_no_part_in_the_step_grows_by_zero_gradient():
+GROWING = [
+    cw.RigL(every=1, until=9),
+    cw.RigL(every=1, until=9, estimate=True),
+    cw.GraNet(every=1, until=9, thin_until=5, start_density=0.25),
+    cw.GraNet(every=1, until=9, thin_until=5, drop=cw.taylor),
+    cw.SRigL(every=1, until=9),
+    cw.Gradual(every=1, until=9, start_density=0.25, drop=cw.taylor),
+]
+
+
+@pytest.mark.parametrize("method", GROWING)
+def test_a_layer_that_took_no_part_in_the_step_keeps_its_mask(method):
+    model, sparsifier = prepared(method)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    before = [layer.sparsity.mask.clone() for layer in sparsifier.layers.values()]
+    model[0](torch.randn(4, 16)).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(model[2].sparsity.mask, before[1])
+    assert sparsifier.steps_done == 1
+
+
+def test_a_step_without_any_gradient_does_not_count():
     model, sparsifier = prepared(cw.RigL(every=1, until=9))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sparsifier.attach(optimizer)
-    model[0](torch.randn(4, 16)).square().sum().backward()
     optimizer.step()
-    assert int(model[2].sparsity.mask.sum()) == 32
+    assert sparsifier.steps_done == 0
+
+
+@pytest.mark.parametrize("method", ["static", "supermask", "srste"])
+def test_a_weight_that_is_read_past_its_layer_is_refused(method):
+    model, sparsifier = prepared(method)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    before = model[0].weight.detach().clone()
+    nn.functional.linear(torch.randn(4, 16), model[0].weight).square().sum().backward()
+    with pytest.raises(ValueError, match="0: something reads its weight without calling the layer"):
+        optimizer.step()
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_copy_made_in_a_listening_step_is_quiet():
+    model, sparsifier = prepared(cw.RigL(every=2, until=9))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    sparsifier.attach(optimizer)
+    train(model, optimizer)
+    assert float(model[0].sparsity.leak) > 0
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other = torch.optim.AdamW(copied.parameters(), lr=1e-2)
+        train(copied, other, 3)
+        assert not copied[0].weight[~copied[0].sparsity.mask].any()
+    assert float(model[0].sparsity.leak) > 0
+
+
+def test_baking_under_an_attached_sparsifier_is_explained_and_can_be_left():
+    model, sparsifier = prepared(cw.RigL(every=2, until=9))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    cw.bake(model)
+    with pytest.raises(ValueError, match="the model was baked while this sparsifier followed"):
+        train(model, optimizer)
+    sparsifier.detach()
+    train(model, optimizer)
+
+
+def test_two_sparsifiers_of_layers_with_the_same_name_keep_their_own_steps():
+    first_model, first = prepared()
+    second_model, second = prepared()
+    optimizer = torch.optim.SGD([*first_model.parameters(), *second_model.parameters()], lr=0.1)
+    first.attach(optimizer)
+    train(first_model, optimizer, 3)
+    second.attach(optimizer)
+    train(second_model, optimizer, 2)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert (first.steps_done, second.steps_done) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda view: view.mask.float(), "returned torch.float32"),
+        (lambda view: view.mask[:1, :1], r"of shape \(1, 1\)"),
+        (lambda view: view.mask.roll(1, 0), "cuts the units of block:4"),
+    ],
+)
+def test_a_method_that_returns_no_mask_is_refused_before_anything_moves(returned, message):
+    class Careless(cw.Method):
+        def start(self, view, init):
+            return view.pattern.project(view.score(init), view.density)
+
+        def due(self, step):
+            return True
+
+        def move(self, view):
+            return returned(view)
+
+        needs_gradient = False
+        dense_gradient_share = 0.0
+
+        def hold(self, mask, weight, *, view, transposed):
+            return cw.Static().hold(mask, weight, view=view, transposed=transposed)
+
+    model, sparsifier = prepared(dataclasses.dataclass(frozen=True)(Careless)(), pattern="block:4")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    before = model[0].sparsity.mask.clone()
+    with pytest.raises(ValueError, match=message):
+        train(model, optimizer)
+    assert torch.equal(model[0].sparsity.mask, before)
+
+
+def test_the_representation_says_how_far_it_is():
+    model, sparsifier = prepared(cw.RigL(every=2, until=9))
+    assert "2 layers, 0 steps done, not attached" in repr(sparsifier)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    train(model, optimizer)
+    assert "1 steps done, attached to SGD" in repr(sparsifier)
+
+
+@pytest.mark.parametrize("wrong", [None, "adam", []])
+def test_what_is_no_optimizer_is_refused(wrong):
+    _, sparsifier = prepared()
+    with pytest.raises(TypeError, match="is no torch optimizer"):
+        sparsifier.attach(wrong)
+
+
+def test_an_estimate_in_a_layer_that_became_too_narrow_is_refused():
+    model, sparsifier = prepared(cw.RigL(every=2, until=9, estimate=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    model.half()
+    with pytest.raises(ValueError, match=r"call half\(\) before sparsify"):
+        model(torch.randn(4, 16, dtype=torch.float16)).square().sum().backward()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("method", [cw.srste(), cw.RigL(every=1, until=9, estimate=True)])

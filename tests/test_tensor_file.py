@@ -1,5 +1,6 @@
 import json
 import random
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -143,3 +144,16 @@ def test_leftovers_go_and_other_files_stay(tmp_path):
         (tmp_path / name).write_text("unfinished")
     write(tmp_path / "a")
     assert {path.name for path in tmp_path.iterdir()} == {"a", ".b.0123abcd.saving", "a.saving", ".a.txt"}
+
+
+def test_a_link_stays_a_link_to_the_new_file(tmp_path):
+    (tmp_path / "latest").symlink_to(tmp_path / "run.safetensors")
+    write_file(tmp_path / "latest", {"a": torch.zeros(2)}, {})
+    assert (tmp_path / "latest").is_symlink()
+    assert (tmp_path / "run.safetensors").is_file()
+
+
+@pytest.mark.parametrize("place", ["", "/dev/full"])
+def test_what_is_no_file_is_not_replaced(tmp_path, place):
+    with pytest.raises(ValueError, match="is a folder or a device; give the name of a file"):
+        write_file(Path(place or tmp_path), {"a": torch.zeros(2)}, {})

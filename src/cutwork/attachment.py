@@ -41,15 +41,59 @@ def _is_rehearsal(optimizer: Optimizer) -> bool:
 
     torch.distributed.checkpoint makes such a one before it saves or loads, for the optimizer to have a state.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return True
     if any(float(group.get("lr", 1.0)) for group in optimizer.param_groups):
         return False
-    gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
-    return not any(bool(whole(gradient.any())) for gradient in gradients if gradient is not None)
+    return not any(bool(whole(gradient.any())) for gradient in gradients)
+
+
+def check_used(layers: Layers) -> None:
+    """Raise ValueError where a weight has a gradient although its layer was never called."""
+    for name, layer in layers.items():
+        if layer.weight.grad is not None and not layer.sparsity.was_used:
+            raise ValueError(
+                f"{name}: something reads its weight without calling the layer, so its mask does nothing; leave it "
+                f"out of sparsify() with {{{name!r}: 'dense'}}"
+            )
+
+
+def check_state(layers: Layers, optimizers: Optimizers) -> None:
+    """Raise ValueError where an optimizer keeps numbers for each weight that a move could not reset."""
+    for name, layer in layers.items():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(layer.weight, {}).items():
+                per_weight = isinstance(value, Tensor) and value.shape == layer.weight.shape
+                if per_weight and not (value.is_floating_point() or value.is_complex()):
+                    raise ValueError(
+                        f"{name}: {type(optimizer).__name__} keeps its state {key!r} as {value.dtype}, where zero may "
+                        "not mean nothing; use an optimizer with floating-point state"
+                    )
+
+
+def check_mask(name: str, layer: SparseLayer, matrix: Tensor) -> None:
+    """Raise ValueError where a method has returned something that is no mask of this layer."""
+    expected = layer.sparsity.matrix(layer.sparsity.mask)
+    if matrix.dtype != expected.dtype or matrix.shape != expected.shape:
+        raise ValueError(
+            f"{name}: the method returned {matrix.dtype} of shape {tuple(matrix.shape)} as a mask; it must be a bool "
+            f"matrix of shape {tuple(expected.shape)}"
+        )
+    pattern = layer.sparsity.pattern
+    if pattern.every_choice_is_legal and not pattern.allows(matrix):
+        raise ValueError(
+            f"{name}: the method returned a mask that cuts the units of {pattern}; project() keeps them whole"
+        )
 
 
 def _check_held(layers: Layers, method: Method, optimizers: Optimizers) -> None:
     if not optimizers:
         raise ValueError("attach: pass the optimizer that trains the model")
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"attach: {optimizer!r} is no torch optimizer; pass torch.optim.AdamW(...) or the like")
     missing: dict[str, list[str]] = {"weights": [], "score parameters": []}
     for name, layer in layers.items():
         for what, parameters in (("weights", [layer.weight]), ("score parameters", layer.sparsity.parameters())):

@@ -1,13 +1,14 @@
 """The sparsifier: the only code that moves a mask."""
 
 from collections.abc import Mapping
+from itertools import chain, count
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cutwork.attachment import check_attachable, holds, is_skipping
+from cutwork.attachment import check_attachable, check_mask, check_state, check_used, holds, is_skipping
 from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
@@ -37,6 +38,8 @@ class Sparsifier:
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
         self._heard: dict[str, Tensor | None] = {}
+        self.state_key = f"{STATE_KEY}:{next(iter(self.layers))}"
+        self._is_first_step = True
         masks = {name: layer.sparsity.mask for name, layer in self.layers.items()}
         self._exploration = {name: Exploration.begin(mask) for name, mask in masks.items()} if track else None
 
@@ -50,6 +53,12 @@ class Sparsifier:
         if self._optimizers:
             raise ValueError("attach: this sparsifier is attached already; detach() it first")
         check_attachable(self.layers, self.method, optimizers, hooks=hooks)
+        self.state_key = self._free_key(optimizers)
+        # A state dict that was loaded before this has left the steps here.
+        self.steps_done = self.steps_done or int(optimizers[0].param_groups[0].get(self.state_key, 0))
+        self._is_first_step = True
+        for layer in self.layers.values():
+            layer.sparsity.was_used = False
         self._optimizers = list(optimizers)
         self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
         for optimizer in optimizers if hooks else ():
@@ -71,7 +80,8 @@ class Sparsifier:
             optimizer.param_groups[0].pop(self.state_key, None)
         self._handles, self._optimizers = [], []
         for layer in self.layers.values():
-            layer.sparsity.listen(layer.weight, False)
+            if isinstance(layer, SparseLayer):
+                layer.sparsity.listen(layer.weight, False)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -82,12 +92,13 @@ class Sparsifier:
             if name not in self._heard:
                 self._heard[name] = layer.sparsity.hear(layer.weight, 1.0)
             layer.sparsity.settle(layer.weight)
-        due = self.method.due(self.steps_done + 1)
-        if due:
+        if self._is_first_step:
+            check_state(self.layers, self._optimizers)
+            self._is_first_step = False
+        if self.method.due(self.steps_done + 1):
             self._check_finite()
+            self._move_all(self.steps_done + 1)
         self.steps_done += 1
-        if due:
-            self._move_all()
         self._heard.clear()
         self._prepare()
 
@@ -124,10 +135,19 @@ class Sparsifier:
             raise ValueError("nothing was tracked; pass track=True to sparsify()")
         return self._exploration
 
-    @property
-    def state_key(self) -> str:
-        """Return the key under which an attached optimizer's state dict carries this state."""
-        return f"{STATE_KEY}:{next(iter(self.layers))}"
+    def __repr__(self) -> str:
+        """Describe what it does, how far it is and whether it follows an optimizer."""
+        followed = ", ".join(type(optimizer).__name__ for optimizer in self._optimizers)
+        state = f"attached to {followed}" if followed else "not attached"
+        return f"Sparsifier({self.method}, {len(self.layers)} layers, {self.steps_done} steps done, {state})"
+
+    def _free_key(self, optimizers: tuple[Optimizer, ...]) -> str:
+        """Return the key for the state in the optimizers' state dicts, which another sparsifier may use too."""
+        hooks = [hook for optimizer in optimizers for hook in optimizer._optimizer_state_dict_post_hooks.values()]
+        owners = [getattr(hook, "__self__", None) for hook in hooks]
+        taken = {owner.state_key for owner in owners if isinstance(owner, Sparsifier)}
+        base = f"{STATE_KEY}:{next(iter(self.layers))}"
+        return next(key for key in chain([base], (f"{base}#{number}" for number in count(2))) if key not in taken)
 
     def _before_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -149,6 +169,12 @@ class Sparsifier:
     def _hear(self, optimizer: Optimizer) -> None:
         if is_skipping(optimizer):
             return
+        if not all(isinstance(layer, SparseLayer) for layer in self.layers.values()):
+            raise ValueError(
+                "the model was baked while this sparsifier followed its optimizer; detach() it, or bake a copy"
+            )
+        if self._is_first_step:
+            check_used(self.layers)
         scale = getattr(optimizer, "grad_scale", None)
         loss_scale = 1.0 if scale is None else float(scale)
         for name, layer in self.layers.items():
@@ -193,12 +219,20 @@ class Sparsifier:
                     "the learning rate, or scale the loss with torch.amp.GradScaler"
                 )
 
-    def _move_all(self) -> None:
+    def _move_all(self, step: int) -> None:
         last = list(self.layers)[-1]
+        masks = {}
         for name, layer in self.layers.items():
-            self._move(name, layer, self.method.move(self._view(name, layer, is_last=name == last)))
+            try:
+                masks[name] = self.method.move(self._view(name, layer, step, is_last=name == last))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            check_mask(name, layer, masks[name])
+        check_state(self.layers, self._optimizers)
+        for name, layer in self.layers.items():
+            self._move(name, layer, masks[name])
 
-    def _view(self, name: str, layer: SparseLayer, *, is_last: bool) -> View:
+    def _view(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> View:
         sparsity, heard = layer.sparsity, self._heard.get(name)
         return View(
             pattern=sparsity.pattern,
@@ -207,8 +241,8 @@ class Sparsifier:
             mask=sparsity.matrix(sparsity.mask),
             grad=None if heard is None else sparsity.matrix(heard),
             learned=whole(sparsity.scores.detach()) if isinstance(sparsity, Learned) else None,
-            step=self.steps_done,
-            generator=generator_for(self._seed, self.steps_done, name),
+            step=step,
+            generator=generator_for(self._seed, step, name),
             is_last=is_last,
         )
 
@@ -219,21 +253,14 @@ class Sparsifier:
         sparsity.set_mask(matrix)
         if isinstance(sparsity, Fixed):
             stay = old & sparsity.mask
-            for tensor in (layer.weight, *self._state_of(name, layer.weight)):
+            for tensor in (layer.weight, *self._state_of(layer.weight)):
                 tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
         if self._exploration is not None:
             self._exploration[name].visit(sparsity.mask)
 
-    def _state_of(self, name: str, weight: nn.Parameter) -> list[Tensor]:
+    def _state_of(self, weight: nn.Parameter) -> list[Tensor]:
         """Return every tensor of any optimizer's state that has a number for each weight."""
-        found = []
-        for optimizer in self._optimizers:
-            for key, value in optimizer.state.get(weight, {}).items():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    if not value.is_floating_point():
-                        raise ValueError(
-                            f"{name}: {type(optimizer).__name__} keeps its state {key!r} as {value.dtype}, where zero "
-                            "may not mean nothing; use an optimizer with floating-point state"
-                        )
-                    found.append(value)
-        return found
+        states = [optimizer.state.get(weight, {}).values() for optimizer in self._optimizers]
+        return [
+            value for state in states for value in state if isinstance(value, Tensor) and value.shape == weight.shape
+        ]

@@ -33,11 +33,12 @@ class Sparsity(nn.Module):
         self.pattern = pattern
         self.density = density
         self.transposed = transposed
+        self.was_used = False
         self.register_buffer("mask", from_matrix(mask, shape, transposed=transposed).clone())
 
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the effective weight, zero outside the mask."""
+        """Return the effective weight, zero outside the mask, and remember in `was_used` to have been asked."""
 
     @abstractmethod
     def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
@@ -107,6 +108,7 @@ class Fixed(Sparsity):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, zero outside the mask, with the gradient masked or let through in a whisper."""
+        self.was_used = True
         # On a CPU a product with a bool mask takes a third of the time of a selection; compiled code has one form.
         if self.estimate or not (self.loudness or torch.compiler.is_compiling()):
             return weight * self.mask
@@ -122,6 +124,11 @@ class Fixed(Sparsity):
     def listen(self, weight: nn.Parameter, on: bool) -> None:
         """Open or close the way for the gradient outside the mask."""
         whisper = WHISPER_HALF if weight.dtype == torch.float16 else WHISPER
+        if on and self.is_too_narrow:
+            raise ValueError(
+                "a layer turned to float16 after sparsify() is too narrow for the sums of squares that estimate=True "
+                "needs; call half() before sparsify()"
+            )
         loudness = (WHISPER_ENERGY if self.estimate else whisper) * on
         if loudness != self.loudness:
             self.loudness = loudness
@@ -134,7 +141,7 @@ class Fixed(Sparsity):
         if self.estimate:
             return self._take_estimate(weight.shape)
         if weight.grad is None:
-            return torch.zeros_like(weight)
+            return None
         mask = part_like(self.mask, weight.grad)
         heard = torch.where(mask, weight.grad, weight.grad / self.loudness)
         weight.grad.copy_(torch.where(mask, weight.grad, 0))
@@ -153,7 +160,14 @@ class Fixed(Sparsity):
         """Zero the weight outside the mask, whatever the optimizer wrote there."""
         weight.mul_(part_like(self.mask, weight))
 
-    def _take_estimate(self, shape: Shape) -> Tensor:
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy that this step listens: the copy follows no optimizer that would hear."""
+        quiet = torch.zeros_like(self.leak)
+        return {**vars(self), "loudness": 0.0, "_buffers": {**self._buffers, "leak": quiet}}
+
+    def _take_estimate(self, shape: Shape) -> Tensor | None:
+        if self.energy_out.grad is None:
+            return None
         norms = []
         for energy in (self.energy_out, self.energy_in):
             norms.append(whole(torch.zeros_like(energy) if energy.grad is None else energy.grad).sqrt())
@@ -178,6 +192,7 @@ class Reprojected(Sparsity):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, zero outside the mask; its gradient goes through unmasked."""
+        self.was_used = True
         return weight + (weight * self.mask - weight).detach()
 
     def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
@@ -229,6 +244,7 @@ class Learned(Sparsity):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight times its mask, with a gradient for the scores behind the mask."""
+        self.was_used = True
         if self.bits:
             weight = self._binned(weight)
         gate = self.mask.to(weight.dtype)

@@ -38,8 +38,13 @@ DTYPES = {
 def write_file(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write a file of CPU tensors; if this is cut short at any moment, the old file is still there in full.
 
-    What a killed process left of an unfinished file is removed.
+    What a killed process left of an unfinished file is removed. A link stays a link, to the new file.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"{path} is a folder or a device; give the name of a file, such as {path / 'model.safetensors'}"
+        )
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     header = _header(tensors, {**description, DIGEST: _digest(tensors)})
     _remove_leftovers(path)

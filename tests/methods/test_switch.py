@@ -33,4 +33,4 @@ def test_dense_training_can_come_first(method):
 def test_it_speaks_for_the_method_inside():
     assert Switch(RigL(every=10)).dense_gradient_share == 1 / 11
     assert Switch(RigL()).needs_gradient
-    assert Switch(RigL(until=0.5), dense_from=0.7).in_steps(10) == Switch(RigL(until=5), dense_from=7)
+    assert Switch(RigL(every=1, until=0.5), dense_from=0.7).in_steps(10) == Switch(RigL(every=1, until=5), dense_from=7)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from cutwork.patterns import Pattern
+from cutwork.schedules import Schedule
 from cutwork.scores import NEED_NO_GRADIENT, Score, random
 from cutwork.sparsity import Fixed, Sparsity
 
@@ -130,8 +131,44 @@ def needs_gradient(*scores: Score) -> bool:
 
 def check_every(every: int) -> None:
     """Raise ValueError unless `every` is a number of steps."""
-    if every < 1:
-        raise ValueError(f"every={every}: a mask moves every so many steps, at least 1")
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f"every={every}: a mask moves every so many steps; give a whole number, at least 1")
+
+
+def check_span(method: Method, *, every: int, begin: Steps, until: Steps, at_end: bool = False) -> None:
+    """Raise ValueError where a method never moves; shares of a run are checked when they have become steps."""
+    check_every(every)
+    if isinstance(begin, float) or isinstance(until, float):
+        return
+    first = (begin // every + 1) * every
+    if begin < 0 or until <= begin or (first >= until and not at_end):
+        raise ValueError(
+            f"{type(method).__name__}(every={every}, begin={begin}, until={until}) never moves a mask: no multiple of "
+            f"{every} lies between {begin} and {until}; make every smaller, or until larger (1.0 is the whole run)"
+        )
+
+
+def check_fraction(fraction: Schedule) -> None:
+    """Raise unless `fraction` is a schedule of shares."""
+    if not isinstance(fraction, Schedule):
+        raise TypeError(f"fraction={fraction!r} is no schedule; write cutwork.constant(0.3) or cutwork.cosine(0.3)")
+    if not (0 <= fraction.start <= 1 and 0 <= fraction.end <= 1):
+        raise ValueError(f"fraction={fraction} must be a share of the kept units, from 0 to 1, at its start and end")
+
+
+def check_scores(**scores: Score) -> None:
+    """Raise TypeError unless all of these are functions."""
+    for name, score in scores.items():
+        if not callable(score):
+            raise TypeError(
+                f"{name}={score!r} is no function; pass cutwork.magnitude, cutwork.random or one of your own"
+            )
+
+
+def check_start_density(density: float) -> None:
+    """Raise ValueError unless this can be the density of a mask."""
+    if not 0 < density <= 1:
+        raise ValueError(f"start_density={density} is outside (0, 1]; 1.0 starts with everything")
 
 
 def _to_step(share: float, total: int | None, written: str) -> int:

@@ -11,7 +11,9 @@ from cutwork.methods.base import (
     Method,
     Steps,
     View,
-    check_every,
+    check_scores,
+    check_span,
+    check_start_density,
     falls_on,
     hold_fixed,
     needs_gradient,
@@ -41,7 +43,9 @@ class Gradual(Method):
     step_fields: ClassVar[Sequence[str]] = ("until", "begin")
 
     def __post_init__(self) -> None:
-        check_every(self.every)
+        check_span(self, every=self.every, begin=self.begin, until=self.until, at_end=True)
+        check_scores(drop=self.drop)
+        check_start_density(self.start_density)
 
     def start(self, view: View, init: Score) -> Tensor:
         return project_by(view, init, max(self.start_density, view.density))
@@ -50,6 +54,8 @@ class Gradual(Method):
         return step == self.until or falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
     def move(self, view: View) -> Tensor:
+        if view.grad is None and self.needs_gradient:
+            return view.mask
         return thin_out(view, self.drop, self.start_density, progress(view.step, begin=self.begin, until=self.until))
 
     @property

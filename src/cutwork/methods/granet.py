@@ -11,7 +11,10 @@ from cutwork.methods.base import (
     Method,
     Steps,
     View,
-    check_every,
+    check_fraction,
+    check_scores,
+    check_span,
+    check_start_density,
     falls_on,
     hold_fixed,
     needs_gradient,
@@ -44,7 +47,10 @@ class GraNet(Method):
     step_fields: ClassVar[Sequence[str]] = ("until", "begin", "thin_until")
 
     def __post_init__(self) -> None:
-        check_every(self.every)
+        check_span(self, every=self.every, begin=self.begin, until=self.until)
+        check_fraction(self.fraction)
+        check_scores(drop=self.drop, grow=self.grow)
+        check_start_density(self.start_density)
 
     def start(self, view: View, init: Score) -> Tensor:
         return project_by(view, init, max(self.start_density, view.density))
@@ -53,9 +59,13 @@ class GraNet(Method):
         return step == self.thin_until or falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
     def move(self, view: View) -> Tensor:
+        if view.grad is None and needs_gradient(self.drop):
+            return view.mask
         if view.step <= self.thin_until:
             share = progress(view.step, begin=self.begin, until=self.thin_until)
             view = replace(view, mask=thin_out(view, self.drop, self.start_density, share))
+        if view.grad is None and needs_gradient(self.grow):
+            return view.mask
         fraction = self.fraction(progress(view.step, begin=self.begin, until=self.until))
         return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)
 

@@ -11,7 +11,9 @@ from cutwork.methods.base import (
     Method,
     Steps,
     View,
-    check_every,
+    check_fraction,
+    check_scores,
+    check_span,
     falls_on,
     hold_fixed,
     needs_gradient,
@@ -47,7 +49,9 @@ class RigL(Method):
     step_fields: ClassVar[Sequence[str]] = ("until", "begin", "anneal_until")
 
     def __post_init__(self) -> None:
-        check_every(self.every)
+        check_span(self, every=self.every, begin=self.begin, until=self.until)
+        check_fraction(self.fraction)
+        check_scores(drop=self.drop, grow=self.grow)
 
     def start(self, view: View, init: Score) -> Tensor:
         return project_by(view, init)
@@ -56,6 +60,8 @@ class RigL(Method):
         return falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
     def move(self, view: View) -> Tensor:
+        if view.grad is None and self.needs_gradient:
+            return view.mask
         until = self.until if self.anneal_until is None else self.anneal_until
         fraction = self.fraction(progress(view.step, begin=self.begin, until=until))
         return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)

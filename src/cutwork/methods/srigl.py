@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cutwork.methods.base import Method, Steps, View, check_every, falls_on, hold_fixed, progress
+from cutwork.methods.base import Method, Steps, View, check_fraction, check_span, falls_on, hold_fixed, progress
 from cutwork.patterns import keep_largest
 from cutwork.schedules import Schedule, cosine
 from cutwork.scores import Score, gradient, magnitude
@@ -36,7 +36,8 @@ class SRigL(Method):
     step_fields: ClassVar[Sequence[str]] = ("until", "begin")
 
     def __post_init__(self) -> None:
-        check_every(self.every)
+        check_span(self, every=self.every, begin=self.begin, until=self.until)
+        check_fraction(self.fraction)
         if not 0 <= self.min_salient <= 1:
             raise ValueError(f"min_salient={self.min_salient} is a share of the fan-in; give a number from 0 to 1")
 
@@ -49,6 +50,8 @@ class SRigL(Method):
         return falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
     def move(self, view: View) -> Tensor:
+        if view.grad is None:
+            return view.mask
         pattern, kept = view.pattern, view.pattern.units(view.mask)
         weight = pattern.pool(view.score(magnitude).float()).masked_fill(~kept, -torch.inf)
         grad = pattern.pool(view.score(gradient).float())

@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor
 from torch.nn import Parameter
 
-from cutwork.methods.base import Method, View, check_every, project_by
+from cutwork.methods.base import Method, View, check_every, check_scores, project_by
 from cutwork.scores import Score, magnitude
 from cutwork.sparsity import Reprojected, Sparsity
 
@@ -28,6 +28,7 @@ class STE(Method):
 
     def __post_init__(self) -> None:
         check_every(self.every)
+        check_scores(keep=self.keep)
 
     def start(self, view: View, init: Score) -> Tensor:
         return project_by(view, init)

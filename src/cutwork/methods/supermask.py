@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cutwork.methods.base import Method, Steps, View, check_every, progress
+from cutwork.methods.base import Method, Steps, View, check_every, check_start_density, progress
 from cutwork.schedules import cubic
 from cutwork.scores import Score, magnitude
 from cutwork.sparsity import Learned, Sparsity
@@ -51,6 +51,10 @@ class Supermask(Method):
             raise ValueError("fixed_mask and fixed_weight together leave nothing to train; set at most one")
         if (self.start_density is None) != (self.until is None):
             raise ValueError("start_density says where the density comes from and until when it arrives; give both")
+        if self.start_density is not None:
+            check_start_density(self.start_density)
+        if self.transform is not None and len(self.transform) != 2:
+            raise ValueError(f"transform={self.transform} must be a pair, shift and scale")
         if self.weight_bits < 0:
             raise ValueError(f"weight_bits={self.weight_bits}: give the number of bits, or 0 for weights as they are")
 
@@ -90,7 +94,8 @@ class Supermask(Method):
             dense_weight_gradient=self.dense_weight_gradient,
         )
         learned.scores.requires_grad_(not self.fixed_mask)
-        weight.requires_grad_(not self.fixed_weight)
+        if self.fixed_weight:
+            weight.requires_grad_(False)
         if self.weight_bits:
             learned.bin_weight(weight, self.weight_bits, transform=self.transform, fixed_transform=self.fixed_transform)
         return learned

@@ -27,6 +27,10 @@ class Switch(Method):
 
     step_fields: ClassVar[Sequence[str]] = ("sparse_from", "dense_from")
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):
+            raise TypeError(f"Switch({self.method!r}): pass a method, such as cutwork.RigL(...) or cutwork.srste()")
+
     def start(self, view: View, init: Score) -> Tensor:
         return torch.ones_like(view.mask) if self.sparse_from > 0 else self.method.start(view, init)
 

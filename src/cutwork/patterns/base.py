@@ -110,9 +110,11 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = flat.kthvalue(flat.numel() - count + 1).values
-    above = flat > threshold
-    ties = flat == threshold
-    chosen = above | (ties & (ties.cumsum(0) <= count - above.sum()))
+    above, reached = flat > threshold, flat >= threshold
+    if int(reached.count_nonzero()) == count:
+        return reached.view(scores.shape)
+    ties = reached & ~above
+    chosen = above | (ties & (ties.cumsum(0) <= count - above.count_nonzero()))
     return chosen.view(scores.shape)
 
 
