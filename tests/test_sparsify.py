@@ -3,6 +3,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import cutwork as cw
 
@@ -48,17 +50,84 @@ BAD = {
         lambda m: cw.sparsify(m, {"0": "block:4"}, masks={"0": torch.eye(64, 32) > 0}),
         "the mask is not legal for block:4",
     ),
+    "mask of nothing": (
+        lambda m: cw.sparsify(m, {"0": "block:4"}, masks={"0": torch.zeros(64, 32) > 0}),
+        "^0: the mask keeps none of its weight",
+    ),
+    "masks of a supermask": (
+        lambda m: cw.sparsify(m, {"0": "block:4"}, masks={"0": torch.ones(64, 32) > 0}, method="supermask"),
+        "its masks come from scores",
+    ),
+    "masks of a later supermask": (
+        lambda m: cw.sparsify(m, "block:4", masks={}, method=cw.Switch(cw.Supermask(), sparse_from=2)),
+        "its masks come from scores",
+    ),
+    "init of a supermask": (
+        lambda m: cw.sparsify(m, "block:4", density=0.1, init="magnitude", method="supermask"),
+        r"Supermask\(init=...\) says how its scores start",
+    ),
+    "too coarse": (
+        lambda m: cw.sparsify(m, {"0": "block:64x32"}, density=0.1),
+        r"^0: block:64x32 cuts its 64x32 weight into 1 unit, too coarse to keep 0.1 of it; use smaller tiles, "
+        r"a larger density, or {'0': 'dense'}",
+    ),
+    "fixed densities": (
+        lambda m: cw.sparsify(m, {"0": "2:4"}, density={"0": 0.5}),
+        r"2:4 fixes the density at 0.5; got density={'0': 0.5}, leave it out",
+    ),
+    "densities and allocation": (
+        lambda m: cw.sparsify(m, "block:4", density={"*": 0.5}, allocation="erk"),
+        "the allocation would go unread",
+    ),
+    "allocation misses one": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, allocation=lambda shapes, density: {"0": density}),
+        "^2: the allocation gives it no density, only 0",
+    ),
+    "allocation too large": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, allocation=lambda shapes, density: {"0": 0.5, "2": 1.5}),
+        r"^2: the allocation gives it density 1.5, which is outside \(0, 1\]",
+    ),
+    "score of nan": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, init=lambda weight, grad, generator: weight * torch.nan),
+        "^0: scores hold nan",
+    ),
+    "sparsity glob": (lambda m: cw.sparsify(m, "block:4", sparsity={"*": 1.0}), r"sparsity=1.0 is outside \[0, 1\)"),
     "no zeros": (cw.freeze_zeros, "none of 2 layers has a unit of zeros"),
     "bake dense": (cw.bake, "the model has no sparse layer"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+WRONG_TYPES = {
+    "pattern None": (lambda m: cw.sparsify(m, None, density=0.1), "a pattern is a text or a Pattern; got None"),
+    "pattern list": (lambda m: cw.sparsify(m, ["2:4"]), r"a pattern is .*; got \['2:4'\] \(list\); write"),
+    "pattern int": (lambda m: cw.sparsify(m, {"0": 4}, density=0.1), r"a pattern is .*; got 4 \(int\); write"),
+    "glob int": (lambda m: cw.sparsify(m, {0: "2:4"}), r"is a str; got 0 \(int\); write '0'"),
+    "density str": (
+        lambda m: cw.sparsify(m, "block:4", density="0.1"),
+        r"density is a number, or a mapping from globs to numbers; got '0.1' \(str\); write density=0.1",
+    ),
+    "density tuple": (lambda m: cw.sparsify(m, "block:4", density=(0.1,)), r"got \(0.1,\) \(tuple\)"),
+    "densities str": (lambda m: cw.sparsify(m, "block:4", density={"*": "0.1"}), r"got '0.1' \(str\)"),
+    "sparsity str": (lambda m: cw.sparsify(m, "block:4", sparsity="0.9"), "sparsity is a number"),
+    "fixed density str": (lambda m: cw.sparsify(m, {"0": "2:4"}, density="0.5"), "density is a number"),
+    "model": (
+        lambda m: cw.sparsify(m.state_dict(), "2:4"),
+        r"must be an nn.Module; got OrderedDict; write sparsify\(model",
+    ),
+    "allocation": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, allocation=lambda shapes, density: density),
+        "an allocation returns a mapping",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [*BAD, *(f"type of {case}" for case in WRONG_TYPES)])
 def test_bad_input_is_explained_and_changes_nothing(case):
-    call, message = BAD[case]
+    kind = TypeError if case.startswith("type of ") else ValueError
+    call, message = WRONG_TYPES[case.removeprefix("type of ")] if kind is TypeError else BAD[case]
     model = mlp()
     values, types = snapshot(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(kind, match=message):
         call(model)
     after, types_after = snapshot(model)
     assert types == types_after
@@ -168,19 +237,133 @@ def test_a_weight_tied_to_an_embedding_is_refused():
         cw.sparsify(model, "block:4", density=0.5)
 
 
+def with_weight(weight):
+    layer = nn.Linear(8, 8)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+def made_for_inference():
+    with torch.inference_mode():
+        return nn.Linear(8, 8)
+
+
+UNFIT = {
+    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "its weight is computed anew"),
+    "spectral_norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), "its weight is computed anew"),
+    "old spectral_norm": (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "its weight is computed anew"),
+    "prune": (lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5), "its weight is computed anew"),
+    "lazy": (lambda: nn.LazyLinear(8), "its weight has no shape yet"),
+    "empty": (lambda: with_weight(torch.empty(4, 0)), r"its weight is empty, \(4, 0\)"),
+    "inference": (made_for_inference, "its weight was made under torch.inference_mode"),
+    "complex": (lambda: nn.Linear(8, 8, dtype=torch.complex64), "its weight holds torch.complex64"),
+    "integer": (lambda: with_weight(torch.ones(8, 8, dtype=torch.int8)), "its weight holds torch.int8"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_weight_that_can_have_no_mask_is_refused_by_name(case):
+    build, message = UNFIT[case]
+    model = nn.Sequential(build(), nn.Linear(8, 8))
+    kinds = [type(layer) for layer in model]
+    with pytest.raises(ValueError, match=rf"^0: {message}.*, or {{'0': 'dense'}}"):
+        cw.sparsify(model, "block:4", density=0.5)
+    assert [type(layer) for layer in model] == kinds
+    assert list(cw.sparsify(model, {"*": "block:4", "0": "dense"}, density=0.5).layers) == ["1"]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_the_old_weight_norm_is_refused_also_where_the_model_is_the_layer():
+    with pytest.raises(ValueError, match=r"^\(the model itself\): its weight is computed anew by weight_norm"):
+        cw.sparsify(nn.utils.weight_norm(nn.Linear(8, 8)), "block:4", density=0.5)
+
+
+def test_a_pruned_projection_of_an_attention_is_refused_by_name():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+    prune.l1_unstructured(model["attention"], "in_proj_weight", 0.5)
+    with pytest.raises(ValueError, match=r"^attention.q_proj and 2 others: its weight is computed anew"):
+        cw.sparsify(model, "block:4", density=0.5)
+
+
+def test_layers_refused_for_the_same_reason_are_counted():
+    class Loud(nn.Linear):
+        pass
+
+    with pytest.raises(ValueError, match=r"^0 and 52 others: .*Loud is a subclass .*, or {'0': 'dense', ...}"):
+        cw.sparsify(nn.Sequential(*(Loud(8, 8) for _ in range(53))), "block:4", density=0.5)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(), nn.Sequential(nn.Embedding(4, 4), nn.ReLU())])
+def test_a_model_without_layers_that_could_be_sparse_is_refused(model):
+    with pytest.raises(ValueError, match="this model has no linear layer or 2-d convolution that could be sparse"):
+        cw.sparsify(model, "block:4", density=0.5)
+
+
+def test_coarse_tiles_may_hold_a_frozen_zero_or_a_given_mask():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(128, 16))
+    mask = torch.zeros(16, 128, dtype=torch.bool)
+    mask[:, :16] = True
+    cw.sparsify(model, {"1": "block:16"}, masks={"1": mask})
+    masks = cw.bake(model)
+    assert list(cw.freeze_zeros(model, "block:16").layers) == ["1"]
+    assert torch.equal(model[1].sparsity.mask, masks["1"])
+
+
+def test_masks_of_a_pattern_that_fixes_its_density_are_taken_up_again():
+    model = nn.Sequential(nn.Linear(8, 8))
+    cw.sparsify(model, "2:4")
+    masks = cw.bake(model)
+    cw.sparsify(model, "2:4", masks=masks)
+    assert torch.equal(model[0].sparsity.mask, masks["0"])
+
+
+def test_an_average_takes_over_masks_that_moved():
+    model = mlp()[:3]
+    sparsifier = cw.sparsify(model, "block:4", density=0.25, method=cw.RigL(every=1, until=9))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(6):
+        model(torch.randn(4, 32)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(model)
+    twins = {name: average.module.get_submodule(name) for name in sparsifier.layers}
+    assert any(twin.weight[~twin.sparsity.mask].any() for twin in twins.values())
+    cw.copy_masks(model, average.module)
+    for name, twin in twins.items():
+        assert torch.equal(twin.sparsity.mask, sparsifier.layers[name].sparsity.mask)
+        assert twin.sparsity.pattern.allows(twin.sparsity.mask)
+        assert not twin.weight[~twin.sparsity.mask].any()
+    with pytest.raises(ValueError, match=r"they differ in 0, 2, module.0, module.2; pass the module inside"):
+        cw.copy_masks(model, average)
+
+
+def test_masks_are_copied_only_between_models_that_are_sparse_alike():
+    source, target = mlp(), mlp()
+    with pytest.raises(ValueError, match="the source has no sparse layer"):
+        cw.copy_masks(source, target)
+    cw.sparsify(source, {"0": "block:4"}, density=0.25)
+    cw.sparsify(target, {"0": "block:2"}, density=0.25)
+    mask = target[0].sparsity.mask.clone()
+    with pytest.raises(ValueError, match=r"^0: its mask is Fixed\(block:4\) .* and Fixed\(block:2\)"):
+        cw.copy_masks(source, target)
+    assert torch.equal(target[0].sparsity.mask, mask)
+
+
 def test_a_subclass_is_refused_by_name():
     class Loud(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    with pytest.raises(ValueError, match=r"0 is a .*Loud, a subclass that may compute something else"):
+    with pytest.raises(ValueError, match=r"0: .*Loud is a subclass that may compute something else"):
         cw.sparsify(nn.Sequential(Loud(8, 8)), "block:4", density=0.5)
 
 
 def test_a_model_without_weights_is_refused():
     with pytest.raises(ValueError, match="meta device"):
         cw.sparsify(nn.Sequential(nn.Linear(8, 8, device="meta")), "block:4", density=0.5)
-    with pytest.raises(ValueError, match="none at all in this model"):
+    with pytest.raises(ValueError, match="no linear layer or 2-d convolution"):
         cw.sparsify(nn.Sequential(nn.ReLU()), {"x": "block:4"}, density=0.5)
 
 

@@ -24,7 +24,7 @@ PUBLIC = {
     "cutwork.schedules": ("constant", "cosine", "cubic", "exponential", "linear", "power"),
     "cutwork.scores": ("gradient", "magnitude", "random", "taylor"),
     "cutwork.sparsifier": ("Sparsifier",),
-    "cutwork.sparsify": ("bake", "freeze_zeros", "sparsify"),
+    "cutwork.sparsify": ("bake", "copy_masks", "freeze_zeros", "sparsify"),
 }
 _FILE_OF = {name: file for file, names in PUBLIC.items() for name in names}
 
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from cutwork.scores import taylor as taylor
     from cutwork.sparsifier import Sparsifier as Sparsifier
     from cutwork.sparsify import bake as bake
+    from cutwork.sparsify import copy_masks as copy_masks
     from cutwork.sparsify import freeze_zeros as freeze_zeros
     from cutwork.sparsify import sparsify as sparsify
 else:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 
-from cutwork.allocation import Allocation, uniform
+from cutwork.allocation import Allocation, Shapes, uniform
 from cutwork.layers.swap import (
     Candidate,
     SparseLayer,
@@ -29,6 +30,8 @@ from cutwork.sparsity import Sparsity
 DENSE = "dense"
 Patterns = str | Pattern | Mapping[str, str | Pattern]
 Amounts = float | Mapping[str, float]
+# One unit is always kept; of fewer than half a unit asked for, that would be more than twice as much.
+LEAST_UNITS = 0.5
 
 
 @final
@@ -51,19 +54,34 @@ def choose_layers(
     model: nn.Module, patterns: Patterns, *, density: Amounts | None, allocation: Allocation
 ) -> dict[str, Choice]:
     """Return what is to become of each chosen layer, by name; raise ValueError where that cannot be done in full."""
+    whole = match_layers(model, patterns)
+    densities = _densities(whole, density, allocation)
+    choices = {name: replace(choice, density=densities[name]) for name, choice in whole.items()}
+    _refuse({name: reason for name, choice in choices.items() if (reason := _too_coarse(choice))})
+    return choices
+
+
+def match_layers(model: nn.Module, patterns: Patterns) -> dict[str, Choice]:
+    """Return the chosen layers by name, each as dense as its pattern allows."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the model must be an nn.Module; got {type(model).__name__}; write sparsify(model, patterns, ...)"
+        )
     found = candidates(model)
     wanted = _match_patterns(model, found, patterns)
+    _refuse({name: reason for name, pattern in wanted.items() if (reason := _objection(found[name], pattern))})
     tied = _tied_names(model, found, wanted)
-    first = {name: wanted[name] for name in wanted if name not in {other for rest in tied.values() for other in rest}}
-    for name, pattern in first.items():
-        _check_layer(model, found[name], pattern)
-    densities = _densities(found, first, density, allocation)
-    return {name: Choice(found[name], first[name], densities[name], tied.get(name, ())) for name in first}
+    later = {other for rest in tied.values() for other in rest}
+    return {
+        name: Choice(found[name], pattern, pattern.density or 1.0, tied.get(name, ()))
+        for name, pattern in wanted.items()
+        if name not in later
+    }
 
 
 def choose_masked(model: nn.Module, patterns: Patterns, masks: Mapping[str, Tensor]) -> dict[str, Choice]:
     """Return the choice of exactly the layers that have masks, at the density of these."""
-    choices = choose_layers(model, patterns, density=1.0, allocation=uniform)
+    choices = match_layers(model, patterns)
     if missing := sorted(set(choices) ^ set(masks)):
         raise ValueError(f"masks and patterns must name the same layers; they differ in {', '.join(missing[:8])}")
     return {name: _at_density_of(choice, masks[name]) for name, choice in choices.items()}
@@ -81,7 +99,7 @@ def install(
     """Make the chosen layers sparse, in place, and return them; all that can fail comes before the first change."""
     views = {name: _first_view(model, choice, seed, name == list(choices)[-1]) for name, choice in choices.items()}
     if masks is None:
-        matrices = {name: method.start(view, init) for name, view in views.items()}
+        matrices = {name: _first_mask(method, view, init, name) for name, view in views.items()}
     else:
         matrices = {name: to_matrix(masks[name], transposed=choice.transposed) for name, choice in choices.items()}
     open_attentions(model, (choice.candidate for choice in choices.values()))
@@ -105,10 +123,28 @@ def one_amount(density: Amounts | None, sparsity: Amounts | None) -> Amounts | N
     if sparsity is None:
         return density
     if isinstance(sparsity, Mapping):
-        return {glob: 1 - amount for glob, amount in sparsity.items()}
+        return {glob: _density_at(amount) for glob, amount in sparsity.items()}
+    return _density_at(sparsity)
+
+
+def label(name: str) -> str:
+    """Return how errors call a layer; the model itself has no name of its own."""
+    return name or "(the model itself)"
+
+
+def _density_at(sparsity: float) -> float:
+    if not isinstance(sparsity, Real):
+        raise TypeError(_not_a_number("sparsity", sparsity, 0.9))
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity} is outside [0, 1); 0.9 keeps a tenth of the weights")
     return 1 - sparsity
+
+
+def _first_mask(method: Method, view: View, init: Score, name: str) -> Tensor:
+    try:
+        return method.start(view, init)
+    except ValueError as error:
+        raise ValueError(f"{label(name)}: {error}") from error
 
 
 def _first_view(model: nn.Module, choice: Choice, seed: int, is_last: bool) -> View:
@@ -127,7 +163,7 @@ def _first_view(model: nn.Module, choice: Choice, seed: int, is_last: bool) -> V
 
 
 def _at_density_of(choice: Choice, mask: Tensor) -> Choice:
-    name, shape = choice.candidate.name, choice.candidate.shape
+    name, shape = label(choice.candidate.name), choice.candidate.shape
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise ValueError(
             f"{name}: a mask is a bool tensor shaped like the weight, {shape}; got {mask.dtype}, {tuple(mask.shape)}"
@@ -135,13 +171,21 @@ def _at_density_of(choice: Choice, mask: Tensor) -> Choice:
     matrix = to_matrix(mask, transposed=choice.transposed)
     if not choice.pattern.allows(matrix):
         raise ValueError(f"{name}: the mask is not legal for {choice.pattern}; give a pattern that allows it")
+    if not mask.any():
+        raise ValueError(f"{name}: the mask keeps none of its weight {shape}; keep some of it, or leave the layer out")
     return replace(choice, density=choice.pattern.density or float(matrix.float().mean()))
 
 
 def _match_patterns(model: nn.Module, found: Mapping[str, Candidate], patterns: Patterns) -> dict[str, Pattern]:
     rules = patterns if isinstance(patterns, Mapping) else {"*": patterns}
     wanted: dict[str, Pattern] = {}
+    if not found and not sparse_layers(model):
+        raise ValueError("this model has no linear layer or 2-d convolution that could be sparse")
     for glob, text in rules.items():
+        if not isinstance(glob, str):
+            raise TypeError(
+                f"a glob over layer names is a str; got {glob!r} ({type(glob).__name__}); write {str(glob)!r}"
+            )
         names = [name for name in found if fnmatchcase(name, glob)]
         if not names:
             raise ValueError(_nothing_matches(model, found, glob))
@@ -162,7 +206,7 @@ def _nothing_matches(model: nn.Module, found: Mapping[str, Candidate], glob: str
     if others:
         return f"{glob!r} matches only {', '.join(sorted(others))}; linear layers and 2-d convolutions can be sparse"
     names = ", ".join(repr(name) for name in list(found)[:8]) + (", ..." if len(found) > 8 else "")
-    return f"no layer matches {glob!r}; the layers that can be sparse are {names or 'none at all in this model'}"
+    return f"no layer matches {glob!r}; the layers that can be sparse are {names or 'all sparse already'}"
 
 
 def _tied_names(
@@ -195,53 +239,119 @@ def _tied_names(
     return tied
 
 
-def _check_layer(model: nn.Module, candidate: Candidate, pattern: Pattern) -> None:
-    name, kind = candidate.name or "(the model itself)", candidate.kind
+def _refuse(reasons: Mapping[str, str]) -> None:
+    """Raise ValueError for the first of these layers, counting those that are refused for the same reason."""
+    if not reasons:
+        return
+    name, reason = next(iter(reasons.items()))
+    num_others = list(reasons.values()).count(reason) - 1
+    others = f" and {num_others} other{'s' * (num_others > 1)}" if num_others else ""
+    leave_out = f"{{{name!r}: 'dense'{', ...' if others else ''}}}"
+    raise ValueError(f"{label(name)}{others}: {reason}, or {leave_out}")
+
+
+def _objection(candidate: Candidate, pattern: Pattern) -> str:
+    """Say why a layer cannot be sparse in this pattern; empty where it can."""
+    kind = candidate.kind
+    if candidate.obstacle:
+        return candidate.obstacle
     if not can_swap(kind):
-        raise ValueError(
-            f"{name} is a {kind.__module__}.{kind.__qualname__}, a subclass that may compute something else; leave it "
-            f"out with {{{candidate.name!r}: 'dense'}}, or replace it by a plain layer"
+        return (
+            f"{kind.__module__}.{kind.__qualname__} is a subclass that may compute something else; "
+            "replace it by a plain layer"
         )
-    if candidate.device_type == "meta":
-        raise ValueError(f"{name} is on the meta device and has no weights yet; materialise the model, then sparsify")
     try:
         pattern.check(matrix_shape(candidate.shape, transposed=is_conv1d_class(kind)))
     except ValueError as error:
-        raise ValueError(f"{name}: {error}, or {{{candidate.name!r}: 'dense'}} to leave it out") from None
+        return str(error)
+    return ""
 
 
-def _densities(
-    found: Mapping[str, Candidate],
-    wanted: Mapping[str, Pattern],
-    amounts: Amounts | None,
-    allocation: Allocation,
-) -> dict[str, float]:
-    fixed = {name: pattern.density for name, pattern in wanted.items() if pattern.density is not None}
-    shapes = {name: found[name].shape for name in wanted if name not in fixed}
-    if not shapes and isinstance(amounts, float | int) and any(amounts != density for density in fixed.values()):
-        pattern = wanted[next(name for name, density in fixed.items() if density != amounts)]
-        raise ValueError(f"{pattern} fixes the density at {pattern.density:g}; got density={amounts:g}, leave it out")
+def _too_coarse(choice: Choice) -> str:
+    """Say so where the one unit that is always kept would be more than twice what was asked for."""
+    shape = choice.candidate.shape
+    num_units = choice.pattern.num_units(matrix_shape(shape, transposed=choice.transposed))
+    if choice.pattern.density is not None or choice.density * num_units >= LEAST_UNITS:
+        return ""
+    return (
+        f"{choice.pattern} cuts its {'x'.join(map(str, shape))} weight into {num_units} unit{'s' * (num_units > 1)}, "
+        f"too coarse to keep {choice.density:.4g} of it; use smaller tiles, a larger density"
+    )
+
+
+def _densities(choices: Mapping[str, Choice], amounts: Amounts | None, allocation: Allocation) -> dict[str, float]:
+    fixed = {name: choice.density for name, choice in choices.items() if choice.pattern.density is not None}
+    shapes = {name: choice.candidate.shape for name, choice in choices.items() if name not in fixed}
     if not shapes:
+        _check_fixed(choices, amounts)
         return fixed
     if amounts is None:
-        raise ValueError(f"{wanted[next(iter(shapes))]} needs density=... or sparsity=...; 2:4 and its like need none")
-    shared = _by_glob(shapes, amounts) if isinstance(amounts, Mapping) else allocation(shapes, _checked(amounts))
-    return {name: fixed[name] if name in fixed else shared[name] for name in wanted}
+        raise ValueError(
+            f"{choices[next(iter(shapes))].pattern} needs density=... or sparsity=...; 2:4 and its like need none"
+        )
+    if not isinstance(amounts, Mapping):
+        return _by_allocation(shapes, _checked(amounts), allocation) | fixed
+    if allocation is not uniform:
+        raise ValueError(
+            f"density={dict(amounts)} says itself how much each layer keeps, so the allocation would go unread; "
+            "give one number to share out, or leave the allocation out"
+        )
+    return _by_glob(shapes, amounts) | fixed
 
 
-def _by_glob(shapes: Mapping[str, object], amounts: Mapping[str, float]) -> dict[str, float]:
+def _check_fixed(choices: Mapping[str, Choice], amounts: Amounts | None) -> None:
+    """Refuse an amount where every pattern fixes another one itself."""
+    for choice in choices.values():
+        if isinstance(amounts, Mapping) or (amounts is not None and _checked(amounts) != choice.density):
+            given = dict(amounts) if isinstance(amounts, Mapping) else f"{amounts:g}"
+            raise ValueError(
+                f"{choice.pattern} fixes the density at {choice.density:g}; got density={given}, leave it out"
+            )
+
+
+def _by_allocation(shapes: Shapes, density: float, allocation: Allocation) -> dict[str, float]:
+    densities = allocation(shapes, density)
+    if not isinstance(densities, Mapping):
+        raise TypeError(
+            f"an allocation returns a mapping from layer names to densities; got {densities!r} "
+            f"({type(densities).__name__})"
+        )
+    for name in shapes:
+        if name not in densities:
+            raise ValueError(
+                f"{label(name)}: the allocation gives it no density, only {', '.join(densities) or 'nothing at all'}; "
+                "return one for each name in shapes"
+            )
+        if not 0 < densities[name] <= 1:
+            raise ValueError(
+                f"{label(name)}: the allocation gives it density {densities[name]}, which is outside (0, 1]; "
+                "return how much of the layer is kept"
+            )
+    return {name: densities[name] for name in shapes}
+
+
+def _by_glob(shapes: Shapes, amounts: Mapping[str, float]) -> dict[str, float]:
     densities: dict[str, float] = {}
     for glob, amount in amounts.items():
         names = [name for name in shapes if fnmatchcase(name, glob)]
         if not names:
             raise ValueError(f"density: no chosen layer matches {glob!r}; the layers are {', '.join(shapes)}")
         densities.update(dict.fromkeys(names, _checked(amount)))
-    if missing := [name for name in shapes if name not in densities]:
+    if missing := [label(name) for name in shapes if name not in densities]:
         raise ValueError(f"density: no glob of {list(amounts)} gives one to {', '.join(missing)}")
     return densities
 
 
 def _checked(density: float) -> float:
+    if not isinstance(density, Real):
+        raise TypeError(_not_a_number("density", density, 0.1))
     if not 0 < density <= 1:
         raise ValueError(f"density={density} is outside (0, 1]; 0.1 keeps a tenth of the weights")
     return density
+
+
+def _not_a_number(what: str, given: object, example: float) -> str:
+    return (
+        f"{what} is a number, or a mapping from globs to numbers; got {given!r} ({type(given).__name__}); "
+        f"write {what}={example}"
+    )

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.allocation import ALLOCATIONS, Allocation
-from cutwork.layers.swap import make_dense, sparse_layers, weight_of
+from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of
 from cutwork.matrix import from_matrix, to_matrix
-from cutwork.methods import Method, named
+from cutwork.methods import Method, Supermask, Switch, named
 from cutwork.scores import SCORES, Score
-from cutwork.selection import Amounts, Patterns, choose_layers, choose_masked, install, one_amount
+from cutwork.selection import Amounts, Patterns, choose_layers, choose_masked, install, label, match_layers, one_amount
 from cutwork.sparsifier import Sparsifier
+from cutwork.sparsity import Fixed
 
 
 def sparsify(
@@ -23,7 +24,7 @@ def sparsify(
     sparsity: Amounts | None = None,
     method: str | Method = "static",
     allocation: str | Allocation = "uniform",
-    init: str | Score = "magnitude",
+    init: str | Score | None = None,
     masks: Mapping[str, Tensor] | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -34,8 +35,9 @@ def sparsify(
     `patterns` is one pattern for every linear layer and convolution, or a mapping from globs over layer names to
     patterns, or to "dense" for layers to leave out; the last glob that matches decides. Give `density` or `sparsity`:
     one number for `allocation` to share out, or a mapping from globs to numbers; 2:4 and its like fix their own. The
-    first mask keeps what `init` scores highest, unless `masks` gives masks, shaped like the weights. `steps` is the
-    length of the run, needed where the method speaks of a share of it. `track` keeps count of the masks visited.
+    first mask keeps what `init` scores highest, by default the magnitude of the weights, unless `masks` gives masks,
+    shaped like the weights. `steps` is the length of the run, needed where the method speaks of a share of it. `track`
+    keeps count of the masks visited.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -49,7 +51,9 @@ def sparsify(
     )
     """
     chosen_method = named(method).in_steps(steps)
-    score = _one_of(SCORES, init, "score")
+    if _learns_masks(chosen_method):
+        _refuse_first_mask(init, masks)
+    score = _one_of(SCORES, "magnitude" if init is None else init, "score")
     share = _one_of(ALLOCATIONS, allocation, "allocation")
     amount = one_amount(density, sparsity)
     if masks is None:
@@ -96,7 +100,7 @@ def freeze_zeros(model: nn.Module, patterns: Patterns = "unstructured") -> "Spar
     >>> freeze_zeros(model).layers[""].sparsity
     Fixed(unstructured, density 0.75)
     """
-    choices = choose_layers(model, patterns, density=1.0, allocation=ALLOCATIONS["uniform"])
+    choices = match_layers(model, patterns)
     masks = {}
     for name, choice in choices.items():
         weight = to_matrix(weight_of(model, choice.candidate).detach(), transposed=choice.transposed)
@@ -112,9 +116,68 @@ def freeze_zeros(model: nn.Module, patterns: Patterns = "unstructured") -> "Spar
     return sparsify(model, kept, masks=masks)
 
 
+def copy_masks(source: nn.Module, target: nn.Module) -> None:
+    """Give the sparse layers of `target` the masks of `source`, and zero its weights outside where masks are fixed.
+
+    An average of weights over time, such as `torch.optim.swa_utils.AveragedModel(model).module`, remembers weights that
+    masks have dropped since; afterwards it is as sparse as the model it follows.
+
+    >>> from copy import deepcopy
+    >>> model = nn.Sequential(nn.Linear(64, 64))
+    >>> average = deepcopy(model)
+    >>> sparsifier, other = (sparsify(each, "block:16", density=0.25, init="random", seed=i)
+    ...                      for i, each in enumerate((model, average)))
+    >>> copy_masks(model, average)
+    >>> torch.equal(average[0].sparsity.mask, model[0].sparsity.mask)
+    True
+    """
+    given, taking = sparse_layers(source), sparse_layers(target)
+    if not given:
+        raise ValueError("copy_masks: the source has no sparse layer; sparsify() it first")
+    if missing := [name for name in (*given, *taking) if name not in given or name not in taking]:
+        raise ValueError(
+            f"copy_masks: source and target must have the same sparse layers; they differ in "
+            f"{', '.join(label(name) for name in missing[:8])}; pass the module inside a wrapper"
+        )
+    for name in given:
+        kinds = [_mask_kind(layers[name]) for layers in (given, taking)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{label(name)}: its mask is {kinds[0]} in the source and {kinds[1]} in the target; "
+                "sparsify both alike, or copy the model"
+            )
+    with torch.no_grad():
+        for name, layer in taking.items():
+            layer.sparsity.mask.copy_(given[name].sparsity.mask)
+            layer.sparsity.density = given[name].sparsity.density
+            if isinstance(layer.sparsity, Fixed):
+                layer.sparsity.settle(layer.weight)
+
+
+def _mask_kind(layer: SparseLayer) -> str:
+    sparsity = layer.sparsity
+    return f"{type(sparsity).__name__}({sparsity.pattern}) of shape {tuple(sparsity.mask.shape)}"
+
+
+def _learns_masks(method: Method) -> bool:
+    return isinstance(method, Supermask) or (isinstance(method, Switch) and _learns_masks(method.method))
+
+
+def _refuse_first_mask(init: str | Score | None, masks: Mapping[str, Tensor] | None) -> None:
+    if init is not None:
+        raise ValueError(
+            f"init={init!r} does not reach a supermask; Supermask(init=...) says how its scores start, leave init out"
+        )
+    if masks is not None:
+        raise ValueError(
+            f"masks were given for {len(masks)} layers of a supermask, but its masks come from scores; "
+            "leave them out, or use another method"
+        )
+
+
 def _one_of(table: Mapping[str, Any], value: Any, what: str) -> Any:
     if callable(value):
         return value
-    if value not in table:
+    if not isinstance(value, str) or value not in table:
         raise ValueError(f"unknown {what} {value!r}; write {', '.join(map(repr, table))}, or pass a function")
     return table[value]

@@ -73,6 +73,12 @@ def test_an_unknown_pattern_names_the_legal_ones(text):
         parse(text)
 
 
+@pytest.mark.parametrize("given", [None, 4, ["block:4"]])
+def test_what_is_no_pattern_at_all_is_a_type_error(given):
+    with pytest.raises(TypeError, match=r"a pattern is a text or a Pattern; got .* \(\w+\); write 'unstructured'"):
+        parse(given)
+
+
 @given(problems())
 def test_a_projection_is_legal_at_the_patterns_own_density(problem):
     pattern, scores, density = problem

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast, final
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from cutwork.layers.attention import (
     PROJECTIONS,
@@ -34,12 +35,12 @@ CONV1D = ("transformers.pytorch_utils", "Conv1D")
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """A layer that could be sparse: its name and class, the shape of its weight and the kind of device it is on."""
+    """A layer that could be sparse: its name and class, the shape of its weight and why it can have no mask, if so."""
 
     name: str
     kind: type[nn.Module]
     shape: tuple[int, ...]
-    device_type: str
+    obstacle: str = ""
     attention: str | None = None
 
 
@@ -59,10 +60,11 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
             closed.append(name)
             for part, shape in _projection_shapes(module).items():
                 path = f"{name}.{part}" if name else part
-                found[path] = Candidate(path, nn.Linear, shape, module.out_proj.weight.device.type, attention=name)
+                found[path] = Candidate(path, nn.Linear, shape, _obstacle(*_home_of(module, part)), attention=name)
         elif _has_matrix(module) and not isinstance(module, SparseLayer):
             weight = cast(Tensor, module.weight)
-            found[name] = Candidate(name, type(module), tuple(weight.shape), weight.device.type)
+            shape = () if isinstance(weight, UninitializedParameter) else tuple(weight.shape)
+            found[name] = Candidate(name, type(module), shape, _obstacle(module, "weight"))
     return found
 
 
@@ -117,6 +119,34 @@ def _projection_shapes(attention: nn.MultiheadAttention) -> dict[str, tuple[int,
     size = attention.embed_dim
     widths = (size, attention.kdim, attention.vdim, size)
     return {name: (size, width) for name, width in zip(PROJECTIONS, widths, strict=True)}
+
+
+def _home_of(attention: nn.MultiheadAttention, part: str) -> tuple[nn.Module, str]:
+    """Return the module that holds the weight of a projection, and the name it has there."""
+    if part == "out_proj":
+        return attention.out_proj, "weight"
+    return attention, "in_proj_weight" if attention._qkv_same_embed_dim else f"{part}_weight"
+
+
+def _obstacle(owner: nn.Module, name: str) -> str:
+    """Say why this weight cannot have a mask, and what to do about it; empty where it can."""
+    weight = owner._parameters.get(name)
+    if weight is None:
+        return (
+            "its weight is computed anew by weight_norm, prune or the like; remove that first "
+            "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
+        )
+    if isinstance(weight, UninitializedParameter):
+        return "its weight has no shape yet; run one batch through the model, then sparsify"
+    if weight.device.type == "meta":
+        return "it is on the meta device and has no weights yet; materialise the model, then sparsify"
+    if not weight.numel():
+        return f"its weight is empty, {tuple(weight.shape)}; give it inputs and outputs"
+    if weight.is_inference():
+        return "its weight was made under torch.inference_mode and can never train; build the model outside of it"
+    if not weight.is_floating_point():
+        return f"its weight holds {weight.dtype}; only floating point numbers can be ranked, masked and trained"
+    return ""
 
 
 def _has_matrix(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ FORMS: dict[str, Callable[..., Pattern]] = {
     r"(\d+):(\d+)": lambda n, m: NM(int(n), int(m)),
     r"(\d+):(\d+)-(tile|tile-greedy)": lambda n, m, form: NM(int(n), int(m), form),
 }
+LEGAL = "'unstructured', 'block:32', 'block:64x16', 'vector:16', 'shuffled:16', '2:4', '2:4-tile' or another n:m"
 
 
 def parse(text: str | Pattern) -> Pattern:
@@ -33,10 +34,9 @@ def parse(text: str | Pattern) -> Pattern:
     """
     if isinstance(text, Pattern):
         return text
+    if not isinstance(text, str):
+        raise TypeError(f"a pattern is a text or a Pattern; got {text!r} ({type(text).__name__}); write {LEGAL}")
     for form, build in FORMS.items():
         if match := re.fullmatch(form, text):
             return build(*match.groups())
-    raise ValueError(
-        f"unknown pattern {text!r}; write 'unstructured', 'block:32', 'block:64x16', 'vector:16', 'shuffled:16', "
-        "'2:4', '2:4-tile' or another n:m"
-    )
+    raise ValueError(f"unknown pattern {text!r}; write {LEGAL}")
