@@ -5,6 +5,7 @@ import torch
 
 from cutwork.checkpoint import describe
 from cutwork.demo import mask_picture, run
+from cutwork.methods import RigL, Switch, srste
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,14 @@ def test_both_networks_learn_and_the_sparse_one_costs_a_tenth(short):
     assert result.dense.accuracy > 0.8
     assert result.sparse.accuracy > 0.6
     for field in ("parameters", "megaflops_forward", "megaflops_training"):
-        assert 0.1 < getattr(result.sparse, field) / getattr(result.dense, field) < 0.12
+        assert 0.1 < getattr(result.sparse, field) / getattr(result.dense, field) < 0.13
     assert result.sparse.bytes_on_disk < 0.15 * result.dense.bytes_on_disk
-    assert 0.1 <= result.itop_rate < 1
+
+
+def test_the_mask_moves_also_in_a_short_run(short):
+    result, _, _ = short
+    assert result.num_moves == 3
+    assert 0.12 < result.itop_rate < 1
 
 
 def test_the_saved_network_comes_back_equal(short):
@@ -48,6 +54,39 @@ def test_patterns_that_fix_their_density_need_none(tmp_path):
     result = run(epochs=1, pattern="2:4", method="srste", output=tmp_path)
     assert result.density == 0.5
     assert result.reload_is_equal
+
+
+def test_a_density_that_contradicts_the_pattern_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"fixes the density at 0\.5; got density=0\.1"):
+        run(epochs=1, pattern="2:4", density=0.1, output=tmp_path)
+
+
+@pytest.mark.parametrize(("method", "pattern"), [("supermask", "block:16"), ("ste", "block:16"), ("srste", "2:4")])
+def test_masks_over_whole_weights_are_folded_for_a_small_file(tmp_path, method, pattern):
+    result = run(epochs=1, pattern=pattern, method=method, output=tmp_path)
+    assert result.weights_were_folded
+    assert "folded into the weights" in str(result)
+    assert result.reload_is_equal
+    assert result.sparse.bytes_on_disk < (result.density + 0.06) * result.dense.bytes_on_disk
+    assert result.sparse.parameters < (result.density + 0.02) * result.dense.parameters
+
+
+def test_nothing_is_folded_where_only_kept_weights_train(short):
+    result, _, _ = short
+    assert not result.weights_were_folded
+    assert "folded" not in str(result)
+
+
+def test_parameters_that_a_method_learns_besides_the_weights_do_not_count(short, tmp_path):
+    result, _, _ = short
+    assert run(epochs=1, method=RigL(estimate=True), output=tmp_path).sparse.parameters == result.sparse.parameters
+
+
+def test_a_network_that_ends_dense_is_saved_whole(tmp_path):
+    result = run(epochs=1, pattern="2:4", method=Switch(srste(), dense_from=0.5), output=tmp_path)
+    assert result.reload_is_equal
+    assert not result.weights_were_folded
+    assert result.sparse.parameters == result.dense.parameters
 
 
 def test_no_epochs_are_refused(tmp_path):

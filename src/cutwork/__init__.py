@@ -17,7 +17,7 @@ PUBLIC = {
     "cutwork.flops": ("flops",),
     "cutwork.methods": (
         *("STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch"),
-        *("set_", "srste"),
+        *("View", "hold_fixed", "project_by", "set_", "srste"),
     ),
     "cutwork.patterns": ("Pattern", "parse"),
     "cutwork.report": ("draw_masks", "report"),
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from cutwork.methods import Static as Static
     from cutwork.methods import Supermask as Supermask
     from cutwork.methods import Switch as Switch
+    from cutwork.methods import View as View
+    from cutwork.methods import hold_fixed as hold_fixed
+    from cutwork.methods import project_by as project_by
     from cutwork.methods import set_ as set_
     from cutwork.methods import srste as srste
     from cutwork.patterns import Pattern as Pattern

@@ -28,7 +28,7 @@ def doctor(*, json: bool = False) -> None:
 def demo(
     *,
     epochs: int = 30,
-    density: float = 0.1,
+    density: float | None = None,
     pattern: str = "block:16",
     method: str = "rigl",
     seed: int = 0,
@@ -38,7 +38,7 @@ def demo(
 
     Args:
         epochs: How often each network sees the training images.
-        density: Share of the weights that is kept, above 0 and up to 1.
+        density: Share of the weights that is kept, above 0 and up to 1; without it the pattern's own, or else 0.1.
         pattern: Which masks are legal: unstructured, block:16, vector:16, shuffled:16, 2:4 and others.
         method: How the mask moves during training: static, rigl, set, gradual, granet, srigl, supermask, ste, srste.
         seed: Fixes every random choice.

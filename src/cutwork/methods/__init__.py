@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from cutwork.methods.base import Method, View, generator_for
+from cutwork.methods.base import Method, View, generator_for, hold_fixed, project_by
 from cutwork.methods.gradual import Gradual
 from cutwork.methods.granet import GraNet
 from cutwork.methods.rigl import RigL, set_
@@ -14,7 +14,7 @@ from cutwork.methods.switch import Switch
 
 __all__ = [
     "METHODS", "STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch", "View",
-    "generator_for", "named", "set_", "srste",
+    "generator_for", "hold_fixed", "named", "project_by", "set_", "srste",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[[], Method]] = {
