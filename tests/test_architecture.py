@@ -13,7 +13,18 @@ FILES = [ROOT / "__init__.py", *sorted({*ROOT.rglob("*.py")} - {ROOT / "__init__
 
 # Imports point to a lower floor, or stay inside one folder. A new file or folder of src/cutwork gets a floor here.
 FLOORS = [
-    {"patterns", "scores", "allocation", "schedules", "topology", "ops", "sharding", "exploration", "tensor_file"},
+    {
+        "patterns",
+        "scores",
+        "allocation",
+        "schedules",
+        "budget",
+        "topology",
+        "ops",
+        "sharding",
+        "exploration",
+        "tensor_file",
+    },
     {"matrix", "kernels", "tensor_tree"},
     {"sparsity"},
     {"layers", "methods", "transforms"},
