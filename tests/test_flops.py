@@ -132,7 +132,7 @@ PRODUCTS = {
 }
 
 
-@pytest.mark.parametrize("method", ["static", "ste", "supermask", cw.RigL(estimate=True, until=9)])
+@pytest.mark.parametrize("method", ["static", "ste", "supermask", cw.RigL(every=1, estimate=True, until=9)])
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_mask_scales_the_products_of_its_layer_exactly(name, method):
     build, shape, products = PRODUCTS[name]

@@ -33,7 +33,7 @@ def test_each_layer_has_a_row_with_what_its_mask_keeps():
     assert (rest.layer, rest.parameters, rest.kept_parameters, rest.flops) == ("(all else)", 64, 64, None)
 
 
-@pytest.mark.parametrize("method", ["static", "ste", "supermask", cw.RigL(estimate=True, until=9)])
+@pytest.mark.parametrize("method", ["static", "ste", "supermask", cw.RigL(every=1, estimate=True, until=9)])
 @pytest.mark.parametrize("pattern", ["unstructured", "shuffled:8", "2:4"])
 def test_the_total_is_that_of_the_dense_model(method, pattern):
     dense, sparse = model(), model()
