@@ -25,15 +25,17 @@ def survey() -> list[Kernel]:
     """
     return [
         Kernel("dense", True, "PyTorch's own kernels; in this version all layers run on them, masked weights included"),
-        Kernel("cpu-tiles", False, f"this version has no compiled sparse kernels; {_extension_state()}"),
+        Kernel("cpu-tiles", False, f"no layer uses them in this version; {_extension_state()}"),
         Kernel("triton-tiles", False, f"this version has no Triton kernels; {_triton_state()}"),
         Kernel("2:4", False, f"this version does not call them; {_semi_structured_state()}"),
     ]
 
 
 def _extension_state() -> str:
+    if cpu.is_built() and cpu.has_tiles():
+        return f"the C++ extension is built, and would run them with {cpu.instruction_sets()[0]}"
     if cpu.is_built():
-        return "the C++ extension is built and reports CPU features only"
+        return "the C++ extension is built without them, which takes GCC or Clang"
     return f"the C++ extension is not built ({cpu.why_missing()})"
 
 

@@ -7,6 +7,13 @@ from types import ModuleType
 # First, so that the extension finds torch's copy of the OpenMP library loaded and shares its threads.
 import torch  # noqa: F401
 
+# The instruction set with the most comes first; each with what it needs of the CPU.
+INSTRUCTION_SETS: dict[str, frozenset[str]] = {
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"}),
+    "avx2": frozenset({"avx2", "fma"}),
+    "generic": frozenset(),
+}
+
 
 @functools.cache
 def _load() -> tuple[ModuleType | None, str]:
@@ -24,6 +31,17 @@ def is_built() -> bool:
 def why_missing() -> str:
     """Return the loader's own words about why the extension is absent, or an empty string when it is there."""
     return _load()[1]
+
+
+def has_tiles() -> bool:
+    """Say whether the extension was built with the tile kernels."""
+    return is_built() and "Tiles" in vars(extension())
+
+
+def instruction_sets() -> list[str]:
+    """Return the instruction sets of the tile kernels that this CPU can run, the one that is used first."""
+    features = set(extension().features())
+    return [name for name, needed in INSTRUCTION_SETS.items() if needed <= features]
 
 
 def extension() -> ModuleType:

@@ -1,5 +1,7 @@
 // What this CPU and its operating system can run, and how many threads OpenMP gives.
 
+#include "tiles_bindings.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -152,6 +154,9 @@ int threads(int wanted) {
 
 NB_MODULE(_cpu, module) {
     module.doc() = "cutwork's compiled part for CPUs.";
+#ifdef CUTWORK_TILES
+    bind_tiles(module);
+#endif
     module.def("features", &features,
                "Return the instruction sets that this CPU has and the operating system lets programs use.");
     module.def("threads", &threads, nb::arg("wanted"), nb::call_guard<nb::gil_scoped_release>(),

@@ -1,0 +1,77 @@
+"""The compiled tile kernels as functions of tensors, and their registration on the operators of `ops`.
+
+They compute in float32; the operators' references serve other dtypes, and everything where the extension is missing.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutwork.kernels import cpu
+from cutwork.ops import block_linear as ops
+
+
+@functools.cache
+def kernels(instruction_set: str) -> Any:
+    """Return the compiled kernels for an instruction set."""
+    return cpu.extension().Tiles(instruction_set)
+
+
+def forward(
+    isa: str, x_MI: Tensor, values: Tensor, ptr: Tensor, col: Tensor, bias_O: Tensor | None, outputs: int
+) -> Tensor:
+    """Compute `block_linear`."""
+    x_MI, values = x_MI.contiguous(), values.contiguous()
+    bias_O = None if bias_O is None else bias_O.contiguous()
+    y_MO = x_MI.new_empty(x_MI.shape[0], outputs)
+    weight = _weight(values, ptr, col, outputs, x_MI.shape[1])
+    bias = 0 if bias_O is None else bias_O.data_ptr()
+    kernels(isa).forward(weight, x_MI.data_ptr(), bias, y_MO.data_ptr(), len(x_MI), torch.get_num_threads())
+    return y_MO
+
+
+def input_gradient(isa: str, dy_MO: Tensor, values: Tensor, ptr: Tensor, col: Tensor, inputs: int) -> Tensor:
+    """Compute `block_linear_input_gradient`."""
+    dy_MO, values = dy_MO.contiguous(), values.contiguous()
+    dx_MI = dy_MO.new_empty(dy_MO.shape[0], inputs)
+    weight = _weight(values, ptr, col, dy_MO.shape[1], inputs)
+    kernels(isa).input_gradient(weight, dy_MO.data_ptr(), dx_MI.data_ptr(), len(dy_MO), torch.get_num_threads())
+    return dx_MI
+
+
+def weight_gradient(isa: str, dy_MO: Tensor, x_MI: Tensor, ptr: Tensor, col: Tensor, rows: int, columns: int) -> Tensor:
+    """Compute `block_linear_weight_gradient`."""
+    dy_MO, x_MI = dy_MO.contiguous(), x_MI.contiguous()
+    dvalues = x_MI.new_empty(len(col), columns, rows)
+    weight = _weight(dvalues, ptr, col, dy_MO.shape[1], x_MI.shape[1])
+    kernels(isa).weight_gradient(
+        weight, x_MI.data_ptr(), dy_MO.data_ptr(), dvalues.data_ptr(), len(x_MI), torch.get_num_threads()
+    )
+    return dvalues
+
+
+def _weight(values: Tensor, ptr: Tensor, col: Tensor, outputs: int, inputs: int) -> Any:
+    _, columns, rows = values.shape
+    return cpu.extension().Weight(
+        values.data_ptr(), ptr.data_ptr(), col.data_ptr(), outputs, inputs, len(ptr) - 1, rows, columns
+    )
+
+
+def register() -> None:
+    """Let the operators use the compiled kernels for float32 tensors on the CPU."""
+    isa = cpu.instruction_sets()[0]
+    for operator, kernel in (
+        (ops.block_linear, forward),
+        (ops.input_gradient, input_gradient),
+        (ops.weight_gradient, weight_gradient),
+    ):
+        operator.register_kernel("cpu")(_float32_or(operator._init_fn, functools.partial(kernel, isa)))
+
+
+def _float32_or(reference: Any, kernel: Any) -> Any:
+    def choose(first: Tensor, *rest: Any) -> Tensor:
+        return (kernel if first.dtype == torch.float32 else reference)(first, *rest)
+
+    return choose

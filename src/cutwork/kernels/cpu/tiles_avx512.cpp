@@ -1,0 +1,9 @@
+// The tile kernels for AVX-512 F, BW, DQ and VL.
+
+#define CUTWORK_ISA avx512
+#define TOKENS_1 16
+#define TOKENS_2 12
+#define TOKENS_4 6
+#include "tiles.inc"
+
+extern const Kernels AVX512_KERNELS = {"avx512", avx512::forward, avx512::input_gradient, avx512::weight_gradient};

@@ -1,0 +1,84 @@
+"""Where the kept tiles of a matrix are, and the way of its numbers into a compressed tensor and back."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cutwork.patterns import Block, Pattern, Shuffled
+from cutwork.patterns.shuffled import group_rows
+
+
+@final
+@dataclass(frozen=True)
+class Topology:
+    """The index of a compressed matrix `[out, in]`.
+
+    The outputs are cut into groups of `rows`, the last of which may hang over; `order`, if it is not None, says which
+    output stands at which place. A group keeps units, runs of `columns` inputs that start at `col`; `ptr` says where
+    the units of each group begin. The values `[units, columns, rows]` are zero where they hang over.
+    """
+
+    shape: tuple[int, int]
+    rows: int
+    columns: int
+    ptr: Tensor
+    col: Tensor
+    order: Tensor | None = None
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, pattern: Pattern) -> "Topology":
+        """Index a mask that the pattern allows.
+
+        >>> mask = Block(2, 2).project(torch.tensor([[9., 9., 0.], [9., 9., 0.], [1., 1., 5.]]), density=0.5)
+        >>> topology = Topology.from_mask(mask, Block(2, 2))
+        >>> topology.ptr.tolist(), topology.col.tolist()
+        ([0, 1, 2], [0, 2])
+        """
+        if not isinstance(pattern, Block | Shuffled):
+            raise ValueError(f"{pattern} has no tiles to compress; use block, vector or shuffled, or dense storage")
+        order = group_rows(mask, pattern.rows) if isinstance(pattern, Shuffled) else None
+        columns = pattern.columns if isinstance(pattern, Block) else 1
+        kept = mask if order is None else mask[order]
+        units = kept[:: pattern.rows, ::columns]
+        ptr = F.pad(units.sum(1).cumsum(0), (1, 0)).int()
+        col = (units.nonzero()[:, 1] * columns).int()
+        return cls((mask.shape[0], mask.shape[1]), pattern.rows, columns, ptr, col, order)
+
+    @property
+    def num_units(self) -> int:
+        """Return how many units are kept."""
+        return len(self.col)
+
+    def gather(self, matrix: Tensor) -> Tensor:
+        """Return the values of the kept units of a dense matrix."""
+        group, first = self._groups(), self.col.long()
+        tiles = self._padded(matrix)
+        return tiles[group, :, first // self.columns, :].transpose(1, 2).contiguous()
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """Return the dense matrix of some values, zero where nothing is kept."""
+        num_groups, width = len(self.ptr) - 1, -(-self.shape[1] // self.columns)
+        tiles = values.new_zeros(num_groups, self.rows, width, self.columns)
+        tiles[self._groups(), :, self.col.long() // self.columns, :] = values.transpose(1, 2)
+        matrix = tiles.reshape(num_groups * self.rows, width * self.columns)[: self.shape[0], : self.shape[1]]
+        if self.order is None:
+            return matrix.contiguous()
+        return torch.empty_like(matrix).index_copy_(0, self.order, matrix)
+
+    def to_mask(self) -> Tensor:
+        """Return the mask."""
+        values = self.ptr.new_ones((self.num_units, self.columns, self.rows), dtype=torch.float32)
+        return self.scatter(values).bool()
+
+    def _groups(self) -> Tensor:
+        counts = self.ptr.diff().long()
+        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+
+    def _padded(self, matrix: Tensor) -> Tensor:
+        matrix = matrix if self.order is None else matrix[self.order]
+        num_groups, width = len(self.ptr) - 1, -(-self.shape[1] // self.columns)
+        padded = F.pad(matrix, (0, width * self.columns - self.shape[1], 0, num_groups * self.rows - self.shape[0]))
+        return padded.view(num_groups, self.rows, width, self.columns)
