@@ -41,6 +41,8 @@ BAD = {
     ),
     "density missing": (lambda m: cw.sparsify(m, "block:4", density={"0": 0.1}), "gives one to 2"),
     "masks and density": (lambda m: cw.sparsify(m, "block:4", density=0.1, masks={}), "masks bring their own density"),
+    "masks and init": (lambda m: cw.sparsify(m, "block:4", init="random", masks={}), "leave density, sparsity, alloc"),
+    "masks and allocation": (lambda m: cw.sparsify(m, "block:4", allocation="erk", masks={}), "need no scores"),
     "masks of others": (lambda m: cw.sparsify(m, "block:4", masks={"0": torch.ones(64, 32) > 0}), "differ in 2"),
     "mask shape": (
         lambda m: cw.sparsify(m, {"0": "block:4"}, masks={"0": torch.ones(4, 4) > 0}),

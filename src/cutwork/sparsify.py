@@ -58,8 +58,10 @@ def sparsify(
     amount = one_amount(density, sparsity)
     if masks is None:
         choices = choose_layers(model, patterns, density=amount, allocation=share)
-    elif amount is not None:
-        raise ValueError("masks bring their own density; leave density and sparsity out")
+    elif amount is not None or init is not None or allocation != "uniform":
+        raise ValueError(
+            "masks bring their own density and need no scores; leave density, sparsity, allocation, init out"
+        )
     else:
         choices = choose_masked(model, patterns, masks)
     layers = install(model, choices, chosen_method, init=score, masks=masks, seed=seed)
