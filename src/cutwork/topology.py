@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cutwork.ops.block_linear import dense_weight, kept_values
 from cutwork.patterns import Block, Pattern, Shuffled
 from cutwork.patterns.shuffled import group_rows
 
@@ -54,16 +55,12 @@ class Topology:
 
     def gather(self, matrix: Tensor) -> Tensor:
         """Return the values of the kept units of a dense matrix."""
-        group, first = self._groups(), self.col.long()
-        tiles = self._padded(matrix)
-        return tiles[group, :, first // self.columns, :].transpose(1, 2).contiguous()
+        matrix = matrix if self.order is None else matrix[self.order]
+        return kept_values(matrix, self.ptr, self.col, self.rows, self.columns)
 
     def scatter(self, values: Tensor) -> Tensor:
         """Return the dense matrix of some values, zero where nothing is kept."""
-        num_groups, width = len(self.ptr) - 1, -(-self.shape[1] // self.columns)
-        tiles = values.new_zeros(num_groups, self.rows, width, self.columns)
-        tiles[self._groups(), :, self.col.long() // self.columns, :] = values.transpose(1, 2)
-        matrix = tiles.reshape(num_groups * self.rows, width * self.columns)[: self.shape[0], : self.shape[1]]
+        matrix = dense_weight(values, self.ptr, self.col, *self.shape)
         if self.order is None:
             return matrix.contiguous()
         return torch.empty_like(matrix).index_copy_(0, self.order, matrix)
@@ -72,13 +69,3 @@ class Topology:
         """Return the mask."""
         values = self.ptr.new_ones((self.num_units, self.columns, self.rows), dtype=torch.float32)
         return self.scatter(values).bool()
-
-    def _groups(self) -> Tensor:
-        counts = self.ptr.diff().long()
-        return torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-
-    def _padded(self, matrix: Tensor) -> Tensor:
-        matrix = matrix if self.order is None else matrix[self.order]
-        num_groups, width = len(self.ptr) - 1, -(-self.shape[1] // self.columns)
-        padded = F.pad(matrix, (0, width * self.columns - self.shape[1], 0, num_groups * self.rows - self.shape[0]))
-        return padded.view(num_groups, self.rows, width, self.columns)

@@ -25,12 +25,14 @@ def input_gradient(dy_MO: Tensor, values: Tensor, ptr: Tensor, col: Tensor, inpu
 @torch.library.custom_op("cutwork::block_linear_weight_gradient", mutates_args=())
 def weight_gradient(dy_MO: Tensor, x_MI: Tensor, ptr: Tensor, col: Tensor, rows: int, columns: int) -> Tensor:
     """Return what `dy_MO^T x_MI` has at the kept units; zero where a unit hangs over."""
-    gradient = dy_MO.T @ x_MI
-    width = -(-gradient.shape[1] // columns)
-    padded = torch.nn.functional.pad(
-        gradient, (0, width * columns - gradient.shape[1], 0, (len(ptr) - 1) * rows - gradient.shape[0])
-    )
-    tiles = padded.view(len(ptr) - 1, rows, width, columns)
+    return kept_values(dy_MO.T @ x_MI, ptr, col, rows, columns)
+
+
+def kept_values(weight_OI: Tensor, ptr: Tensor, col: Tensor, rows: int, columns: int) -> Tensor:
+    """Return the values that a dense weight has at the kept units."""
+    height, width = len(ptr) - 1, -(-weight_OI.shape[1] // columns)
+    padding = (0, width * columns - weight_OI.shape[1], 0, height * rows - weight_OI.shape[0])
+    tiles = torch.nn.functional.pad(weight_OI, padding).view(height, rows, width, columns)
     return tiles[_groups(ptr), :, col.long() // columns, :].transpose(1, 2).contiguous()
 
 
