@@ -46,7 +46,9 @@ class Topology:
         units = kept[:: pattern.rows, ::columns]
         ptr = F.pad(units.sum(1).cumsum(0), (1, 0)).int()
         col = (units.nonzero()[:, 1] * columns).int()
-        return cls((mask.shape[0], mask.shape[1]), pattern.rows, columns, ptr, col, order)
+        return cls(
+            (mask.shape[0], mask.shape[1]), pattern.rows, columns, ptr, col, None if order is None else order.int()
+        )
 
     @property
     def num_units(self) -> int:
@@ -55,15 +57,11 @@ class Topology:
 
     def gather(self, matrix: Tensor) -> Tensor:
         """Return the values of the kept units of a dense matrix."""
-        matrix = matrix if self.order is None else matrix[self.order]
-        return kept_values(matrix, self.ptr, self.col, self.rows, self.columns)
+        return kept_values(matrix, self.ptr, self.col, self.order, self.rows, self.columns)
 
     def scatter(self, values: Tensor) -> Tensor:
         """Return the dense matrix of some values, zero where nothing is kept."""
-        matrix = dense_weight(values, self.ptr, self.col, *self.shape)
-        if self.order is None:
-            return matrix.contiguous()
-        return torch.empty_like(matrix).index_copy_(0, self.order, matrix)
+        return dense_weight(values, self.ptr, self.col, self.order, *self.shape).contiguous()
 
     def to_mask(self) -> Tensor:
         """Return the mask."""

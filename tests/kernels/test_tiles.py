@@ -8,7 +8,8 @@ import torch
 
 from cutwork.kernels import cpu
 from cutwork.ops import block_linear as ops
-from cutwork.patterns import Block
+from cutwork.ops.activations import ACTIVATIONS
+from cutwork.patterns import Block, Shuffled
 from cutwork.topology import Topology
 
 if not cpu.has_tiles():
@@ -33,10 +34,9 @@ def poisoned_memory(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
-def problem(size, tile, density, tokens, seed=0):
+def problem(size, pattern, density, tokens, seed=0):
     generator = torch.Generator().manual_seed(seed)
     outputs, inputs = size
-    pattern = Block(*tile)
     mask = torch.zeros(size, dtype=torch.bool)
     if density:
         mask = pattern.project(torch.rand(size, generator=generator), density)
@@ -47,44 +47,58 @@ def problem(size, tile, density, tokens, seed=0):
     return topology, values, x, dy, torch.randn(outputs, generator=generator)
 
 
+def check(isa, index, values, x, dy, bias, residual=None, before="none", after="none"):
+    """Compare all three kernels with their references."""
+    at = (index.ptr, index.col, index.order)
+    outputs, inputs = index.shape
+    pairs = [
+        (tiles.forward, ops.block_linear, (x, values, *at, bias, residual, outputs, before, after)),
+        (tiles.input_gradient, ops.input_gradient, (dy, values, *at, x, inputs, before)),
+        (tiles.weight_gradient, ops.weight_gradient, (dy, x, *at, index.rows, index.columns, before)),
+    ]
+    for kernel, operator, arguments in pairs:
+        torch.testing.assert_close(kernel(isa, *arguments), operator._init_fn(*arguments), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("isa", cpu.instruction_sets())
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("density", [0, 0.3, 1])
 def test_kernels_compute_what_the_reference_does(isa, tile, size, density):
     for tokens in TOKENS:
-        index, values, x, dy, bias = problem(size, tile, density, tokens)
-        at = (index.ptr, index.col)
-        pairs = [
-            (
-                tiles.forward(isa, x, values, *at, bias, size[0]),
-                ops.block_linear._init_fn(x, values, *at, bias, size[0]),
-            ),
-            (
-                tiles.forward(isa, x, values, *at, None, size[0]),
-                ops.block_linear._init_fn(x, values, *at, None, size[0]),
-            ),
-            (
-                tiles.input_gradient(isa, dy, values, *at, size[1]),
-                ops.input_gradient._init_fn(dy, values, *at, size[1]),
-            ),
-            (tiles.weight_gradient(isa, dy, x, *at, *tile), ops.weight_gradient._init_fn(dy, x, *at, *tile)),
-        ]
-        for found, expected in pairs:
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        index, values, x, dy, bias = problem(size, Block(*tile), density, tokens)
+        check(isa, index, values, x, dy, bias)
+        check(isa, index, values, x, dy, None)
 
 
 @pytest.mark.parametrize("isa", cpu.instruction_sets())
-def test_results_do_not_depend_on_the_number_of_threads(isa):
-    index, values, x, dy, bias = problem((96, 80), (16, 16), 0.4, 333)
+@pytest.mark.parametrize(
+    "pattern", [Block(16, 16), Block(5, 3), Shuffled(16, 1), Shuffled(8, 8), Shuffled(5, 1)], ids=str
+)
+@pytest.mark.parametrize("size", [(63, 100), (17, 33), (64, 64)], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kernels_take_activations_residuals_and_orders_along(isa, pattern, size, activation):
+    for tokens in (1, 5, 17, 100):
+        index, values, x, dy, bias = problem(size, pattern, 0.3, tokens)
+        check(isa, index, values, 3 * x, dy, bias, before=activation)
+        check(isa, index, values, x, dy, bias, residual=dy, after=activation)
+        check(isa, index, values, x, dy, None, residual=dy, before=activation, after=activation)
+
+
+@pytest.mark.parametrize("isa", cpu.instruction_sets())
+@pytest.mark.parametrize("pattern", [Block(16, 16), Shuffled(16, 1)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 50, 333])
+def test_results_do_not_depend_on_the_number_of_threads(isa, pattern, tokens):
+    index, values, x, dy, bias = problem((96, 80), pattern, 0.4, tokens)
+    at = (index.ptr, index.col, index.order)
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
         results.append(
             (
-                tiles.forward(isa, x, values, index.ptr, index.col, bias, 96),
-                tiles.input_gradient(isa, dy, values, index.ptr, index.col, 80),
-                tiles.weight_gradient(isa, dy, x, index.ptr, index.col, 16, 16),
+                tiles.forward(isa, x, values, *at, bias, None, 96, "none", "gelu"),
+                tiles.input_gradient(isa, dy, values, *at, x, 80, "gelu"),
+                tiles.weight_gradient(isa, dy, x, *at, index.rows, index.columns, "gelu"),
             )
         )
     torch.set_num_threads(1)
@@ -95,27 +109,34 @@ def test_registered_operators_use_the_kernels_and_give_the_same_gradients():
     code = """
 import torch
 from cutwork.kernels.cpu import tiles
-from cutwork.ops.block_linear import block_linear
+from cutwork.ops.block_linear import block_linear, linear
 from cutwork.patterns import parse
 from cutwork.topology import Topology
 
 weight = torch.randn(33, 20)
 index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))
-def run():
+def through_the_dispatcher(x, values):
+    return block_linear(x, values, index.ptr, index.col, None, torch.ones(33), None, 33, "gelu", "none")
+def past_it(x, values):
+    return linear(x, values, index.ptr, index.col, None, torch.ones(33), outputs=33, before="gelu")
+def run(function):
     torch.manual_seed(0)
     x, values = torch.randn(7, 20, requires_grad=True), index.gather(weight).requires_grad_()
-    y = block_linear(x, values, index.ptr, index.col, torch.ones(33), 33)
+    y = function(x, values)
     return y, *torch.autograd.grad(y.square().sum(), (x, values))
-before, calls = run(), []
-forward = tiles.forward
-tiles.forward = lambda *args: calls.append(1) or forward(*args)
+results, calls = [run(past_it), run(through_the_dispatcher)], []
+def counted(kernel):
+    return lambda *args: calls.append(1) or kernel(*args)
+for name in ("forward", "input_gradient", "weight_gradient"):
+    setattr(tiles, name, counted(getattr(tiles, name)))
 tiles.register()
-after = run()
-assert calls
-for a, b in zip(before, after, strict=True):
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+results += [run(past_it), run(through_the_dispatcher)]
+assert len(calls) == 6
+for other in results[1:]:
+    for a, b in zip(results[0], other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 double = torch.ones(2, 20).double()
-assert block_linear(double, index.gather(weight).double(), index.ptr, index.col, None, 33).dtype == torch.double
+assert linear(double, index.gather(weight).double(), index.ptr, index.col, outputs=33).dtype == torch.double
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

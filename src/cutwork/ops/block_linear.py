@@ -1,48 +1,125 @@
 """The linear layer of a compressed weight: what is computed, forward and for every gradient.
 
 Each operator has a plain PyTorch reference, which is its meaning and runs wherever no kernel is registered. They take
-plain tensors: `values[units, columns, rows]`, `ptr[groups + 1]` and `col[units]`, as in `Topology`. Legend: M tokens,
-I inputs, O outputs. Outputs stand in the order of the groups; a layer that shuffles them puts them back itself.
+plain tensors: `values[units, columns, rows]`, `ptr[groups + 1]`, `col[units]` and `order[outputs]`, as in `Topology`.
+Legend: M tokens, I inputs, O outputs.
 """
+
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from cutwork.ops.activations import NONE, activate, backward
+from cutwork.ops.direct import can_skip_dispatcher, kernel_of
+
+
+def linear(
+    x: Tensor,
+    values: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None = None,
+    bias_O: Tensor | None = None,
+    *,
+    outputs: int,
+    residual: Tensor | None = None,
+    before: str = NONE,
+    after: str = NONE,
+) -> Tensor:
+    """Return `after(before(x) W^T + bias_O) + residual` for an `x[..., inputs]`, the fastest way there is here.
+
+    The activation `before` costs training nothing: of it only its input is kept.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, values = x.to(dtype), values.to(dtype)
+        bias_O = None if bias_O is None else bias_O.to(dtype)
+    if after != NONE and torch.is_grad_enabled():
+        y = activate(after, linear(x, values, ptr, col, order, bias_O, outputs=outputs, before=before))
+        return y if residual is None else y + residual
+    shape = x.shape
+    if len(shape) != 2:
+        x = x.reshape(-1, shape[-1])
+        residual = None if residual is None else residual.reshape(-1, outputs)
+    if not can_skip_dispatcher(x):
+        y = block_linear(x, values, ptr, col, order, bias_O, residual, outputs, before, after)
+    elif torch.is_grad_enabled():
+        y = _Linear.apply(x, values, ptr, col, order, bias_O, residual, outputs, before)
+    else:
+        kernel = kernel_of(block_linear, x)
+        y = kernel(x, values, ptr, col, order, bias_O, residual, outputs, before, after)
+    return y if len(shape) == 2 else y.view(*shape[:-1], outputs)
+
 
 @torch.library.custom_op("cutwork::block_linear", mutates_args=())
-def block_linear(x_MI: Tensor, values: Tensor, ptr: Tensor, col: Tensor, bias_O: Tensor | None, outputs: int) -> Tensor:
-    """Return `y_MO = x_MI W^T + bias_O`."""
-    y_MO = x_MI @ dense_weight(values, ptr, col, outputs, x_MI.shape[1]).T
-    return y_MO if bias_O is None else y_MO + bias_O
+def block_linear(
+    x_MI: Tensor,
+    values: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    bias_O: Tensor | None,
+    residual_MO: Tensor | None,
+    outputs: int,
+    before: str,
+    after: str,
+) -> Tensor:
+    """Return `y_MO = after(before(x_MI) W^T + bias_O) + residual_MO`."""
+    y_MO = activate(before, x_MI) @ dense_weight(values, ptr, col, order, outputs, x_MI.shape[1]).T
+    y_MO = activate(after, y_MO if bias_O is None else y_MO + bias_O)
+    return y_MO if residual_MO is None else y_MO + residual_MO
 
 
 @torch.library.custom_op("cutwork::block_linear_input_gradient", mutates_args=())
-def input_gradient(dy_MO: Tensor, values: Tensor, ptr: Tensor, col: Tensor, inputs: int) -> Tensor:
-    """Return `dx_MI = dy_MO W`."""
-    return dy_MO @ dense_weight(values, ptr, col, dy_MO.shape[1], inputs)
+def input_gradient(
+    dy_MO: Tensor,
+    values: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    x_MI: Tensor | None,
+    inputs: int,
+    before: str,
+) -> Tensor:
+    """Return the gradient of `x_MI` in `before(x_MI) W^T`; without an activation it does not need `x_MI`."""
+    dx_MI = dy_MO @ dense_weight(values, ptr, col, order, dy_MO.shape[1], inputs)
+    return dx_MI if before == NONE else backward(before, dx_MI, _given(x_MI))
 
 
 @torch.library.custom_op("cutwork::block_linear_weight_gradient", mutates_args=())
-def weight_gradient(dy_MO: Tensor, x_MI: Tensor, ptr: Tensor, col: Tensor, rows: int, columns: int) -> Tensor:
-    """Return what `dy_MO^T x_MI` has at the kept units; zero where a unit hangs over."""
-    return kept_values(dy_MO.T @ x_MI, ptr, col, rows, columns)
+def weight_gradient(
+    dy_MO: Tensor,
+    x_MI: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    rows: int,
+    columns: int,
+    before: str,
+) -> Tensor:
+    """Return what `dy_MO^T before(x_MI)` has at the kept units; zero where a unit hangs over."""
+    return kept_values(dy_MO.T @ activate(before, x_MI), ptr, col, order, rows, columns)
 
 
-def kept_values(weight_OI: Tensor, ptr: Tensor, col: Tensor, rows: int, columns: int) -> Tensor:
+def kept_values(weight_OI: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, rows: int, columns: int) -> Tensor:
     """Return the values that a dense weight has at the kept units."""
+    if order is not None:
+        weight_OI = weight_OI[order.long()]
     height, width = len(ptr) - 1, -(-weight_OI.shape[1] // columns)
     padding = (0, width * columns - weight_OI.shape[1], 0, height * rows - weight_OI.shape[0])
     tiles = torch.nn.functional.pad(weight_OI, padding).view(height, rows, width, columns)
     return tiles[_groups(ptr), :, col.long() // columns, :].transpose(1, 2).contiguous()
 
 
-def dense_weight(values: Tensor, ptr: Tensor, col: Tensor, outputs: int, inputs: int) -> Tensor:
+def dense_weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Tensor:
     """Return the dense `W_OI`."""
     _, columns, rows = values.shape
     width = -(-inputs // columns)
     tiles = values.new_zeros(len(ptr) - 1, rows, width, columns)
     tiles[_groups(ptr), :, col.long() // columns, :] = values.transpose(1, 2)
-    return tiles.view(-1, width * columns)[:outputs, :inputs]
+    weight_OI = tiles.view(-1, width * columns)[:outputs, :inputs]
+    return weight_OI if order is None else torch.empty_like(weight_OI).index_copy_(0, order.long(), weight_OI)
 
 
 def _groups(ptr: Tensor) -> Tensor:
@@ -50,76 +127,102 @@ def _groups(ptr: Tensor) -> Tensor:
     return torch.arange(len(counts), device=ptr.device).repeat_interleave(counts)
 
 
+def _given(x: Tensor | None) -> Tensor:
+    if x is None:
+        raise ValueError("the gradient behind an activation needs the input; pass it")
+    return x
+
+
 @block_linear.register_fake
-def _(x_MI: Tensor, values: Tensor, ptr: Tensor, col: Tensor, bias_O: Tensor | None, outputs: int) -> Tensor:
+def _(x_MI, values, ptr, col, order, bias_O, residual_MO, outputs, before, after):
     return x_MI.new_empty(x_MI.shape[0], outputs)
 
 
 @input_gradient.register_fake
-def _(dy_MO: Tensor, values: Tensor, ptr: Tensor, col: Tensor, inputs: int) -> Tensor:
+def _(dy_MO, values, ptr, col, order, x_MI, inputs, before):
     return dy_MO.new_empty(dy_MO.shape[0], inputs)
 
 
 @weight_gradient.register_fake
-def _(dy_MO: Tensor, x_MI: Tensor, ptr: Tensor, col: Tensor, rows: int, columns: int) -> Tensor:
+def _(dy_MO, x_MI, ptr, col, order, rows, columns, before):
     return x_MI.new_empty(col.shape[0], columns, rows)
 
 
 def _save_forward(ctx, inputs, output):
-    x_MI, values, ptr, col, bias_O, ctx.outputs = inputs
-    ctx.has_bias = bias_O is not None
-    ctx.save_for_backward(x_MI, values, ptr, col)
+    x_MI, values, ptr, col, order, _, _, _, ctx.before, ctx.after = inputs
+    ctx.save_for_backward(x_MI, values, ptr, col, order)
 
 
 def _forward_gradients(ctx, dy_MO):
-    x_MI, values, ptr, col = ctx.saved_tensors
-    needs_x, needs_values = ctx.needs_input_grad[:2]
-    dy_MO = dy_MO.contiguous()
-    return (
-        input_gradient(dy_MO, values, ptr, col, x_MI.shape[1]) if needs_x else None,
-        weight_gradient(dy_MO, x_MI, ptr, col, values.shape[2], values.shape[1]) if needs_values else None,
-        None,
-        None,
-        dy_MO.sum(0) if ctx.has_bias else None,
-        None,
-    )
+    if ctx.after != NONE:
+        raise ValueError("a product followed by an activation has no gradient of its own; apply the activation apart")
+    x_MI, values, ptr, col, order = ctx.saved_tensors
+    needs_x, needs_values, _, _, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
+    dx = dvalues = None
+    # While a graph of the gradient is recorded, only the operators will do: they have gradients themselves.
+    directly = not torch.is_grad_enabled() and can_skip_dispatcher(dy_MO)
+    if needs_x:
+        gradient = kernel_of(input_gradient, dy_MO) if directly else input_gradient
+        x = None if ctx.before == NONE else x_MI
+        dx = gradient(dy_MO, values, ptr, col, order, x, x_MI.shape[1], ctx.before)
+    if needs_values:
+        gradient = kernel_of(weight_gradient, dy_MO) if directly else weight_gradient
+        dvalues = gradient(dy_MO, x_MI, ptr, col, order, values.shape[2], values.shape[1], ctx.before)
+    bias = dy_MO.sum(0) if needs_bias else None
+    return dx, dvalues, None, None, None, bias, dy_MO if needs_residual else None, None, None, None
 
 
 def _save_input_gradient(ctx, inputs, output):
-    dy_MO, values, ptr, col, ctx.inputs = inputs
-    ctx.save_for_backward(dy_MO, values, ptr, col)
+    dy_MO, values, ptr, col, order, _, _, ctx.before = inputs
+    ctx.save_for_backward(dy_MO, values, ptr, col, order)
 
 
 def _input_gradient_gradients(ctx, g_MI):
-    dy_MO, values, ptr, col = ctx.saved_tensors
-    g_MI = g_MI.contiguous()
+    _check_plain(ctx.before)
+    dy_MO, values, ptr, col, order = ctx.saved_tensors
     return (
-        block_linear(g_MI, values, ptr, col, None, dy_MO.shape[1]),
-        weight_gradient(dy_MO, g_MI, ptr, col, values.shape[2], values.shape[1]),
-        None,
-        None,
-        None,
+        block_linear(g_MI, values, ptr, col, order, None, None, dy_MO.shape[1], NONE, NONE),
+        weight_gradient(dy_MO, g_MI, ptr, col, order, values.shape[2], values.shape[1], NONE),
+        *(None,) * 6,
     )
 
 
 def _save_weight_gradient(ctx, inputs, output):
-    dy_MO, x_MI, ptr, col, _, _ = inputs
-    ctx.save_for_backward(dy_MO, x_MI, ptr, col)
+    dy_MO, x_MI, ptr, col, order, _, _, ctx.before = inputs
+    ctx.save_for_backward(dy_MO, x_MI, ptr, col, order)
 
 
 def _weight_gradient_gradients(ctx, g_values):
-    dy_MO, x_MI, ptr, col = ctx.saved_tensors
-    g_values = g_values.contiguous()
+    _check_plain(ctx.before)
+    dy_MO, x_MI, ptr, col, order = ctx.saved_tensors
     return (
-        block_linear(x_MI, g_values, ptr, col, None, dy_MO.shape[1]),
-        input_gradient(dy_MO, g_values, ptr, col, x_MI.shape[1]),
-        None,
-        None,
-        None,
-        None,
+        block_linear(x_MI, g_values, ptr, col, order, None, None, dy_MO.shape[1], NONE, NONE),
+        input_gradient(dy_MO, g_values, ptr, col, order, None, x_MI.shape[1], NONE),
+        *(None,) * 6,
     )
+
+
+def _check_plain(before: str) -> None:
+    if before != NONE:
+        raise ValueError("second derivatives stop at a fused activation; apply the activation apart")
 
 
 block_linear.register_autograd(_forward_gradients, setup_context=_save_forward)
 input_gradient.register_autograd(_input_gradient_gradients, setup_context=_save_input_gradient)
 weight_gradient.register_autograd(_weight_gradient_gradients, setup_context=_save_weight_gradient)
+
+
+@final
+class _Linear(torch.autograd.Function):
+    """`block_linear` without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MI, values, ptr, col, order, bias_O, residual_MO, outputs, before):
+        ctx.before, ctx.after = before, NONE
+        ctx.save_for_backward(x_MI, values, ptr, col, order)
+        kernel = kernel_of(block_linear, x_MI)
+        return kernel(x_MI, values, ptr, col, order, bias_O, residual_MO, outputs, before, NONE)
+
+    @staticmethod
+    def backward(ctx: Any, *dy_MO):
+        return _forward_gradients(ctx, *dy_MO)[:9]

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cutwork.kernels import cpu
 from cutwork.ops import block_linear as ops
+from cutwork.ops.activations import activate, backward
+from cutwork.ops.direct import register_kernel
 
 
 @functools.cache
@@ -20,30 +22,63 @@ def kernels(instruction_set: str) -> Any:
 
 
 def forward(
-    isa: str, x_MI: Tensor, values: Tensor, ptr: Tensor, col: Tensor, bias_O: Tensor | None, outputs: int
+    isa: str,
+    x_MI: Tensor,
+    values: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    bias_O: Tensor | None,
+    residual_MO: Tensor | None,
+    outputs: int,
+    before: str,
+    after: str,
 ) -> Tensor:
     """Compute `block_linear`."""
-    x_MI, values = x_MI.contiguous(), values.contiguous()
-    bias_O = None if bias_O is None else bias_O.contiguous()
+    x_MI, values = activate(before, x_MI).contiguous(), values.contiguous()
     y_MO = x_MI.new_empty(x_MI.shape[0], outputs)
     weight = _weight(values, ptr, col, outputs, x_MI.shape[1])
-    bias = 0 if bias_O is None else bias_O.data_ptr()
-    kernels(isa).forward(weight, x_MI.data_ptr(), bias, y_MO.data_ptr(), len(x_MI), torch.get_num_threads())
-    return y_MO
+    kernels(isa).forward(weight, x_MI.data_ptr(), 0, y_MO.data_ptr(), len(x_MI), torch.get_num_threads())
+    if order is not None:
+        y_MO = torch.empty_like(y_MO).index_copy_(1, order.long(), y_MO)
+    y_MO = activate(after, y_MO if bias_O is None else y_MO + bias_O)
+    return y_MO if residual_MO is None else y_MO + residual_MO
 
 
-def input_gradient(isa: str, dy_MO: Tensor, values: Tensor, ptr: Tensor, col: Tensor, inputs: int) -> Tensor:
+def input_gradient(
+    isa: str,
+    dy_MO: Tensor,
+    values: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    x_MI: Tensor | None,
+    inputs: int,
+    before: str,
+) -> Tensor:
     """Compute `block_linear_input_gradient`."""
+    dy_MO = dy_MO if order is None else dy_MO[:, order.long()]
     dy_MO, values = dy_MO.contiguous(), values.contiguous()
     dx_MI = dy_MO.new_empty(dy_MO.shape[0], inputs)
     weight = _weight(values, ptr, col, dy_MO.shape[1], inputs)
     kernels(isa).input_gradient(weight, dy_MO.data_ptr(), dx_MI.data_ptr(), len(dy_MO), torch.get_num_threads())
-    return dx_MI
+    return dx_MI if x_MI is None else backward(before, dx_MI, x_MI)
 
 
-def weight_gradient(isa: str, dy_MO: Tensor, x_MI: Tensor, ptr: Tensor, col: Tensor, rows: int, columns: int) -> Tensor:
+def weight_gradient(
+    isa: str,
+    dy_MO: Tensor,
+    x_MI: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    rows: int,
+    columns: int,
+    before: str,
+) -> Tensor:
     """Compute `block_linear_weight_gradient`."""
-    dy_MO, x_MI = dy_MO.contiguous(), x_MI.contiguous()
+    dy_MO = dy_MO if order is None else dy_MO[:, order.long()]
+    dy_MO, x_MI = dy_MO.contiguous(), activate(before, x_MI).contiguous()
     dvalues = x_MI.new_empty(len(col), columns, rows)
     weight = _weight(dvalues, ptr, col, dy_MO.shape[1], x_MI.shape[1])
     kernels(isa).weight_gradient(
@@ -67,7 +102,7 @@ def register() -> None:
         (ops.input_gradient, input_gradient),
         (ops.weight_gradient, weight_gradient),
     ):
-        operator.register_kernel("cpu")(_float32_or(operator._init_fn, functools.partial(kernel, isa)))
+        register_kernel(operator, "cpu", _float32_or(operator._init_fn, functools.partial(kernel, isa)))
 
 
 def _float32_or(reference: Any, kernel: Any) -> Any:
