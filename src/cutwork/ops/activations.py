@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
+NUMBERS = {name: place for place, name in enumerate(ACTIVATIONS)}
 GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     NONE: lambda dy, x: dy,
     "relu": lambda dy, x: dy * (x > 0),
@@ -28,11 +29,18 @@ GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def activate(name: str, x: Tensor) -> Tensor:
     """Return the activation of `x`."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; write one of {', '.join(map(repr, ACTIVATIONS))}")
+    number(name)
     return ACTIVATIONS[name](x)
 
 
 def backward(name: str, dy: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of `x`, given that of its activation."""
     return GRADIENTS[name](dy, x)
+
+
+def number(name: str) -> int:
+    """Return the place of an activation in the kernels' enumeration."""
+    activation = NUMBERS.get(name)
+    if activation is None:
+        raise ValueError(f"unknown activation {name!r}; write one of {', '.join(map(repr, ACTIVATIONS))}")
+    return activation

@@ -4,6 +4,7 @@ They compute in float32; the operators' references serve other dtypes, and every
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cutwork.kernels import cpu
 from cutwork.ops import block_linear as ops
-from cutwork.ops.activations import activate, backward
+from cutwork.ops.activations import NONE, number
 from cutwork.ops.direct import register_kernel
 
 
@@ -35,14 +36,23 @@ def forward(
     after: str,
 ) -> Tensor:
     """Compute `block_linear`."""
-    x_MI, values = activate(before, x_MI).contiguous(), values.contiguous()
-    y_MO = x_MI.new_empty(x_MI.shape[0], outputs)
-    weight = _weight(values, ptr, col, outputs, x_MI.shape[1])
-    kernels(isa).forward(weight, x_MI.data_ptr(), 0, y_MO.data_ptr(), len(x_MI), torch.get_num_threads())
-    if order is not None:
-        y_MO = torch.empty_like(y_MO).index_copy_(1, order.long(), y_MO)
-    y_MO = activate(after, y_MO if bias_O is None else y_MO + bias_O)
-    return y_MO if residual_MO is None else y_MO + residual_MO
+    tokens, inputs = x_MI.shape
+    x_MI, values, bias_O, residual_MO = _dense(x_MI), _dense(values), _dense(bias_O), _dense(residual_MO)
+    _check("the bias", bias_O, (outputs,))
+    _check("the residual", residual_MO, (tokens, outputs))
+    y_MO = x_MI.new_empty(tokens, outputs)
+    kernels(isa).forward(
+        _weight(values, ptr, col, order, outputs, inputs),
+        x_MI.data_ptr(),
+        0 if bias_O is None else bias_O.data_ptr(),
+        0 if residual_MO is None else residual_MO.data_ptr(),
+        y_MO.data_ptr(),
+        tokens,
+        number(before),
+        number(after),
+        torch.get_num_threads(),
+    )
+    return y_MO
 
 
 def input_gradient(
@@ -57,12 +67,20 @@ def input_gradient(
     before: str,
 ) -> Tensor:
     """Compute `block_linear_input_gradient`."""
-    dy_MO = dy_MO if order is None else dy_MO[:, order.long()]
-    dy_MO, values = dy_MO.contiguous(), values.contiguous()
-    dx_MI = dy_MO.new_empty(dy_MO.shape[0], inputs)
-    weight = _weight(values, ptr, col, dy_MO.shape[1], inputs)
-    kernels(isa).input_gradient(weight, dy_MO.data_ptr(), dx_MI.data_ptr(), len(dy_MO), torch.get_num_threads())
-    return dx_MI if x_MI is None else backward(before, dx_MI, x_MI)
+    tokens, outputs = dy_MO.shape
+    dy_MO, values, x_MI = _dense(dy_MO), _dense(values), _dense(None if before == NONE else x_MI)
+    _check("the input", x_MI, (tokens, inputs))
+    dx_MI = dy_MO.new_empty(tokens, inputs)
+    kernels(isa).input_gradient(
+        _weight(values, ptr, col, order, outputs, inputs),
+        dy_MO.data_ptr(),
+        0 if x_MI is None else x_MI.data_ptr(),
+        dx_MI.data_ptr(),
+        tokens,
+        number(before),
+        torch.get_num_threads(),
+    )
+    return dx_MI
 
 
 def weight_gradient(
@@ -77,21 +95,20 @@ def weight_gradient(
     before: str,
 ) -> Tensor:
     """Compute `block_linear_weight_gradient`."""
-    dy_MO = dy_MO if order is None else dy_MO[:, order.long()]
-    dy_MO, x_MI = dy_MO.contiguous(), activate(before, x_MI).contiguous()
+    tokens, inputs = x_MI.shape
+    dy_MO, x_MI = _dense(dy_MO), _dense(x_MI)
+    _check("the gradient of the output", dy_MO, (tokens, dy_MO.shape[1]))
     dvalues = x_MI.new_empty(len(col), columns, rows)
-    weight = _weight(dvalues, ptr, col, dy_MO.shape[1], x_MI.shape[1])
     kernels(isa).weight_gradient(
-        weight, x_MI.data_ptr(), dy_MO.data_ptr(), dvalues.data_ptr(), len(x_MI), torch.get_num_threads()
+        _weight(dvalues, ptr, col, order, dy_MO.shape[1], inputs),
+        x_MI.data_ptr(),
+        dy_MO.data_ptr(),
+        dvalues.data_ptr(),
+        tokens,
+        number(before),
+        torch.get_num_threads(),
     )
     return dvalues
-
-
-def _weight(values: Tensor, ptr: Tensor, col: Tensor, outputs: int, inputs: int) -> Any:
-    _, columns, rows = values.shape
-    return cpu.extension().Weight(
-        values.data_ptr(), ptr.data_ptr(), col.data_ptr(), outputs, inputs, len(ptr) - 1, rows, columns
-    )
 
 
 def register() -> None:
@@ -105,8 +122,37 @@ def register() -> None:
         register_kernel(operator, "cpu", _float32_or(operator._init_fn, functools.partial(kernel, isa)))
 
 
-def _float32_or(reference: Any, kernel: Any) -> Any:
-    def choose(first: Tensor, *rest: Any) -> Tensor:
-        return (kernel if first.dtype == torch.float32 else reference)(first, *rest)
+def _float32_or(reference: Callable[..., Tensor], kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def choose(*arguments: Any) -> Tensor:
+        floats = all(
+            argument.is_cpu and argument.dtype in (torch.float32, torch.int32)
+            for argument in arguments
+            if isinstance(argument, Tensor)
+        )
+        return (kernel if floats else reference)(*arguments)
 
     return choose
+
+
+def _weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Any:
+    units, columns, rows = values.shape
+    groups = -(-outputs // rows)
+    for name, index, count in (("ptr", ptr, groups + 1), ("col", col, units), ("order", order, outputs)):
+        if index is not None and (index.dtype != torch.int32 or index.shape != (count,) or not index.is_contiguous()):
+            raise ValueError(
+                f"{name} is {index.dtype} of shape {tuple(index.shape)}; {outputs} outputs in groups of {rows} with "
+                f"{units} units need a contiguous torch.int32 of shape ({count},)"
+            )
+    at = 0 if order is None else order.data_ptr()
+    return cpu.extension().Weight(
+        values.data_ptr(), ptr.data_ptr(), col.data_ptr(), at, outputs, inputs, groups, rows, columns
+    )
+
+
+def _dense(tensor: Any) -> Any:
+    return tensor if tensor is None else tensor.contiguous()
+
+
+def _check(what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"{what} has the shape {tuple(tensor.shape)}; expected {shape}")

@@ -30,17 +30,22 @@ class Tiles {
         if (!kernels) throw nb::value_error("this build has no kernels for that instruction set");
     }
 
-    void forward(const Weight &weight, uintptr_t x, uintptr_t bias, uintptr_t y, int64_t tokens, int threads) const {
-        kernels->forward(weight, at<const float>(x), at<const float>(bias), at<float>(y), tokens, threads);
+    void forward(const Weight &weight, uintptr_t x, uintptr_t bias, uintptr_t residual, uintptr_t y, int64_t tokens,
+                 int before, int after, int threads) const {
+        kernels->forward(weight, at<const float>(x), at<const float>(bias), at<const float>(residual), at<float>(y),
+                         tokens, static_cast<Activation>(before), static_cast<Activation>(after), threads);
     }
 
-    void input_gradient(const Weight &weight, uintptr_t dy, uintptr_t dx, int64_t tokens, int threads) const {
-        kernels->input_gradient(weight, at<const float>(dy), at<float>(dx), tokens, threads);
+    void input_gradient(const Weight &weight, uintptr_t dy, uintptr_t x, uintptr_t dx, int64_t tokens, int before,
+                        int threads) const {
+        kernels->input_gradient(weight, at<const float>(dy), at<const float>(x), at<float>(dx), tokens,
+                                static_cast<Activation>(before), threads);
     }
 
-    void weight_gradient(const Weight &weight, uintptr_t x, uintptr_t dy, uintptr_t dvalues, int64_t tokens,
+    void weight_gradient(const Weight &weight, uintptr_t x, uintptr_t dy, uintptr_t dvalues, int64_t tokens, int before,
                          int threads) const {
-        kernels->weight_gradient(weight, at<const float>(x), at<const float>(dy), at<float>(dvalues), tokens, threads);
+        kernels->weight_gradient(weight, at<const float>(x), at<const float>(dy), at<float>(dvalues), tokens,
+                                 static_cast<Activation>(before), threads);
     }
 
   private:
@@ -53,10 +58,11 @@ void bind_tiles(nb::module_ &module) {
     nb::class_<Weight>(module, "Weight", "Where a compressed weight lies; keeps nothing alive.")
         .def(
             "__init__",
-            [](Weight *self, uintptr_t values, uintptr_t ptr, uintptr_t col, int64_t outputs, int64_t inputs,
-               int64_t groups, int64_t bo, int64_t bi) {
-                new (self) Weight{at<const float>(values), at<const int32_t>(ptr), at<const int32_t>(col), outputs,
-                                  inputs, groups, bo, bi};
+            [](Weight *self, uintptr_t values, uintptr_t ptr, uintptr_t col, uintptr_t order, int64_t outputs,
+               int64_t inputs, int64_t groups, int64_t bo, int64_t bi) {
+                new (self) Weight{at<const float>(values),  at<const int32_t>(ptr), at<const int32_t>(col),
+                                  at<const int32_t>(order), outputs,                inputs,
+                                  groups,                   bo,                     bi};
             });
     nb::class_<Tiles>(module, "Tiles", "The tile kernels of one instruction set: generic, avx2 or avx512.")
         .def(nb::init<const char *>())
