@@ -1,6 +1,7 @@
 // The tile kernels for AVX-512 F, BW, DQ and VL.
 
 #define CUTWORK_ISA avx512
+#define LANES 16
 #define TOKENS_1 16
 #define TOKENS_2 12
 #define TOKENS_4 6
