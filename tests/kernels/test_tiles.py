@@ -105,6 +105,36 @@ def test_results_do_not_depend_on_the_number_of_threads(isa, pattern, tokens):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+def test_a_process_made_by_fork_does_not_wait_for_threads_it_has_not():
+    code = """
+import os, signal, time, torch
+from cutwork.kernels.cpu import tiles
+from cutwork.patterns import Block
+from cutwork.topology import Topology
+
+torch.set_num_threads(2)
+index = Topology.from_mask(torch.ones(256, 256, dtype=torch.bool), Block(16, 16))
+values, x = torch.ones(index.num_units, 16, 16), torch.ones(100, 256)
+def run():
+    y = tiles.forward("generic", x, values, index.ptr, index.col, None, None, None, 256, "none", "none")
+    assert (y == 256).all()
+run()
+child = os.fork()
+if child == 0:
+    run()
+    os._exit(0)
+for _ in range(200):
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        raise SystemExit(status)
+    time.sleep(0.05)
+os.kill(child, signal.SIGKILL)
+raise SystemExit("the child hangs")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_registered_operators_use_the_kernels_and_give_the_same_gradients():
     code = """
 import torch

@@ -2,10 +2,11 @@
 
 import functools
 import importlib
+import os
 from types import ModuleType
 
 # First, so that the extension finds torch's copy of the OpenMP library loaded and shares its threads.
-import torch  # noqa: F401
+import torch
 
 # The instruction set with the most comes first; each with what it needs of the CPU.
 INSTRUCTION_SETS: dict[str, frozenset[str]] = {
@@ -13,6 +14,8 @@ INSTRUCTION_SETS: dict[str, frozenset[str]] = {
     "avx2": frozenset({"avx2", "fma"}),
     "generic": frozenset(),
 }
+
+_PROCESS = os.getpid()
 
 
 @functools.cache
@@ -42,6 +45,14 @@ def instruction_sets() -> list[str]:
     """Return the instruction sets of the tile kernels that this CPU can run, the one that is used first."""
     features = set(extension().features())
     return [name for name, needed in INSTRUCTION_SETS.items() if needed <= features]
+
+
+def num_threads() -> int:
+    """Return how many threads a kernel may use: as many as PyTorch does, but one in a process made by fork.
+
+    The threads of an OpenMP library do not come along in a fork, and GNU's waits for them forever.
+    """
+    return torch.get_num_threads() if os.getpid() == _PROCESS else 1
 
 
 def extension() -> ModuleType:

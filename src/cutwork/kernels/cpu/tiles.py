@@ -50,7 +50,7 @@ def forward(
         tokens,
         number(before),
         number(after),
-        torch.get_num_threads(),
+        cpu.num_threads(),
     )
     return y_MO
 
@@ -78,7 +78,7 @@ def input_gradient(
         dx_MI.data_ptr(),
         tokens,
         number(before),
-        torch.get_num_threads(),
+        cpu.num_threads(),
     )
     return dx_MI
 
@@ -106,7 +106,7 @@ def weight_gradient(
         dvalues.data_ptr(),
         tokens,
         number(before),
-        torch.get_num_threads(),
+        cpu.num_threads(),
     )
     return dvalues
 
