@@ -114,22 +114,13 @@ def _version(package: str) -> str | None:
 
 def _diagnose_cpu() -> Cpu:
     return Cpu(
-        name=_cpu_name(),
+        name=cpu.processor(),
         usable_cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         torch_threads=torch.get_num_threads(),
         torch_capability=torch.backends.cpu.get_cpu_capability(),
         features=cpu.extension().features() if cpu.is_built() else None,
         why_unknown=cpu.why_missing(),
     )
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _accelerators() -> list[Accelerator]:

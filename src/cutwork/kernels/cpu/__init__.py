@@ -3,6 +3,8 @@
 import functools
 import importlib
 import os
+import platform
+from pathlib import Path
 from types import ModuleType
 
 # First, so that the extension finds torch's copy of the OpenMP library loaded and shares its threads.
@@ -39,6 +41,17 @@ def why_missing() -> str:
 def has_tiles() -> bool:
     """Say whether the extension was built with the tile kernels."""
     return is_built() and "Tiles" in vars(extension())
+
+
+@functools.cache
+def processor() -> str:
+    """Return the name of the processor, as the operating system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def instruction_sets() -> list[str]:

@@ -1,0 +1,170 @@
+"""The forms that a sparse layer can take on a machine, and how long each of them takes."""
+
+import copy
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from cutwork import __version__
+from cutwork.kernels import cpu
+from cutwork.layers.compressed import compress, expand, why_not_compressed
+from cutwork.layers.swap import CompressedLayer, SparseLayer
+from cutwork.sparsity import Fixed
+from cutwork.timing import measure
+from cutwork.timing_cache import TimingCache
+
+DENSE, TILES = "dense", "tiles"
+
+# How far results may lie apart, relative to their size: the order of the sums differs.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+
+
+@final
+@dataclass(frozen=True)
+class Usage:
+    """What a layer is called with: the shape and memory format of its input, and how often in a pass."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool = False
+    calls: int = 1
+
+    def example(self, device: torch.device) -> Tensor:
+        """Return some input of this kind."""
+        x = torch.randn(self.shape, device=device).to(self.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+
+def usages(model: nn.Module, layers: Mapping[str, nn.Module], *inputs: Any) -> dict[str, Usage]:
+    """Return what each of these layers is called with in a pass over the inputs; the largest of several shapes."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, arguments, name=name: seen[name].append(arguments[0]))
+        for name, layer in layers.items()
+    ]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            # Batch norm must not learn from this pass, nor dropout draw numbers.
+            model.eval()(*inputs)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return {name: _usage(called) for name, called in seen.items() if called}
+
+
+def _usage(called: list[Tensor]) -> Usage:
+    x = max(called, key=Tensor.numel)
+    is_image = x.dim() == 4
+    return Usage(
+        tuple(x.shape),
+        x.dtype,
+        channels_last=is_image and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous(),
+        calls=len(called),
+    )
+
+
+def obstacle(layer: nn.Module, form: str) -> str:
+    """Say why a sparse layer cannot take a form; empty where it can."""
+    return why_not_compressed(layer) if form == TILES and not isinstance(layer, CompressedLayer) else ""
+
+
+def change(layers: Mapping[str, nn.Module], form: str, *, training: bool) -> None:
+    """Give layers a form, in place.
+
+    Where nothing trains, the dense form reads the weight as it lies there: it is zero where the mask is.
+    """
+    if form == TILES:
+        compress({name: layer for name, layer in layers.items() if not isinstance(layer, CompressedLayer)})
+    elif form == DENSE:
+        expand({name: layer for name, layer in layers.items() if isinstance(layer, CompressedLayer)})
+        for layer in layers.values():
+            sparsity = layer.get_submodule("sparsity")
+            if isinstance(sparsity, Fixed):
+                sparsity.is_at_rest = not training
+    else:
+        raise ValueError(f"unknown form {form!r}; write {DENSE!r} or {TILES!r}")
+
+
+def time_forms(
+    layer: SparseLayer, usage: Usage, forms: list[str], *, training: bool, seconds: float, cache: TimingCache | None
+) -> dict[str, float]:
+    """Return how long a call of a layer takes in each form, in seconds; for training with its backward pass.
+
+    Raises ValueError where two forms give different results.
+    """
+    key = _key(layer, usage, training)
+    known = {} if cache is None else cache.get(key)
+    if all(form in known for form in forms):
+        return {form: known[form] for form in forms}
+    twins = {form: _twin(layer, form, training=training) for form in forms}
+    x = usage.example(layer.trained.device)
+    _check_equal(twins, x)
+    timings = measure({form: _call(twin, x, training=training) for form, twin in twins.items()}, seconds=seconds)
+    taken = {form: timing.median_s for form, timing in timings.items()}
+    if cache is not None:
+        cache.put(key, taken)
+    return taken
+
+
+def _twin(layer: SparseLayer, form: str, *, training: bool) -> nn.Module:
+    twin = copy.deepcopy(layer).train(training)
+    for hooks in (twin._forward_hooks, twin._forward_pre_hooks, twin._backward_hooks, twin._backward_pre_hooks):
+        hooks.clear()
+    change({"": twin}, form, training=training)
+    return twin
+
+
+def _call(twin: nn.Module, x: Tensor, *, training: bool) -> Callable[[], object]:
+    if not training:
+
+        def infer() -> Tensor:
+            with torch.no_grad():
+                return twin(x)
+
+        return infer
+    source = x.requires_grad_()
+    dy = torch.ones_like(twin(source))
+
+    def train() -> None:
+        twin(source).backward(dy)
+        source.grad = None
+        for parameter in twin.parameters():
+            parameter.grad = None
+
+    return train
+
+
+@torch.no_grad()
+def _check_equal(twins: Mapping[str, nn.Module], x: Tensor) -> None:
+    results = {form: twin(x) for form, twin in twins.items()}
+    (first, expected), *others = results.items()
+    for form, found in others:
+        error = float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+        if not error <= TOLERANCES.get(x.dtype, 1e-4):
+            raise ValueError(
+                f"the forms {first} and {form} of {twins[form]} give results that differ by {error:.2g}; this is a "
+                "defect of a kernel on this machine: please report it, and forbid the form until then"
+            )
+
+
+def _key(layer: SparseLayer, usage: Usage, training: bool) -> str:
+    sparsity = layer.sparsity
+    matrix = sparsity.mask_matrix()
+    density = float(matrix.double().mean())
+    what = "training" if training else "inference"
+    details = {name: value for name, value in vars(layer).items() if name in ("stride", "padding", "dilation", "groups")}
+    return " | ".join(
+        [
+            f"{cpu.processor()} {'+'.join(cpu.instruction_sets()[:1]) if cpu.has_tiles() else 'reference'}",
+            f"{torch.get_num_threads()} threads on {layer.trained.device}",
+            f"torch {torch.__version__} cutwork {__version__} python {platform.python_version()}",
+            f"{'x'.join(map(str, matrix.shape))} {sparsity.pattern} {density:.3f} {layer.trained.dtype} {details}",
+            f"{'x'.join(map(str, usage.shape))} {usage.dtype} {'nhwc' if usage.channels_last else ''} {what}",
+        ]
+    )

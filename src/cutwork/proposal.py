@@ -1,0 +1,275 @@
+"""Which pattern and density would make a model as fast as wished, predicted from its layers measured here."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from cutwork.forms import DENSE, TILES, Usage, obstacle, time_forms, usages
+from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.patterns import Pattern, parse
+from cutwork.sparsify import sparsify
+from cutwork.sparsity import Fixed
+from cutwork.timing import measure
+from cutwork.timing_cache import TimingCache
+
+# The finest first: where two reach the goal with as much left, it keeps accuracy better.
+PATTERNS = ("vector:16", "block:16", "block:32")
+DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+
+
+@final
+@dataclass(frozen=True)
+class LayerProposal:
+    """What one layer takes in a pass, dense and in the proposed form, in seconds; it stays dense without a pattern."""
+
+    layer: str
+    shape: tuple[int, ...]
+    input: tuple[int, ...]
+    pattern: str | None
+    density: float
+    dense_s: float
+    proposed_s: float
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
+class Proposal:
+    """The pattern and density proposed, with predicted speedups of the whole model for all that were tried.
+
+    `patterns` and `density` are what `sparsify` takes; None where the goal is out of reach. `outside` is the share of
+    the time that no layer which could be sparse accounts for.
+    """
+
+    goal: float
+    pattern: str | None
+    density: float | None
+    rows: tuple[LayerProposal, ...]
+    speedups: dict[str, dict[float, float]]
+    dense_s: float
+    outside: float
+
+    @property
+    def patterns(self) -> dict[str, str] | None:
+        """Return the pattern of each layer that should be sparse, by its name, as `sparsify` takes them."""
+        if self.pattern is None:
+            return None
+        return {"*": "dense", **{row.layer: row.pattern for row in self.rows if row.pattern is not None}}
+
+    @property
+    def speedup(self) -> float:
+        """Return the predicted speedup of what is proposed, or else the best there is."""
+        if self.pattern is None or self.density is None:
+            return max(max(by_density.values()) for by_density in self.speedups.values())
+        return self.speedups[self.pattern][self.density]
+
+    def __str__(self) -> str:
+        """Write the proposal as tables."""
+        return "\n".join(_lines(self))
+
+    def to_json(self) -> str:
+        """Write the proposal as JSON, with exact numbers."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def propose(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    *,
+    speedup: float,
+    patterns: Sequence[str],
+    densities: Sequence[float],
+    training: bool,
+    seconds: float,
+    cache: TimingCache | None,
+) -> Proposal:
+    """Return the pattern that reaches a speedup of the whole model with most weights left."""
+    if not speedup > 1:
+        raise ValueError(f"plan: speedup={speedup:g}; give a number above 1")
+    if not inputs:
+        raise ValueError("plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)")
+    # With attentions open, and masks only to have layers that can be asked for their forms.
+    trial = copy.deepcopy(model)
+    sparsify(trial, "unstructured", density=0.5)
+    layers = sparse_layers(trial)
+    seen = usages(trial, layers, *inputs)
+    dense_s = _time_model(model, inputs, training=training)
+    forms = _measure_all(layers, seen, patterns, densities, training=training, seconds=seconds, cache=cache)
+    dense_of = {name: seen[name].calls * forms[name][None] for name in forms}
+    outside = max(0.0, 1 - sum(dense_of.values()) / dense_s)
+
+    def predicted(pattern: str, density: float) -> float:
+        saved = sum(
+            max(0.0, dense_of[name] - seen[name].calls * taken.get((pattern, density), float("inf")))
+            for name, taken in forms.items()
+        )
+        return dense_s / max(dense_s - saved, 1e-12)
+
+    speedups = {pattern: {density: predicted(pattern, density) for density in densities} for pattern in patterns}
+    reaching = [
+        (density, -place, pattern)
+        for place, pattern in enumerate(patterns)
+        for density in densities
+        if speedups[pattern][density] >= speedup
+    ]
+    density, _, pattern = max(reaching, default=(None, 0, None))
+    rows = tuple(
+        _row(name, layers[name], seen[name], forms[name], pattern, density) for name in layers if name in forms
+    )
+    return Proposal(speedup, pattern, density, rows, speedups, dense_s, outside)
+
+
+def _measure_all(
+    layers: Mapping[str, SparseLayer],
+    seen: Mapping[str, Usage],
+    patterns: Sequence[str],
+    densities: Sequence[float],
+    *,
+    training: bool,
+    seconds: float,
+    cache: TimingCache | None,
+) -> dict[str, dict[Any, float]]:
+    """Return the seconds of a call of each layer by pattern and density, and dense under None."""
+    known: dict[Any, dict[Any, float]] = {}
+    found = {}
+    for name, layer in layers.items():
+        if name not in seen:
+            continue
+        key = (type(layer), tuple(layer.trained.shape), str(layer.extra_repr()), seen[name])
+        if key not in known:
+            known[key] = _measure_one(layer, seen[name], patterns, densities, training, seconds, cache)
+        found[name] = known[key]
+    return found
+
+
+def _measure_one(
+    layer: SparseLayer,
+    usage: Usage,
+    patterns: Sequence[str],
+    densities: Sequence[float],
+    training: bool,
+    seconds: float,
+    cache: TimingCache | None,
+) -> dict[Any, float]:
+    taken: dict[Any, float] = {}
+    for text in patterns:
+        pattern = parse(text)
+        for density in densities:
+            masked = _with_mask(layer, pattern, density)
+            forms = [DENSE, TILES] if masked is not None and not obstacle(masked, TILES) else [DENSE]
+            times = time_forms(
+                layer if masked is None else masked, usage, forms, training=training, seconds=seconds, cache=cache
+            )
+            taken[None] = min(times[DENSE], taken.get(None, float("inf")))
+            if TILES in times:
+                taken[text, density] = times[TILES]
+    return taken
+
+
+def _with_mask(layer: SparseLayer, pattern: Pattern, density: float) -> SparseLayer | None:
+    """Return a copy of a layer with some mask of this pattern; None where the pattern is too coarse for it."""
+    twin = copy.deepcopy(layer)
+    matrix = twin.sparsity.mask_matrix()
+    generator = torch.Generator().manual_seed(0)
+    try:
+        pattern.check((matrix.shape[0], matrix.shape[1]))
+        mask = pattern.project(torch.rand(matrix.shape, generator=generator), density)
+    except ValueError:
+        return None
+    fixed = Fixed(
+        mask.to(matrix.device),
+        twin.weight.shape,  # pyrefly: ignore
+        pattern=pattern,
+        density=density,
+        transposed=twin.sparsity.transposed,
+    )
+    del twin.sparsity
+    with torch.no_grad():
+        twin.weight.mul_(fixed.mask)  # pyrefly: ignore
+    twin.sparsity = fixed
+    return twin
+
+
+def _time_model(model: nn.Module, inputs: Sequence[Any], *, training: bool) -> float:
+    # A copy: a step leaves gradients, and batch norm would learn from it.
+    twin = copy.deepcopy(model).train(training)
+
+    def infer() -> None:
+        with torch.no_grad():
+            twin(*inputs)
+
+    def train() -> None:
+        leaves = [leaf for leaf in tree_leaves(twin(*inputs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        torch.autograd.backward(leaves, [torch.ones_like(leaf) for leaf in leaves])
+        twin.zero_grad()
+
+    return measure({"model": train if training else infer}, seconds=1.0, min_rounds=3)["model"].median_s
+
+
+def _row(
+    name: str, layer: SparseLayer, usage: Usage, taken: Mapping[Any, float], pattern: str | None, density: float | None
+) -> LayerProposal:
+    dense_s = usage.calls * taken[None]
+    tiles = taken.get((pattern, density))
+    if tiles is None or pattern is None or density is None:
+        form, proposed, reason = None, dense_s, "no tiles of this pattern fit" if pattern else ""
+    elif tiles < taken[None]:
+        form, proposed, reason = pattern, usage.calls * tiles, f"{taken[None] / tiles:.1f}x faster"
+    else:
+        form, proposed, reason = None, dense_s, f"tiles {tiles / taken[None]:.1f}x slower here"
+    return LayerProposal(
+        layer=name,
+        shape=tuple(layer.sparsity.mask_matrix().shape),
+        input=usage.shape,
+        pattern=form,
+        density=1.0 if form is None or density is None else density,
+        dense_s=dense_s,
+        proposed_s=proposed,
+        reason=reason,
+    )
+
+
+COLUMNS = {"layer": "<", "shape": "<", "input": "<", "form": "<", "dense": ">", "then": ">", "": "<"}
+
+
+def _lines(proposal: Proposal) -> Iterator[str]:
+    yield "Predicted speedup of the whole model, by pattern and density (measured: each layer alone, and the model dense)"
+    densities = list(next(iter(proposal.speedups.values())))
+    width = max(map(len, proposal.speedups))
+    yield "  ".join([" " * width, *(f"{density:>6g}" for density in densities)])
+    for pattern, by_density in proposal.speedups.items():
+        yield "  ".join([f"{pattern:{width}}", *(f"{by_density[density]:5.2f}x" for density in densities)])
+    yield ""
+    if proposal.pattern is None:
+        yield (
+            f"{proposal.goal:g}x is out of reach: at most {proposal.speedup:.2f}x. {proposal.outside:.0%} of the time "
+            f"of a pass is outside the layers that could be sparse, so {1 / max(proposal.outside, 1e-9):.3g}x is the "
+            "end of all sparsity."
+        )
+        return
+    table = [list(COLUMNS), *(_cells(row) for row in proposal.rows)]
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(COLUMNS))]
+    for cells in table:
+        aligned = zip(cells, COLUMNS.values(), widths, strict=True)
+        yield "  ".join(f"{cell:{side}{width}}" for cell, side, width in aligned).rstrip()
+    yield ""
+    yield f"{proposal.goal:g}x is reached by {proposal.pattern} at density {proposal.density:g}, {proposal.speedup:.2f}x:"
+    yield f"    result = cutwork.plan(...); cutwork.sparsify(model, result.patterns, density={proposal.density:g})"
+
+
+def _cells(row: LayerProposal) -> list[str]:
+    return [
+        row.layer or "(the model itself)",
+        "x".join(map(str, row.shape)),
+        "x".join(map(str, row.input)),
+        row.pattern or "dense",
+        f"{row.dense_s * 1e3:.3g} ms",
+        f"{row.proposed_s * 1e3:.3g} ms",
+        row.reason,
+    ]
