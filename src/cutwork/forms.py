@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cutwork import __version__
 from cutwork.kernels import cpu
-from cutwork.layers.compressed import compress, expand, why_not_compressed
-from cutwork.layers.swap import CompressedLayer, SparseLayer
+from cutwork.layers.compressed import CompressedLayer, compress, expand, why_not_compressed
+from cutwork.layers.swap import SparseLayer
 from cutwork.sparsity import Fixed
 from cutwork.timing import measure
 from cutwork.timing_cache import TimingCache
@@ -35,7 +35,8 @@ class Usage:
 
     def example(self, device: torch.device) -> Tensor:
         """Return some input of this kind."""
-        x = torch.randn(self.shape, device=device).to(self.dtype)
+        generator = torch.Generator(device).manual_seed(0)
+        x = torch.randn(self.shape, device=device, generator=generator).to(self.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
@@ -148,8 +149,9 @@ def _check_equal(twins: Mapping[str, nn.Module], x: Tensor) -> None:
         error = float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
         if not error <= TOLERANCES.get(x.dtype, 1e-4):
             raise ValueError(
-                f"the forms {first} and {form} of {twins[form]} give results that differ by {error:.2g}; this is a "
-                "defect of a kernel on this machine: please report it, and forbid the form until then"
+                f"the forms {first!r} and {form!r} of a layer give results that differ by {error:.2g} for an input of "
+                f"{list(x.shape)}; this is a defect of a kernel on this machine: please report it, with the output of "
+                f"'cutwork doctor', and forbid the form until then"
             )
 
 
@@ -158,7 +160,9 @@ def _key(layer: SparseLayer, usage: Usage, training: bool) -> str:
     matrix = sparsity.mask_matrix()
     density = float(matrix.double().mean())
     what = "training" if training else "inference"
-    details = {name: value for name, value in vars(layer).items() if name in ("stride", "padding", "dilation", "groups")}
+    details = {
+        name: value for name, value in vars(layer).items() if name in ("stride", "padding", "dilation", "groups")
+    }
     return " | ".join(
         [
             f"{cpu.processor()} {'+'.join(cpu.instruction_sets()[:1]) if cpu.has_tiles() else 'reference'}",

@@ -6,42 +6,10 @@ from typing import TypeVar
 
 from torch import nn
 
-from cutwork.layers.compressed import CompressedLinear, compress, expand, why_not_compressed
+from cutwork.layers.compressed import CompressedLinear, expand
 from cutwork.layers.swap import SparseLayer, sparse_layers
-from cutwork.sparsity import Fixed
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-def pack(model: Model, layers: str | Iterable[str] | None = None) -> Model:
-    """Store of sparse layers only what their masks keep, in place, and return the model; `unpack` undoes it.
-
-    Packed are all layers whose fixed mask consists of tiles, or those that the globs in `layers` name. The parameter
-    that such a layer trains is then `values` instead of `weight`, so pack before building an optimizer.
-
-    >>> import torch
-    >>> from cutwork import sparsify
-    >>> model = nn.Sequential(nn.Linear(64, 64))
-    >>> sparsifier = sparsify(model, "block:16", density=0.25)
-    >>> x = torch.rand(2, 64)
-    >>> y = model(x)
-    >>> pack(model)[0].values.shape, torch.allclose(model(x), y, atol=1e-6)
-    (torch.Size([4, 16, 16]), True)
-    """
-    found = sparse_layers(model)
-    dense = {name: layer for name, layer in found.items() if not isinstance(layer, CompressedLinear)}
-    if layers is None:
-        chosen = {name: layer for name, layer in dense.items() if _has_tiles(layer)}
-    else:
-        chosen = _matching("pack", found, layers, lambda layer: not isinstance(layer, CompressedLinear))
-    if not chosen:
-        reasons = [f"{name or 'the model itself'}: {why_not_compressed(layer)}" for name, layer in dense.items()]
-        first = f"; {reasons[0]}" if reasons else "; sparsify() it first"
-        raise ValueError(f"pack: the model has no sparse layer in dense storage that could be compressed{first}")
-    _check_free("pack", chosen)
-    _check_tied(dense, chosen)
-    compress(chosen)
-    return model
 
 
 def unpack(model: Model, layers: str | Iterable[str] | None = None) -> Model:
@@ -50,14 +18,10 @@ def unpack(model: Model, layers: str | Iterable[str] | None = None) -> Model:
     chosen = found if layers is None else _matching("unpack", found, layers, lambda layer: True)
     if not chosen:
         raise ValueError("unpack: the model has no compressed layer; pack() it first")
-    _check_free("unpack", chosen)
+    check_free("unpack", chosen)
     _check_tied(found, chosen)
     expand(chosen)
     return model
-
-
-def _has_tiles(layer: SparseLayer) -> bool:
-    return isinstance(layer.sparsity, Fixed) and not why_not_compressed(layer)
 
 
 def _matching(
@@ -75,7 +39,17 @@ def _matching(
     return chosen
 
 
-def _check_free(what: str, chosen: Mapping[str, SparseLayer]) -> None:
+def grouped(layers: Mapping[str, SparseLayer]) -> dict[str, list[str]]:
+    """Return the names of layers that share a weight, by the first of them."""
+    first: dict[int, str] = {}
+    groups: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        groups.setdefault(first.setdefault(id(layer.sparsity), name), []).append(name)
+    return groups
+
+
+def check_free(what: str, chosen: Mapping[str, SparseLayer]) -> None:
+    """Raise ValueError where a sparsifier follows an optimizer that holds the parameter of a layer."""
     for name, layer in chosen.items():
         if layer.sparsity.is_followed:
             raise ValueError(

@@ -124,7 +124,9 @@ def plan(
         layer = layers[first]
         uses = [seen[name] for name in sharers if name in seen] if inputs else _usual(layer)
         rows.append(
-            _plan_layer(first, layer, uses, wanted[first], training=training, seconds=seconds, cache=kept, known=measured)
+            _plan_layer(
+                first, layer, uses, wanted[first], training=training, seconds=seconds, cache=kept, known=measured
+            )
         )
     return Plan(tuple(rows), training)
 
@@ -220,7 +222,9 @@ def _wanted(layers: Mapping[str, SparseLayer], forms: Forms | None) -> dict[str,
     for glob, form in ({"*": forms} if isinstance(forms, str) else forms or {}).items():
         if form.removeprefix("!") not in FORMS:
             names = ", ".join(map(repr, FORMS))
-            raise ValueError(f"plan: unknown form {form!r}; write one of {names}, or one of them after '!' to forbid it")
+            raise ValueError(
+                f"plan: unknown form {form!r}; write one of {names}, or one of them after '!' to forbid it"
+            )
         if not (matched := [name for name in layers if fnmatchcase(name, glob)]):
             raise ValueError(f"plan: no sparse layer matches {glob!r}; they are {', '.join(map(repr, layers))}")
         wanted |= dict.fromkeys(matched, form)

@@ -93,7 +93,9 @@ def propose(
     if not speedup > 1:
         raise ValueError(f"plan: speedup={speedup:g}; give a number above 1")
     if not inputs:
-        raise ValueError("plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)")
+        raise ValueError(
+            "plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)"
+        )
     # With attentions open, and masks only to have layers that can be asked for their forms.
     trial = copy.deepcopy(model)
     sparsify(trial, "unstructured", density=0.5)
@@ -192,7 +194,7 @@ def _with_mask(layer: SparseLayer, pattern: Pattern, density: float) -> SparseLa
     del twin.sparsity
     with torch.no_grad():
         twin.weight.mul_(fixed.mask)  # pyrefly: ignore
-    twin.sparsity = fixed
+    twin.add_module("sparsity", fixed)
     return twin
 
 
@@ -239,7 +241,7 @@ COLUMNS = {"layer": "<", "shape": "<", "input": "<", "form": "<", "dense": ">", 
 
 
 def _lines(proposal: Proposal) -> Iterator[str]:
-    yield "Predicted speedup of the whole model, by pattern and density (measured: each layer alone, and the model dense)"
+    yield "Predicted speedup of the whole model by pattern and density, from each layer measured alone"
     densities = list(next(iter(proposal.speedups.values())))
     width = max(map(len, proposal.speedups))
     yield "  ".join([" " * width, *(f"{density:>6g}" for density in densities)])
@@ -259,8 +261,9 @@ def _lines(proposal: Proposal) -> Iterator[str]:
         aligned = zip(cells, COLUMNS.values(), widths, strict=True)
         yield "  ".join(f"{cell:{side}{width}}" for cell, side, width in aligned).rstrip()
     yield ""
-    yield f"{proposal.goal:g}x is reached by {proposal.pattern} at density {proposal.density:g}, {proposal.speedup:.2f}x:"
-    yield f"    result = cutwork.plan(...); cutwork.sparsify(model, result.patterns, density={proposal.density:g})"
+    chosen = f"{proposal.pattern} at density {proposal.density:g}"
+    yield f"{proposal.goal:g}x is reached by {chosen}, {proposal.speedup:.2f}x:"
+    yield f"    proposal = plan(...); sparsify(model, proposal.patterns, density={proposal.density:g})"
 
 
 def _cells(row: LayerProposal) -> list[str]:

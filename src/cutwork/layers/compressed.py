@@ -106,6 +106,8 @@ class CompressedLinear(nn.Module):
             index.col = torch.zeros_like(topology.col, device=index.col.device)
 
 
+CompressedLayer = CompressedLinear
+
 # What the index of a layer has in a state dict.
 INDEX_KEYS = ("sparsity.ptr", "sparsity.col", "sparsity.order")
 

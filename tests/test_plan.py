@@ -1,0 +1,270 @@
+import copy
+import logging
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import cutwork as cw
+from cutwork import forms
+from cutwork.layers.compressed import CompressedLinear
+from cutwork.timing import Timing
+from cutwork.timing_cache import TimingCache, cache_file
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """Let every form of every layer take the seconds set here, whatever it really takes."""
+    seconds = {"dense": 2e-3, "tiles": 1e-3, "calls": 0}
+
+    def measure(calls, **options):
+        seconds["calls"] += 1
+        for call in calls.values():
+            call()
+        return {form: Timing(seconds[form], 0.0, 5) for form in calls}
+
+    monkeypatch.setattr(forms, "measure", measure)
+    return seconds
+
+
+def sparse_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    cw.sparsify(model, {"*": "block:8", "4": "unstructured"}, density=0.25)
+    return model
+
+
+def test_each_layer_takes_the_form_that_is_faster_and_the_plan_says_why(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    plan = cw.plan(model, x)
+    assert [row.form for row in plan.rows] == ["tiles", "tiles", "dense"]
+    assert plan.rows[0].reason == "2.0x faster than dense for 5x32"
+    assert plan.rows[0].gain == 2
+    assert "unstructured has no tiles" in plan.rows[2].reason
+    assert not any(isinstance(layer, CompressedLinear) for layer in model)
+    speed["tiles"] = 6e-3
+    cw.plan(model, x, cache=False)
+    slower = cw.plan(model, x, cache=False).rows[0]
+    assert (slower.form, slower.reason) == ("dense", "tiles 3.0x slower here for 5x32")
+    speed["tiles"] = 1.99e-3
+    assert cw.plan(model, x, cache=False).rows[0].reason == "tiles only 1.01x faster for 5x32, which may be chance"
+
+
+def test_packing_gives_the_layers_their_forms_and_keeps_the_results(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    y = model(x)
+    plan = cw.pack(model, x)
+    assert isinstance(model[0], CompressedLinear)
+    torch.testing.assert_close(model(x), y)
+    assert "block:8" in str(plan)
+    again = cw.plan(model, x)
+    assert [row.form for row in again.rows] == [row.form for row in plan.rows]
+    speed["tiles"] = 1.0
+    cw.pack(model, x, cache=False)
+    assert not any(isinstance(layer, CompressedLinear) for layer in model)
+    torch.testing.assert_close(model(x), y)
+
+
+def test_a_dense_form_reads_the_weight_as_it_is_where_nothing_trains(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    cw.pack(model, x, forms="dense")
+    effective = model[0].sparsity(model[0].weight)
+    assert effective is not model[0].weight
+    with torch.no_grad():
+        assert model[0].sparsity(model[0].weight) is model[0].weight
+    cw.pack(model, x, forms="dense", training=True)
+    with torch.no_grad():
+        assert model[0].sparsity(model[0].weight) is not model[0].weight
+
+
+def test_a_packed_model_trains(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    cw.pack(model, x, training=True)
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = copy.deepcopy(model[0].values)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].values, before)
+
+
+def test_forms_are_forced_and_forbidden_by_name(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    plan = cw.plan(model, x, forms={"*": "!tiles", "2": "tiles"})
+    assert [(row.form, row.reason) for row in plan.rows[:2]] == [("dense", "tiles is forbidden"), ("tiles", "as asked")]
+    assert speed["calls"] == 0
+    with pytest.raises(ValueError, match="unknown form 'fast'; write one of 'dense', 'tiles'"):
+        cw.plan(model, x, forms="fast")
+    with pytest.raises(ValueError, match="no sparse layer matches 'head'; they are '0', '2', '4'"):
+        cw.plan(model, x, forms={"head": "dense"})
+    with pytest.raises(ValueError, match="4 cannot take the form 'tiles': unstructured has no tiles"):
+        cw.plan(model, x, forms={"4": "tiles"})
+
+
+def test_without_inputs_a_layer_leaves_dense_only_where_that_is_faster_for_all_usual_sizes(speed, monkeypatch):
+    model = sparse_model()
+    assert cw.plan(model).rows[0].form == "tiles"
+    assert cw.plan(model).rows[0].calls == 4
+
+    def slow_for_one_token(layer, usage, wanted, **options):
+        return {"dense": 1.0, "tiles": 2.0 if usage.shape[0] == 1 else 0.1}
+
+    monkeypatch.setattr(sys.modules["cutwork.plan"], "time_forms", slow_for_one_token)
+    row = cw.plan(model).rows[0]
+    assert (row.form, row.reason) == ("dense", "tiles 2.0x slower here for 1x32")
+
+
+def test_equal_layers_are_measured_once_and_the_next_run_reads_the_cache(speed):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(4)))
+    cw.sparsify(model, "block:8", density=0.25)
+    x = torch.randn(3, 32)
+    cw.plan(model, x)
+    assert speed["calls"] == 1
+    assert cache_file().exists()
+    cw.plan(model, x)
+    assert speed["calls"] == 1
+    cw.plan(model, torch.randn(4, 32))
+    assert speed["calls"] == 2
+    cw.plan(model, x, cache=False)
+    assert speed["calls"] == 3
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_is_only_warned_about(speed, caplog, tmp_path):
+    model, x = sparse_model(), torch.randn(3, 32)
+    cache_file().parent.mkdir()
+    cache_file().write_text("{")
+    with caplog.at_level(logging.WARNING):
+        cw.plan(model, x)
+    assert "holds no timings" in caplog.text
+    assert TimingCache(cache_file()).get("nothing") == {}
+    folder = tmp_path / "a file"
+    folder.write_text("")
+    with caplog.at_level(logging.WARNING):
+        TimingCache(folder / "timings.json").put("key", {"dense": 1.0})
+    assert "cannot be kept" in caplog.text
+
+
+def test_a_layer_that_is_not_called_stays_dense(speed):
+    model = nn.Sequential(nn.Linear(32, 32))
+    model.spare = nn.Linear(32, 32)
+    cw.sparsify(model, "block:8", density=0.25)
+    model.forward = model[0].__call__
+    row = cw.plan(model, torch.randn(3, 32)).rows[1]
+    assert (row.form, row.reason) == ("dense", "not called with these inputs, so nothing was measured")
+
+
+def test_layers_that_share_a_weight_take_one_form(speed):
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    model[1].weight = model[0].weight
+    cw.sparsify(model, "block:8", density=0.25)
+    plan = cw.pack(model, torch.randn(3, 32))
+    assert len(plan.rows) == 1
+    assert model[0].values is model[1].values
+
+
+def test_forms_whose_results_differ_are_refused(speed, monkeypatch):
+    model, x = sparse_model(), torch.randn(5, 32)
+    monkeypatch.setattr(CompressedLinear, "forward", lambda layer, x: x.new_ones(len(x), layer.out_features))
+    with pytest.raises(ValueError, match="the forms 'dense' and 'tiles' of a layer give results that differ by"):
+        cw.plan(model, x)
+
+
+def test_planning_leaves_the_model_as_it_was(speed):
+    model = nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Dropout())
+    cw.sparsify(model, "block:8", density=0.25)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    cw.plan(model, torch.ones(3, 32), training=True, cache=False)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_dense_model_has_nothing_to_plan():
+    with pytest.raises(ValueError, match="no sparse layer; sparsify"):
+        cw.plan(nn.Sequential(nn.Linear(4, 4)))
+
+
+def test_a_followed_model_is_not_packed(speed):
+    model = nn.Sequential(nn.Linear(32, 32))
+    sparsifier = cw.sparsify(model, "block:8", density=0.25)
+    sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="moved by a sparsifier that follows an optimizer"):
+        cw.pack(model, torch.randn(3, 32))
+
+
+def test_a_proposal_reaches_the_goal_with_most_weights_left(speed, monkeypatch):
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    x = torch.randn(5, 64)
+    monkeypatch.setattr("cutwork.proposal.measure", lambda calls, **options: {"model": Timing(5e-3, 0.0, 5)})
+
+    def by_density(layer, usage, wanted, **options):
+        density = layer.sparsity.density
+        return {
+            form: 2e-3 if form == "dense" else 2e-3 * density * (3 if layer.weight.shape[0] == 3 else 1)
+            for form in wanted
+        }
+
+    monkeypatch.setattr("cutwork.proposal.time_forms", by_density)
+    proposal = cw.plan(model, x, speedup=1.8, patterns=["vector:8", "block:8"], densities=[0.5, 0.2, 0.1])
+    # 5 ms of which the layers take 2 each: at 0.2 they save 1.6 and 0.8.
+    assert proposal.speedups["vector:8"][0.2] == pytest.approx(5 / (5 - 1.6 - 0.8))
+    assert (proposal.pattern, proposal.density) == ("vector:8", 0.2)
+    assert proposal.patterns == {"*": "dense", "0": "vector:8", "2": "vector:8"}
+    assert proposal.outside == pytest.approx(0.2)
+    assert "1.8x is reached by vector:8 at density 0.2, 1.92x" in str(proposal)
+    cw.sparsify(model, proposal.patterns, density=proposal.density)
+    far = cw.plan(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3)), x, speedup=10, densities=[0.5])
+    assert far.patterns is None
+    assert "10x is out of reach" in str(far)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 64))
+        self.attention = nn.MultiheadAttention(64, 2)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.attention(x, x, x)[0]
+
+
+def test_a_proposal_measures_for_real_and_leaves_the_model_alone():
+    model = SelfAttention()
+    before = copy.deepcopy(model.state_dict())
+    for training in (False, True):
+        proposal = cw.plan(
+            model,
+            torch.randn(2, 3, 8, 8),
+            speedup=1.5,
+            patterns=["block:8"],
+            densities=[0.5],
+            seconds=0.01,
+            training=training,
+        )
+        assert {row.layer for row in proposal.rows} == {
+            "embed.0",
+            "embed.2",
+            *(f"attention.{part}_proj" for part in ("q", "k", "v", "out")),
+        }
+        assert all(row.dense_s > 0 for row in proposal.rows)
+        assert '"goal": 1.5' in proposal.to_json()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert type(model.attention) is nn.MultiheadAttention
+
+
+def test_a_proposal_needs_a_goal_inputs_and_no_forms():
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"speedup=0\.5; give a number above 1"):
+        cw.plan(model, torch.ones(1, 4), speedup=0.5)
+    with pytest.raises(ValueError, match="pass them"):
+        cw.plan(model, speedup=2)
+    with pytest.raises(ValueError, match="forms are for a sparse model"):
+        cw.plan(model, torch.ones(1, 4), speedup=2, forms="tiles")
