@@ -19,9 +19,9 @@ class TimingCache:
     """Seconds by key, in a file that may be deleted at any time; one that cannot be read is begun anew.
 
     >>> import tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> TimingCache(Path(folder.name) / "timings.json").put("linear 64x64", {"dense": 1e-5})
-    >>> TimingCache(Path(folder.name) / "timings.json").get("linear 64x64")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     TimingCache(Path(folder) / "timings.json").put("linear 64x64", {"dense": 1e-5})
+    ...     TimingCache(Path(folder) / "timings.json").get("linear 64x64")
     {'dense': 1e-05}
     """
 
