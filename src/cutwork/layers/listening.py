@@ -21,8 +21,10 @@ class Ear:
     """
 
     def __init__(self) -> None:
-        self.number = next(NUMBERS)
-        EARS[self.number] = self
+        number = next(NUMBERS)
+        EARS[number] = self
+        # In a tensor, because compiled code is made anew for each other number that it meets outside of one.
+        self.number = torch.tensor(number, device="cpu")
         self.close()
 
     def open(self, trained: nn.Parameter) -> None:
@@ -68,43 +70,41 @@ EARS: WeakValueDictionary[int, Ear] = WeakValueDictionary()
 NUMBERS = count()
 
 
-def listened_to(y: Tensor, x: Tensor, ear: Ear, calls: Tensor) -> Tensor:
-    """Return `y`; in backward let the ear overhear `x` and the gradient of `y`.
-
-    `calls` is a buffer that only says to a compiler that something happens.
-    """
-    return _Listened.apply(y, x, ear, calls)
+def listened_to(y: Tensor, x: Tensor, ear: Ear) -> Tensor:
+    """Return `y`; in backward let the ear overhear `x` and the gradient of `y`."""
+    return _Listened.apply(y, x, ear)
 
 
-@torch.library.custom_op("cutwork::overhear", mutates_args=("calls",))
-def overhear(calls: Tensor, x: Tensor, dy: Tensor, number: int) -> None:
+# It changes no number; saying that it does keeps a compiler from leaving out what returns nothing.
+@torch.library.custom_op("cutwork::overhear", mutates_args=("number",))
+def overhear(number: Tensor, x: Tensor, dy: Tensor) -> None:
     """Let the ear of this number overhear a pair, if it is open."""
-    ear = EARS.get(number)
+    ear = EARS.get(int(number))
     if ear is not None and ear.is_open:
         # Compiled code writes its next results into the memory of what it needs no more.
         ear.overhear(x.clone(), dy.clone())
 
 
 @overhear.register_fake
-def _(calls, x, dy, number):
+def _(number, x, dy):
     return None
 
 
 class _Listened(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, ear: Ear, calls: Tensor):
+    def forward(ctx: Any, y: Tensor, x: Tensor, ear: Ear):
         ctx.save_for_backward(x)
-        ctx.ear, ctx.calls = ear, calls
+        ctx.ear = ear
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor):
         (dy,), (x,) = grad_outputs, ctx.saved_tensors
         if torch.compiler.is_compiling():
-            overhear(ctx.calls, x, dy, ctx.ear.number)
+            overhear(ctx.ear.number, x, dy)
         elif ctx.ear.is_open:
             ctx.ear.overhear(x, dy)
-        return dy, None, None, None
+        return dy, None, None
 
 
 def _is_cleared(trained: nn.Parameter) -> bool:
