@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from cutwork.layers.compressed import CompressedLinear
+from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
 from cutwork.layers.swap import SparseLayer, is_conv1d_class
 from cutwork.methods import Method, named
 from cutwork.sparsity import Sparsity
@@ -101,7 +101,9 @@ def _linear(layer: nn.Module, x: Tensor, y: Tensor) -> Operations:
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, y: Tensor) -> Operations:
-    weight, positions = layer.weight.numel(), y.numel() // layer.out_channels
+    # A compressed layer has no whole weight to ask.
+    weight = layer.out_channels * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+    positions = y.numel() // layer.out_channels
     bias = 0 if layer.bias is None else layer.out_channels
     # One addition less for each position, not for each output as above: the budgets were counted so.
     return Operations((weight - 1) * positions, weight * positions, bias * positions)
@@ -151,6 +153,8 @@ def _two_each(layer: nn.Module, x: Tensor, y: Tensor) -> Operations:
 
 OPERATIONS: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
+    CompressedLinear: _linear,
+    CompressedConv2d: _convolution,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
@@ -219,6 +223,8 @@ def kind_of(module: nn.Module) -> str:
     """Return the name of a layer's class, and for a sparse layer that of the dense one."""
     if isinstance(module, CompressedLinear):
         return "Conv1D" if module.sparsity.transposed else "Linear"
+    if isinstance(module, CompressedConv2d):
+        return "Conv2d"
     name = type(module).__name__
     return name.removeprefix("Sparse") if isinstance(module, SparseLayer) else name
 
@@ -258,8 +264,11 @@ def _tally_products(model: nn.Module, inputs: tuple[Any, ...], tally: _Tally) ->
     # On a CPU attention is one operator, which the counter does not know.
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     # A compressed product is counted as the whole one, of which the tally takes the kept share, as of a masked one.
-    compressed = torch.ops.cutwork.block_linear
-    mapping = {attention: _attention_products, compressed: _compressed_products}
+    mapping = {
+        attention: _attention_products,
+        torch.ops.cutwork.block_linear: _compressed_linear_products,
+        torch.ops.cutwork.block_conv2d: _compressed_convolution_products,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
 
     def credit() -> None:
@@ -285,8 +294,13 @@ def _attention_products(query: Any, key: Any, value: Any, *args: Any, **kwargs: 
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def _compressed_products(x: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+def _compressed_linear_products(x: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
     return 2 * math.prod(x) * out_shape[-1]
+
+
+def _compressed_convolution_products(x: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    kernel_size, _, _, _, groups, _ = args[6:]
+    return 2 * math.prod(out_shape) * math.prod(kernel_size) * x[1] // groups
 
 
 def _tally_operations(
@@ -296,8 +310,7 @@ def _tally_operations(
         tally.ran.add(module)
 
     def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        is_linear = is_conv1d_class(type(module)) or isinstance(module, CompressedLinear)
-        rule = _linear if is_linear else _rule_for(module, rules)
+        rule = _linear if is_conv1d_class(type(module)) else _rule_for(module, rules)
         if rule is not None:
             x = (*args, *kwargs.values())[0]
             tally.add(module, rule(module, x, output if isinstance(output, Tensor) else output[0]))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from cutwork import __version__
 from cutwork.kernels import cpu
-from cutwork.layers.compressed import CompressedLayer, compress, expand, why_not_compressed
+from cutwork.layers.compress import compress, expand, why_not_compressed
+from cutwork.layers.compressed import Compressed
 from cutwork.layers.swap import SparseLayer
 from cutwork.sparsity import Fixed
 from cutwork.timing import measure
@@ -72,7 +73,7 @@ def _usage(called: list[Tensor]) -> Usage:
 
 def obstacle(layer: nn.Module, form: str) -> str:
     """Say why a sparse layer cannot take a form; empty where it can."""
-    return why_not_compressed(layer) if form == TILES and not isinstance(layer, CompressedLayer) else ""
+    return why_not_compressed(layer) if form == TILES and not isinstance(layer, Compressed) else ""
 
 
 def change(layers: Mapping[str, nn.Module], form: str, *, training: bool) -> None:
@@ -81,9 +82,9 @@ def change(layers: Mapping[str, nn.Module], form: str, *, training: bool) -> Non
     Where nothing trains, the dense form reads the weight as it lies there: it is zero where the mask is.
     """
     if form == TILES:
-        compress({name: layer for name, layer in layers.items() if not isinstance(layer, CompressedLayer)})
+        compress({name: layer for name, layer in layers.items() if not isinstance(layer, Compressed)})
     elif form == DENSE:
-        expand({name: layer for name, layer in layers.items() if isinstance(layer, CompressedLayer)})
+        expand({name: layer for name, layer in layers.items() if isinstance(layer, Compressed)})
         for layer in layers.values():
             sparsity = layer.get_submodule("sparsity")
             if isinstance(sparsity, Fixed):

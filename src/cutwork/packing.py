@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from cutwork.layers.compressed import CompressedLinear, expand
+from cutwork.layers.compress import expand
+from cutwork.layers.compressed import Compressed
 from cutwork.layers.swap import SparseLayer, sparse_layers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -14,7 +15,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def unpack(model: Model, layers: str | Iterable[str] | None = None) -> Model:
     """Store the whole weights of compressed layers again, in place, and return the model."""
-    found = {name: layer for name, layer in sparse_layers(model).items() if isinstance(layer, CompressedLinear)}
+    found = {name: layer for name, layer in sparse_layers(model).items() if isinstance(layer, Compressed)}
     chosen = found if layers is None else _matching("unpack", found, layers, lambda layer: True)
     if not chosen:
         raise ValueError("unpack: the model has no compressed layer; pack() it first")

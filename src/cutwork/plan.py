@@ -9,6 +9,8 @@ from typing import Any, final
 from torch import nn
 
 from cutwork.forms import DENSE, TILES, Usage, change, obstacle, time_forms, usages
+from cutwork.layers.compressed import CompressedConv2d
+from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.packing import check_free, grouped
 from cutwork.proposal import DENSITIES, PATTERNS, propose
@@ -182,7 +184,7 @@ def _plan_layer(
     elif wanted is not None:
         form, reason = next(form for form in FORMS if form != wanted[1:]), f"{wanted[1:]} is forbidden"
     elif not uses:
-        form, reason = DENSE, "not called with these inputs, so nothing was measured"
+        form, reason = DENSE, "not called, so nothing was measured; pass inputs of the model that reach it"
     else:
         key = (tuple(matrix.shape), str(sparsity.pattern), round(density, 3), layer.trained.dtype, *uses)
         if key not in known:
@@ -232,8 +234,9 @@ def _wanted(layers: Mapping[str, SparseLayer], forms: Forms | None) -> dict[str,
 
 
 def _usual(layer: SparseLayer) -> list[Usage]:
-    if isinstance(layer, nn.Conv2d):
-        raise ValueError("plan: what a convolution takes depends on the size of its images; pass inputs to the model")
+    """Return what a linear layer is often called with; what a convolution sees, only the model's inputs tell."""
+    if isinstance(layer, SparseConv2d | CompressedConv2d):
+        return []
     inputs = layer.sparsity.mask_matrix().shape[1]
     return [Usage((tokens, inputs), layer.trained.dtype) for tokens in USUAL_TOKENS]
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from cutwork.flops import Flops, LayerFlops, flops, has_matrix, kind_of
-from cutwork.layers.compressed import CompressedLinear
+from cutwork.layers.compressed import Compressed
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method, named
 from cutwork.sparsity import Sparsity
@@ -162,7 +162,7 @@ def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
 
 
 def _row(name: str, layer: nn.Module | None, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
-    if isinstance(layer, CompressedLinear):
+    if isinstance(layer, Compressed):
         return _compressed_row(name, layer, own, cost)
     sparsity = layer.sparsity if isinstance(layer, SparseLayer) else None
     kept = [_num_kept(parameter, layer) for parameter in own]
@@ -183,7 +183,7 @@ def _row(name: str, layer: nn.Module | None, own: Sequence[nn.Parameter], cost: 
     )
 
 
-def _compressed_row(name: str, layer: CompressedLinear, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
+def _compressed_row(name: str, layer: Compressed, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
     """Return the row of a layer that stores only what it keeps, and the index of that besides."""
     index, topology = layer.sparsity, layer.sparsity.topology
     num_kept = topology.num_kept() if any(parameter is layer.values for parameter in own) else 0
@@ -194,7 +194,7 @@ def _compressed_row(name: str, layer: CompressedLinear, own: Sequence[nn.Paramet
     return Row(
         layer=name,
         kind=kind_of(layer),
-        shape=index.shape[::-1] if index.transposed else index.shape,
+        shape=index.weight_shape,
         pattern=str(index.pattern),
         density=topology.num_kept() / math.prod(index.shape),
         parameters=total + others,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.allocation import ALLOCATIONS, Allocation
-from cutwork.layers.compressed import CompressedLinear
+from cutwork.layers.compressed import Compressed
 from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of
 from cutwork.matrix import from_matrix, to_matrix
@@ -95,7 +95,7 @@ def bake(model: nn.Module) -> dict[str, Tensor]:
     masks = {}
     with torch.no_grad():
         for name, layer in layers.items():
-            if not isinstance(layer, CompressedLinear):
+            if not isinstance(layer, Compressed):
                 layer.weight.copy_(layer.sparsity(layer.weight))
             masks[name] = layer.sparsity.mask.clone()
     make_dense(model)

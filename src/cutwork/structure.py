@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.layers.attention import OpenAttention, disable_fused_paths, open_attention, projections
-from cutwork.layers.compressed import INDEX_KEYS, CompressedLinear, become_compressed, checked_topology
+from cutwork.layers.compress import become_compressed, window_of
+from cutwork.layers.compressed import INDEX_KEYS, Compressed, checked_topology
 from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import (
     SparseLayer,
@@ -275,10 +276,12 @@ def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: S
         energies = energy_in, energy_out
     index = FixedIndex(
         checked_topology(name, shape, pattern, values=values, ptr=own["ptr"], col=own["col"], order=own.get("order")),
+        weight.shape,
         pattern=pattern,
         density=record.density,
         transposed=record.transposed,
         energies=energies,
+        window=window_of(model.get_submodule(name)),
     )
     trained = nn.Parameter(weight.new_zeros(values.shape), requires_grad=weight.requires_grad)
     for each in (name, *record.tied):
@@ -292,7 +295,7 @@ def _outline(model: nn.Module, name: str, found: State, *, transposed: bool) -> 
     if weight is not None:
         return matrix_shape(weight.shape, transposed=transposed), weight.dtype
     layer = model.get_submodule(name)
-    assert isinstance(layer, CompressedLinear), f"{name} has neither a weight nor values"
+    assert isinstance(layer, Compressed), f"{name} has neither a weight nor values"
     return layer.sparsity.shape, layer.values.dtype
 
 

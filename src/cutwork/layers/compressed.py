@@ -1,34 +1,27 @@
-"""Linear layers with compressed storage: the values of the kept units, and the index of these beside them."""
+"""Layers with compressed storage: the values of the kept units, and the index of these beside them."""
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutwork.kernels import activate, tile_kernel
-from cutwork.layers.fixed_index import FixedIndex, indexed, replace_numbers
-from cutwork.layers.linear import SparseConv1D, SparseLinear
-from cutwork.matrix import from_matrix, to_matrix
+from cutwork.layers.fixed_index import FixedIndex, replace_numbers
+from cutwork.ops.block_conv2d import conv2d
 from cutwork.ops.block_linear import linear
 from cutwork.patterns import Block, Pattern, Shuffled
 from cutwork.sharding import is_sharded
-from cutwork.sparsity import Fixed
 from cutwork.topology import Topology
 
 activate()
 
 
-@final
-class CompressedLinear(nn.Module):
-    """A linear layer that stores and trains `values[units, columns, rows]`: what its `sparsity` keeps of the weight.
+class Compressed(nn.Module):
+    """A layer that stores and trains `values[units, columns, rows]`: what its `sparsity` keeps of the weight."""
 
-    It was an `nn.Linear`, or the layer of transformers whose weight is stored `[in, out]`: `sparsity.transposed` says
-    which.
-    """
-
-    in_features: int
-    out_features: int
     values: nn.Parameter
     bias: nn.Parameter | None
     sparsity: FixedIndex
@@ -43,13 +36,16 @@ class CompressedLinear(nn.Module):
         """Return the name of what computes this layer: compiled tile kernels, or the reference in plain PyTorch."""
         return tile_kernel(self.values.device, self.values.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` times the weight, plus the bias."""
-        index, values = self.sparsity, self.values
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{self._described()} got an input of shape {list(x.shape)}; its last size must be {self.in_features}"
-            )
+    @abstractmethod
+    def _described(self) -> str:
+        """Return what errors call this layer."""
+
+    @final
+    def _check(self, x: Tensor, channel_dim: int, channels: int) -> None:
+        values = self.values
+        if x.dim() < -channel_dim or x.shape[channel_dim] != channels:
+            where = "last size" if channel_dim == -1 else "number of channels"
+            raise ValueError(f"{self._described()} got an input of shape {list(x.shape)}; its {where} must be {channels}")
         if x.device != values.device:
             raise ValueError(f"{self._described()} on {values.device} got an input on {x.device}; move one of them")
         if x.dtype != values.dtype and not torch.is_autocast_enabled(x.device.type):
@@ -57,19 +53,8 @@ class CompressedLinear(nn.Module):
                 f"{self._described()} of {values.dtype} got an input of {x.dtype}; convert one of them, or use "
                 "torch.autocast"
             )
-        y = linear(x, values, index.ptr, index.col, index.order, self.bias, outputs=self.out_features)
-        return index.watch(x, y, -1)
 
-    def extra_repr(self) -> str:
-        """Describe the layer as its dense forms do, and what computes it."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"kernel={self.kernel}"
-        )
-
-    def _described(self) -> str:
-        return f"a compressed linear layer of {self.in_features} inputs and {self.out_features} outputs"
-
+    @final
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -106,16 +91,82 @@ class CompressedLinear(nn.Module):
             index.col = torch.zeros_like(topology.col, device=index.col.device)
 
 
-CompressedLayer = CompressedLinear
+@final
+class CompressedLinear(Compressed):
+    """A linear layer. It was an `nn.Linear`, or transformers' whose weight is `[in, out]` if `sparsity.transposed`."""
+
+    in_features: int
+    out_features: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` times the weight, plus the bias."""
+        self._check(x, -1, self.in_features)
+        index = self.sparsity
+        y = linear(x, self.values, index.ptr, index.col, index.order, self.bias, outputs=self.out_features)
+        return index.watch(x, y, -1)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as its dense forms do, and what computes it."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"kernel={self.kernel}"
+        )
+
+    def _described(self) -> str:
+        return f"a compressed linear layer of {self.in_features} inputs and {self.out_features} outputs"
+
+
+@final
+class CompressedConv2d(Compressed):
+    """A convolution, with all options of the `nn.Conv2d` that it was; what it returns is channels-last in memory."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
+    _reversed_padding_repeated_twice: Sequence[int]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of the input with the weight, plus the bias."""
+        if input.dim() not in (3, 4):
+            raise ValueError(f"{self._described()} got an input of shape {list(input.shape)}; it must be an image or some")
+        self._check(input, -3, self.in_channels)
+        index = self.sparsity
+        x, padding = self._padded(input)
+        y = conv2d(
+            *(x, self.values, index.ptr, index.col, index.order, self.bias),
+            outputs=self.out_channels,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return index.watch(input, y, -3)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as its dense form does, and what computes it."""
+        return f"{nn.Conv2d.extra_repr(self)}, kernel={self.kernel}"  # pyrefly: ignore[bad-argument-type]
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the input with what padding zeros cannot express, and the padding that is left to do."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        if self.padding_mode != "zeros":
+            return F.pad(x, (left, right, top, bottom), mode=self.padding_mode), (0, 0)
+        if (left, top) != (right, bottom):
+            x = F.pad(x, (0, right - left, 0, bottom - top))
+        return x, (top, left)
+
+    def _described(self) -> str:
+        return f"a compressed convolution of {self.in_channels} to {self.out_channels} channels"
+
 
 # What the index of a layer has in a state dict.
 INDEX_KEYS = ("sparsity.ptr", "sparsity.col", "sparsity.order")
-
-# The dense storage of each layer that has compressed storage too.
-COMPRESSED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
-    SparseLinear: CompressedLinear,
-    SparseConv1D: CompressedLinear,
-}
 
 
 def checked_topology(
@@ -148,118 +199,6 @@ def checked_topology(
             "state_dict() has written"
         ) from error
     return topology
-
-
-def why_not_compressed(layer: nn.Module) -> str:
-    """Say why a sparse layer cannot be compressed as it is, and what to do; empty where it can."""
-    if reason := why_no_storage(COMPRESSED_CLASSES.get(type(layer)), layer.sparsity.pattern):  # pyrefly: ignore
-        return reason
-    sparsity, weight = layer.sparsity, layer.weight
-    if not isinstance(sparsity, Fixed):
-        return (
-            f"its mask is {type(sparsity).__name__.lower()} from the whole weight, which compressed storage does not "
-            "have; keep it in dense storage, or bake() and sparsify(masks=...) it"
-        )
-    if is_sharded(weight):  # pyrefly: ignore
-        return "its weight is sharded; pack before fully_shard()"
-    if not sparsity.fits(weight):  # pyrefly: ignore
-        return "its weight is not zero outside its mask; bake() the model and sparsify(masks=...) it anew"
-    return ""
-
-
-def why_no_storage(compressed: type[nn.Module] | None, pattern: Pattern) -> str:
-    """Say why layers of a class, in a pattern, have no compressed storage, and what to do; empty where they have."""
-    if compressed is None:
-        return "convolutions have no compressed storage yet; keep it in dense storage"
-    if not isinstance(pattern, Block | Shuffled):
-        return f"{pattern} has no tiles to store; use block, vector or shuffled, or keep it in dense storage"
-    return ""
-
-
-@torch.no_grad()
-def compress(layers: Mapping[str, nn.Module]) -> None:
-    """Turn layers with fixed masks from dense storage into compressed, in place; those that share a weight together."""
-    for name, layer in layers.items():
-        if reason := why_not_compressed(layer):
-            raise ValueError(f"{name or 'the model itself'}: {reason}")
-    groups = _by_sparsity(layers)
-    topologies = [_topology_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
-    for topology, (fixed, sharers) in zip(topologies, groups.items(), strict=True):
-        assert isinstance(fixed, Fixed)
-        weight = sharers[0].weight
-        values = topology.gather(to_matrix(weight.detach(), transposed=fixed.transposed))
-        index = FixedIndex(
-            topology,
-            pattern=fixed.pattern,
-            density=fixed.density,
-            transposed=fixed.transposed,
-            energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
-        )
-        trained = nn.Parameter(values, requires_grad=weight.requires_grad)
-        for layer in sharers:
-            become_compressed(layer, index, trained)
-
-
-@torch.no_grad()
-def expand(layers: Mapping[str, nn.Module]) -> None:
-    """Undo `compress`."""
-    for index, sharers in _by_sparsity(layers).items():
-        assert isinstance(index, FixedIndex)
-        values = sharers[0].values
-        fixed = Fixed(
-            index.mask_matrix(),
-            index.shape[::-1] if index.transposed else index.shape,
-            pattern=index.pattern,
-            density=index.density,
-            transposed=index.transposed,
-            estimate=index.estimate,
-        )
-        if index.estimate:
-            fixed.energy_in, fixed.energy_out = index.energy_in, index.energy_out
-        dense = from_matrix(index.matrix(values), fixed.mask.shape, transposed=index.transposed)
-        weight = nn.Parameter(dense, requires_grad=values.requires_grad)
-        for layer in sharers:
-            _become_expanded(layer, fixed, weight)
-
-
-def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> None:
-    """Turn one linear layer, dense or in dense storage, into a compressed one, in place."""
-    layer.out_features, layer.in_features = index.shape
-    layer.__class__ = CompressedLinear
-    _exchange_parameter(layer, "weight", "values", values)
-    layer.sparsity = index.train(layer.training)
-
-
-def _become_expanded(layer: Any, fixed: Fixed, weight: nn.Parameter) -> None:
-    if fixed.transposed:
-        # The layer of transformers has these numbers under other names.
-        del layer.in_features, layer.out_features
-    layer.__class__ = SparseConv1D if fixed.transposed else SparseLinear
-    _exchange_parameter(layer, "values", "weight", weight)
-    layer.sparsity = fixed.train(layer.training)
-
-
-def _exchange_parameter(layer: nn.Module, old: str, new: str, parameter: nn.Parameter) -> None:
-    """Put a parameter in the place of another: the order of a layer's parameters is that of the optimizer's."""
-    parameters = {new if name == old else name: held for name, held in layer._parameters.items()}
-    layer._parameters.clear()
-    layer._parameters.update({**parameters, new: parameter})
-
-
-def _topology_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> Topology:
-    assert isinstance(fixed, Fixed)
-    try:
-        return indexed(fixed.mask_matrix(), fixed.pattern)
-    except ValueError as error:
-        name = next(name for name, layer in layers.items() if layer is sharers[0])
-        raise ValueError(f"{name or 'the model itself'}: {error}") from error
-
-
-def _by_sparsity(layers: Mapping[str, nn.Module]) -> dict[nn.Module, list[Any]]:
-    groups: dict[nn.Module, list[Any]] = {}
-    for layer in layers.values():
-        groups.setdefault(layer.get_submodule("sparsity"), []).append(layer)
-    return groups
 
 
 def _first_of(given: Tensor | None, held: Tensor | None) -> Any:

@@ -1,17 +1,38 @@
 """A fixed mask in compressed storage: the index of the units that are kept."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from cutwork.layers.listening import Ear, Pair, listened_to
-from cutwork.matrix import from_matrix
-from cutwork.patterns import Pattern
+from cutwork.matrix import from_matrix, to_matrix
+from cutwork.patterns import Pattern, Shape
 from cutwork.sharding import local, num_processes, part_like, whole
 from cutwork.sparsity import TOO_NARROW, WHISPER_ENERGY, Heard, Sparsity, States, measure_energies, take_estimate
 from cutwork.topology import Topology
+
+
+@final
+@dataclass(frozen=True)
+class Window:
+    """How a convolution pads its input (left, right, top, bottom) and moves its kernel over it."""
+
+    padding: tuple[int, ...]
+    padding_mode: str
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def weight_gradient(self, x: Tensor, dy: Tensor, shape: Shape) -> Tensor:
+        """Return the gradient of the whole weight."""
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded = F.pad(x, self.padding, mode=mode)
+        return conv2d_weight(padded, list(shape), dy, self.stride, 0, self.dilation, self.groups)
 
 
 @final
@@ -30,13 +51,16 @@ class FixedIndex(Sparsity):
     def __init__(
         self,
         topology: Topology,
+        weight_shape: Shape,
         *,
         pattern: Pattern,
         density: float,
         transposed: bool,
         energies: tuple[nn.Parameter, nn.Parameter] | None = None,
+        window: Window | None = None,
     ) -> None:
         super().__init__(pattern=pattern, density=density, transposed=transposed)
+        self.weight_shape, self.window = tuple(weight_shape), window
         self.shape, self.rows, self.columns = topology.shape, topology.rows, topology.columns
         device = topology.col.device
         self.register_buffer("ptr", topology.ptr)
@@ -66,9 +90,7 @@ class FixedIndex(Sparsity):
     @property
     def mask(self) -> Tensor:  # pyrefly: ignore[bad-override]
         """Compute the mask, shaped like the weight."""
-        outputs, inputs = self.shape
-        shape = (inputs, outputs) if self.transposed else (outputs, inputs)
-        return from_matrix(self.mask_matrix(), shape, transposed=self.transposed)
+        return from_matrix(self.mask_matrix(), self.weight_shape, transposed=self.transposed)
 
     def mask_matrix(self) -> Tensor:
         """Compute the mask as a matrix."""
@@ -180,7 +202,10 @@ class FixedIndex(Sparsity):
         wide = torch.promote_types(gradient.dtype, torch.float32)
         total = torch.zeros(self.shape, dtype=wide, device=gradient.device)
         for x, dy in pairs:
-            total.addmm_(dy.reshape(-1, self.shape[0]).to(wide).T, x.reshape(-1, self.shape[1]).to(wide))
+            if self.window is None:
+                total.addmm_(dy.reshape(-1, self.shape[0]).to(wide).T, x.reshape(-1, self.shape[1]).to(wide))
+            else:
+                total += to_matrix(self.window.weight_gradient(x.to(wide), dy.to(wide), self.weight_shape))
         pairs.clear()
         if num_processes() > 1:
             torch.distributed.all_reduce(total)

@@ -1,0 +1,150 @@
+"""Turning layers from dense storage into compressed, and back, in place."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
+from cutwork.layers.conv2d import SparseConv2d
+from cutwork.layers.fixed_index import FixedIndex, Window, indexed
+from cutwork.layers.linear import SparseConv1D, SparseLinear
+from cutwork.matrix import from_matrix, to_matrix
+from cutwork.patterns import Block, Pattern, Shuffled
+from cutwork.sharding import is_sharded
+from cutwork.sparsity import Fixed
+from cutwork.topology import Topology
+
+# The dense storage of each layer that has compressed storage too.
+COMPRESSED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    SparseLinear: CompressedLinear,
+    SparseConv1D: CompressedLinear,
+    SparseConv2d: CompressedConv2d,
+}
+
+
+def why_not_compressed(layer: nn.Module) -> str:
+    """Say why a sparse layer cannot be compressed as it is, and what to do; empty where it can."""
+    if reason := why_no_storage(COMPRESSED_CLASSES.get(type(layer)), layer.sparsity.pattern):  # pyrefly: ignore
+        return reason
+    sparsity, weight = layer.sparsity, layer.weight
+    if not isinstance(sparsity, Fixed):
+        return (
+            f"its mask is {type(sparsity).__name__.lower()} from the whole weight, which compressed storage does not "
+            "have; keep it in dense storage, or bake() and sparsify(masks=...) it"
+        )
+    if is_sharded(weight):  # pyrefly: ignore
+        return "its weight is sharded; pack before fully_shard()"
+    if not sparsity.fits(weight):  # pyrefly: ignore
+        return "its weight is not zero outside its mask; bake() the model and sparsify(masks=...) it anew"
+    return ""
+
+
+def why_no_storage(compressed: type[nn.Module] | None, pattern: Pattern) -> str:
+    """Say why layers of a class, in a pattern, have no compressed storage, and what to do; empty where they have."""
+    if compressed is None:
+        return "layers of its class have no compressed storage; keep it in dense storage"
+    if not isinstance(pattern, Block | Shuffled):
+        return f"{pattern} has no tiles to store; use block, vector or shuffled, or keep it in dense storage"
+    return ""
+
+
+@torch.no_grad()
+def compress(layers: Mapping[str, nn.Module]) -> None:
+    """Turn layers with fixed masks from dense storage into compressed, in place; those that share a weight together."""
+    for name, layer in layers.items():
+        if reason := why_not_compressed(layer):
+            raise ValueError(f"{name or 'the model itself'}: {reason}")
+    groups = _by_sparsity(layers)
+    topologies = [_topology_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
+    for topology, (fixed, sharers) in zip(topologies, groups.items(), strict=True):
+        assert isinstance(fixed, Fixed)
+        weight = sharers[0].weight
+        values = topology.gather(to_matrix(weight.detach(), transposed=fixed.transposed))
+        index = FixedIndex(
+            topology,
+            weight.shape,
+            pattern=fixed.pattern,
+            density=fixed.density,
+            transposed=fixed.transposed,
+            energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
+            window=window_of(sharers[0]),
+        )
+        trained = nn.Parameter(values, requires_grad=weight.requires_grad)
+        for layer in sharers:
+            become_compressed(layer, index, trained)
+
+
+@torch.no_grad()
+def expand(layers: Mapping[str, nn.Module]) -> None:
+    """Undo `compress`."""
+    for index, sharers in _by_sparsity(layers).items():
+        assert isinstance(index, FixedIndex)
+        values = sharers[0].values
+        fixed = Fixed(
+            index.mask_matrix(),
+            index.weight_shape,
+            pattern=index.pattern,
+            density=index.density,
+            transposed=index.transposed,
+            estimate=index.estimate,
+        )
+        if index.estimate:
+            fixed.energy_in, fixed.energy_out = index.energy_in, index.energy_out
+        dense = from_matrix(index.matrix(values), index.weight_shape, transposed=index.transposed)
+        weight = nn.Parameter(dense, requires_grad=values.requires_grad)
+        for layer in sharers:
+            _become_expanded(layer, fixed, weight)
+
+
+def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> None:
+    """Turn one layer, dense or in dense storage, into a compressed one, in place."""
+    if isinstance(layer, nn.Conv2d):
+        layer.__class__ = CompressedConv2d
+    else:
+        layer.out_features, layer.in_features = index.shape
+        layer.__class__ = CompressedLinear
+    _exchange_parameter(layer, "weight", "values", values)
+    layer.sparsity = index.train(layer.training)
+
+
+def window_of(layer: Any) -> Window | None:
+    """Return how the kernel of a convolution moves; None for a linear layer."""
+    if not isinstance(layer, nn.Conv2d):
+        return None
+    padding = tuple(layer._reversed_padding_repeated_twice)
+    return Window(padding, layer.padding_mode, layer.stride, layer.dilation, layer.groups)  # pyrefly: ignore
+
+
+def _become_expanded(layer: Any, fixed: Fixed, weight: nn.Parameter) -> None:
+    if fixed.transposed:
+        # The layer of transformers has these numbers under other names.
+        del layer.in_features, layer.out_features
+    dense = {CompressedConv2d: SparseConv2d, CompressedLinear: SparseLinear}[type(layer)]
+    layer.__class__ = SparseConv1D if fixed.transposed else dense
+    _exchange_parameter(layer, "values", "weight", weight)
+    layer.sparsity = fixed.train(layer.training)
+
+
+def _exchange_parameter(layer: nn.Module, old: str, new: str, parameter: nn.Parameter) -> None:
+    """Put a parameter in the place of another: the order of a layer's parameters is that of the optimizer's."""
+    parameters = {new if name == old else name: held for name, held in layer._parameters.items()}
+    layer._parameters.clear()
+    layer._parameters.update({**parameters, new: parameter})
+
+
+def _topology_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> Topology:
+    assert isinstance(fixed, Fixed)
+    try:
+        return indexed(fixed.mask_matrix(), fixed.pattern)
+    except ValueError as error:
+        name = next(name for name, layer in layers.items() if layer is sharers[0])
+        raise ValueError(f"{name or 'the model itself'}: {error}") from error
+
+
+def _by_sparsity(layers: Mapping[str, nn.Module]) -> dict[nn.Module, list[Any]]:
+    groups: dict[nn.Module, list[Any]] = {}
+    for layer in layers.values():
+        groups.setdefault(layer.get_submodule("sparsity"), []).append(layer)
+    return groups
