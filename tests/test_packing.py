@@ -139,7 +139,7 @@ def test_baking_a_compressed_model_is_baking_a_dense_one():
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize(("source", "target"), [("dense", "compressed"), ("compressed", "dense"), ("compressed",) * 2])
+@pytest.mark.parametrize(("source", "target"), [("dense", "compressed"), ("compressed", "dense")])
 def test_masks_are_copied_from_one_storage_to_another(source, target):
     models = []
     for seed, storage in enumerate((source, target)):
@@ -149,6 +149,20 @@ def test_masks_are_copied_from_one_storage_to_another(source, target):
     for one, other in ((models[0][0], models[1][0]), (models[0][2], models[1][2])):
         assert torch.equal(one.sparsity.mask, other.sparsity.mask)
         assert not other.sparsity.matrix(other.trained)[~other.sparsity.mask].any()
+
+
+def test_an_average_of_compressed_layers_whose_masks_have_moved_is_refused():
+    model = mlp()
+    method = cw.RigL(every=1, until=9)
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=method, storage="compressed")
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    cw.copy_masks(model, average)
+    model(torch.randn(4, 23)).square().sum().backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="0: both store compressed, and their masks have parted"):
+        cw.copy_masks(model, average)
 
 
 def test_an_attention_is_packed_and_baked_shut():

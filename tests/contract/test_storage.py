@@ -2,12 +2,15 @@
 
 import gc
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import cutwork as cw
+from cutwork import attachment
 from cutwork.methods import Method
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4"]
@@ -102,7 +105,9 @@ def test_both_storages_give_the_same_training(method_name, pattern, optimizer_na
     assert len(sizes) > 1 or method_name not in {"gradual", "granet", "switch"}
 
 
-@pytest.mark.parametrize("how", ["micro-batches", "closure", "hooks=False", "scaled loss", "zeros instead of None"])
+@pytest.mark.parametrize(
+    "how", ["micro-batches", "closure", "hooks=False", "scaled loss", "zeros instead of None", "recomputed"]
+)
 @pytest.mark.parametrize("method_name", ["rigl", "rigl by estimate", "gradual"])
 def test_both_storages_agree_however_the_step_is_made(method_name, how):
     results = []
@@ -158,6 +163,11 @@ def train_step(model, sparsifier, optimizer, step: int, how: str) -> None:
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
+    elif how == "recomputed":
+        optimizer.zero_grad()
+        hidden = checkpoint(model[:3], x.requires_grad_(), use_reentrant=step % 3 == 0)
+        nn.functional.cross_entropy(checkpoint(model[3:], hidden, use_reentrant=False), y).backward()
+        optimizer.step()
     else:
         # Neither of these reaches the gradient that the update sees.
         nn.functional.cross_entropy(model(x.flip(1)), y).backward()
@@ -230,3 +240,56 @@ def test_a_run_that_stopped_anywhere_around_a_move_resumes_to_the_bit(tmp_path, 
         states = [run.state[run_layer.trained] for run, run_layer in
                   ((optimizer, layer), (whole_run[2], whole_run[1].layers[name]))]  # fmt: skip
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+
+
+def check_refused(model, sparsifier, optimizer, message: str, steps: int = 3) -> None:
+    """Check that a move is refused by the name of the layer, and that no mask, weight or state has changed by it."""
+    with pytest.raises(ValueError, match=message):
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            before = [layer.sparsity.mask.clone() for layer in sparsifier.layers.values()]
+            optimizer.step()
+    for mask, layer in zip(before, sparsifier.layers.values(), strict=True):
+        assert torch.equal(layer.sparsity.mask, mask)
+        assert layer.trained.shape[0] == layer.sparsity.topology.num_units
+
+
+def test_an_optimizer_whose_state_cannot_change_its_size_is_refused():
+    model = build()
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=METHODS["gradual"], storage="compressed")
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-2)
+    sparsifier.attach(optimizer)
+    check_refused(model, sparsifier, optimizer, "0: the number of units it keeps changes, but Adafactor keeps a state")
+
+
+def test_several_processes_cannot_change_the_size_of_a_parameter(monkeypatch):
+    model, sparsifier, optimizer = prepared("compressed", "block:4", METHODS["gradual"], "adamw")
+    monkeypatch.setattr(attachment, "num_processes", lambda: 2)
+    check_refused(model, sparsifier, optimizer, "0: .* which DistributedDataParallel cannot follow; use a method that")
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    model, sparsifier, optimizer = prepared("compressed", "block:4", METHODS["rigl"], "sgd")
+    layer = model[2]
+    layer.register_full_backward_pre_hook(lambda layer, grads: (grads[0] * float("inf"),))
+    check_refused(model, sparsifier, optimizer, "the gradient of step 2 is not finite, so the mask cannot move")
+
+
+@dataclass(frozen=True)
+class Scatters(cw.RigL):
+    """Returns a mask that is none of its pattern."""
+
+    def move(self, view: cw.View) -> Tensor:
+        return torch.rand(view.weight.shape, generator=view.generator) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("block:4", "0: the method returned a mask that cuts the units of block:4"),
+        ("shuffled:4", "0: the mask is not legal for shuffled:4, so its units cannot be stored alone; use dense"),
+    ],
+)
+def test_a_mask_that_is_not_made_of_units_is_refused(pattern, message):
+    check_refused(*prepared("compressed", pattern, Scatters(every=2, until=8), "adamw"), message)

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 # What a layer read and the gradient of what it returned.
 Pair = tuple[Tensor, Tensor]
@@ -25,6 +26,8 @@ class Ear:
         EARS[number] = self
         # In a tensor, because compiled code is made anew for each other number that it meets outside of one.
         self.number = torch.tensor(number, device="cpu")
+        self._trained: nn.Parameter | None = None
+        self._handle: RemovableHandle | None = None
         self.close()
 
     def open(self, trained: nn.Parameter) -> None:
@@ -36,15 +39,13 @@ class Ear:
 
     def close(self) -> None:
         """Stop listening, and forget everything."""
-        handle: Any = vars(self).get("_handle")
-        if handle is not None:
-            handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         self.is_open = False
         self.pairs: list[Pair] = []
         self._waiting: list[Pair] = []
         self._pass = -1
-        self._trained: nn.Parameter | None = None
-        self._handle: Any = None
+        self._trained = self._handle = None
 
     def overhear(self, x: Tensor, dy: Tensor) -> None:
         """Take in one pair in a backward pass."""
