@@ -25,7 +25,7 @@ def test_unpack_undoes_pack_to_the_bit(pattern, estimate):
     before = copy.deepcopy(model)
     layers = list(model)
     x = torch.randn(5, 23)
-    assert cw.pack(model) is model
+    cw.pack(model, forms="tiles")
     assert all(isinstance(layer, CompressedLinear) for layer in (model[0], model[2]))
     torch.testing.assert_close(model(x), before(x))
     assert not model[0].values.requires_grad
@@ -45,41 +45,41 @@ def test_unpack_undoes_pack_to_the_bit(pattern, estimate):
 def test_packing_is_what_storing_compressed_from_the_start_is(pattern):
     packed, compressed = mlp(), mlp()
     cw.sparsify(packed, pattern, density=0.3)
-    cw.pack(packed)
+    cw.pack(packed, forms="tiles")
     cw.sparsify(compressed, pattern, density=0.3, storage="compressed")
     states = packed.state_dict(), compressed.state_dict()
     assert list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_globs_name_what_is_packed():
+def test_globs_name_what_is_unpacked():
     model = mlp()
     cw.sparsify(model, "block:4", density=0.3)
-    cw.pack(model, "2")
+    cw.pack(model, forms={"*": "dense", "2": "tiles"})
     assert not isinstance(model[0], CompressedLinear)
     assert isinstance(model[2], CompressedLinear)
-    with pytest.raises(ValueError, match=r"pack: no layer that could be packed matches 'fc\*'; the sparse layers are"):
-        cw.pack(model, ["0", "fc*"])
-    assert not isinstance(model[0], CompressedLinear)
-    cw.pack(model)
+    cw.pack(model, forms="tiles")
+    with pytest.raises(ValueError, match=r"unpack: no layer that could be unpacked matches 'fc\*'; the sparse layers"):
+        cw.unpack(model, ["0", "fc*"])
     cw.unpack(model, ["0"])
     assert not isinstance(model[0], CompressedLinear)
+    assert isinstance(model[2], CompressedLinear)
 
 
 def test_what_has_no_tiles_is_left_alone_unless_it_is_named():
     model = mlp()
     cw.sparsify(model, {"0": "block:4", "2": "unstructured"}, density=0.3)
-    with pytest.raises(ValueError, match="2: unstructured has no tiles to store; use block, vector or shuffled"):
-        cw.pack(model, "*")
-    cw.pack(model)
+    with pytest.raises(ValueError, match="2 cannot take the form 'tiles': unstructured has no tiles to store; use"):
+        cw.pack(model, forms={"*": "tiles"})
+    cw.pack(model, forms="tiles")
     assert [type(layer).__name__ for layer in model] == ["CompressedLinear", "ReLU", "SparseLinear"]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda model: None, "pack: the model has no sparse layer in dense storage that could be compressed; spars"),
-        (lambda model: cw.sparsify(model, "2:4"), "could be compressed; 0: 2:4 has no tiles to store"),
+        (lambda model: None, "plan: the model has no sparse layer; sparsify"),
+        (lambda model: cw.sparsify(model, "2:4"), "no layer can take the form 'tiles'; 0: 2:4 has no tiles to store"),
         (
             lambda model: cw.sparsify(model, "block:4", density=0.3, method="supermask"),
             "0: its mask is learned from the whole weight, which compressed storage does not have",
@@ -90,7 +90,7 @@ def test_a_model_without_anything_to_pack_is_refused(make, message):
     model = nn.Sequential(nn.Linear(16, 16))
     make(model)
     with pytest.raises(ValueError, match=message):
-        cw.pack(model)
+        cw.pack(model, forms="tiles")
 
 
 def test_unpacking_needs_a_compressed_layer():
@@ -98,10 +98,14 @@ def test_unpacking_needs_a_compressed_layer():
         cw.unpack(mlp())
 
 
-@pytest.mark.parametrize("convert", [cw.pack, cw.unpack])
+def to_tiles(model):
+    cw.pack(model, forms="tiles")
+
+
+@pytest.mark.parametrize("convert", [to_tiles, cw.unpack])
 def test_layers_that_a_sparsifier_moves_are_refused_until_it_is_detached(convert):
     model = mlp()
-    storage = "dense" if convert is cw.pack else "compressed"
+    storage = "dense" if convert is to_tiles else "compressed"
     method = cw.RigL(every=1, until=9)
     sparsifier = cw.sparsify(model, "block:4", density=0.3, method=method, storage=storage)
     sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
@@ -122,8 +126,8 @@ def test_a_weight_that_is_not_zero_outside_its_mask_would_be_lost_and_is_refused
     cw.sparsify(model, "block:4", density=0.3)
     with torch.no_grad():
         model[2].weight.fill_(1.0)
-    with pytest.raises(ValueError, match="2: its weight is not zero outside its mask"):
-        cw.pack(model, "*")
+    with pytest.raises(ValueError, match="2 cannot take the form 'tiles': its weight is not zero outside its mask"):
+        cw.pack(model, forms={"*": "tiles"})
     assert not isinstance(model[0], CompressedLinear)
 
 

@@ -156,7 +156,10 @@ def test_a_layer_that_is_not_called_stays_dense(speed):
     cw.sparsify(model, "block:8", density=0.25)
     model.forward = model[0].__call__
     row = cw.plan(model, torch.randn(3, 32)).rows[1]
-    assert (row.form, row.reason) == ("dense", "not called, so nothing was measured; pass inputs of the model that reach it")
+    assert (row.form, row.reason) == (
+        "dense",
+        "not called, so nothing was measured; pass inputs of the model that reach it",
+    )
 
 
 def test_layers_that_share_a_weight_take_one_form(speed):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
+from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
 from cutwork.layers.swap import SparseLayer, is_conv1d_class
 from cutwork.methods import Method, named
 from cutwork.sparsity import Sparsity

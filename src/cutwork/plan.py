@@ -117,8 +117,8 @@ def plan(
     layers = sparse_layers(model)
     if not layers:
         raise ValueError("plan: the model has no sparse layer; sparsify() it or load a sparse checkpoint first")
-    wanted = _wanted(layers, forms)
     groups = grouped(layers)
+    wanted = _wanted(layers, groups, forms)
     seen = usages(model, layers, *inputs) if inputs else {}
     measured: dict[Any, list[dict[str, float]]] = {}
     rows = []
@@ -175,12 +175,13 @@ def _plan_layer(
     matrix = sparsity.mask_matrix()
     density = float(matrix.double().mean())
     times: list[dict[str, float]] = []
-    if wanted is not None and not wanted.startswith("!"):
-        if reason := obstacle(layer, wanted):
-            raise ValueError(f"plan: {name or 'the model itself'} cannot take the form {wanted!r}: {reason}")
+    impossible = obstacle(layer, TILES)
+    if wanted == TILES and impossible:
+        raise ValueError(f"plan: {name or 'the model itself'} cannot take the form {wanted!r}: {impossible}")
+    if impossible:
+        form, reason = DENSE, impossible
+    elif wanted is not None and not wanted.startswith("!"):
         form, reason = wanted, "as asked"
-    elif reason := obstacle(layer, TILES):
-        form = DENSE
     elif wanted is not None:
         form, reason = next(form for form in FORMS if form != wanted[1:]), f"{wanted[1:]} is forbidden"
     elif not uses:
@@ -218,9 +219,20 @@ def _choose(times: Sequence[Mapping[str, float]], uses: Sequence[Usage]) -> tupl
     return DENSE, f"tiles {1 / worst:.1f}x slower here for {at}"
 
 
-def _wanted(layers: Mapping[str, SparseLayer], forms: Forms | None) -> dict[str, str | None]:
+def _wanted(
+    layers: Mapping[str, SparseLayer], groups: Mapping[str, list[str]], forms: Forms | None
+) -> dict[str, str | None]:
     """Return the form forced or forbidden for each layer."""
     wanted: dict[str, str | None] = dict.fromkeys(layers)
+    if forms == TILES:
+        # Asked of all at once it means all that can; named by a glob, a layer that cannot is an error.
+        reasons = {name: obstacle(layer, TILES) for name, layer in layers.items()}
+        if all(reasons.values()):
+            name = next(iter(layers))
+            raise ValueError(
+                f"pack: no layer can take the form {TILES!r}; {name or 'the model itself'}: {reasons[name]}"
+            )
+        return {name: DENSE if reason else TILES for name, reason in reasons.items()}
     for glob, form in ({"*": forms} if isinstance(forms, str) else forms or {}).items():
         if form.removeprefix("!") not in FORMS:
             names = ", ".join(map(repr, FORMS))
@@ -230,6 +242,12 @@ def _wanted(layers: Mapping[str, SparseLayer], forms: Forms | None) -> dict[str,
         if not (matched := [name for name in layers if fnmatchcase(name, glob)]):
             raise ValueError(f"plan: no sparse layer matches {glob!r}; they are {', '.join(map(repr, layers))}")
         wanted |= dict.fromkeys(matched, form)
+    for sharers in groups.values():
+        if len(different := {wanted[name] for name in sharers}) > 1:
+            asked = ", ".join(f"{name} {wanted[name] or 'the fastest'}" for name in sharers)
+            raise ValueError(
+                f"plan: layers that share a weight have one form; asked for {asked} ({len(different)} forms)"
+            )
     return wanted
 
 

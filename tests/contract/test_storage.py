@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import cutwork as cw
 from cutwork import attachment
+from cutwork.layers.compressed import CompressedConv2d
 from cutwork.methods import Method
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4"]
@@ -33,9 +34,18 @@ OPTIMIZERS = {
 STEPS = 9
 
 
-def build() -> nn.Module:
+def build(network: str = "linear") -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(23, 32), nn.GELU(), nn.Linear(32, 17), nn.GELU(), nn.Linear(17, 6)).double()
+    if network == "linear":
+        return nn.Sequential(nn.Linear(23, 32), nn.GELU(), nn.Linear(32, 17), nn.GELU(), nn.Linear(17, 6)).double()
+    # One of each kind: padded, strided, in groups, dilated, pointwise.
+    return nn.Sequential(
+        *(nn.Linear(23, 3 * 6 * 5), nn.Unflatten(1, (3, 6, 5))),
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.GELU()),
+        *(nn.Conv2d(8, 10, 3, stride=2, padding=1, padding_mode="reflect", groups=2), nn.GELU()),
+        *(nn.Conv2d(10, 9, 2, dilation=(1, 2), padding="same", bias=False), nn.GELU()),
+        *(nn.Conv2d(9, 7, 1), nn.Flatten(), nn.Linear(7 * 9, 6)),
+    ).double()
 
 
 def batch_of(step: int, size: int = 12) -> tuple[Tensor, Tensor]:
@@ -48,16 +58,23 @@ def loss_of(model: nn.Module, step: int) -> Tensor:
     return nn.functional.cross_entropy(model(x), y)
 
 
-def prepared(storage: str, pattern: str, method: Method, optimizer_name: str):
-    model = build()
+def prepared(storage: str, pattern: str, method: Method, optimizer_name: str, network: str = "linear"):
+    model = build(network)
     sparsifier = cw.sparsify(model, pattern, density=0.3, method=method, storage=storage, track=True)
     optimizer = OPTIMIZERS[optimizer_name](model.parameters())
     sparsifier.attach(optimizer)
     return model, sparsifier, optimizer
 
 
-def trained(storage: str, pattern: str, method: Method, optimizer_name: str = "adamw", steps: int = STEPS):
-    model, sparsifier, optimizer = prepared(storage, pattern, method, optimizer_name)
+def trained(
+    storage: str,
+    pattern: str,
+    method: Method,
+    optimizer_name: str = "adamw",
+    steps: int = STEPS,
+    network: str = "linear",
+):
+    model, sparsifier, optimizer = prepared(storage, pattern, method, optimizer_name, network)
     masks = []
     for step in range(steps):
         optimizer.zero_grad()
@@ -103,6 +120,17 @@ def test_both_storages_give_the_same_training(method_name, pattern, optimizer_na
         assert any(sum(seen.turnovers) for seen in dense[1].exploration.values()) or method_name == "switch"
     sizes = {tuple(len(mask.nonzero()) for mask in masks.values()) for masks in compressed[3]}
     assert len(sizes) > 1 or method_name not in {"gradual", "granet", "switch"}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("method_name", METHODS)
+def test_both_storages_give_the_same_training_of_convolutions(method_name, pattern):
+    compressed, dense = (
+        trained(storage, pattern, METHODS[method_name], network="convolution") for storage in ("compressed", "dense")
+    )
+    check_same_training(compressed, dense)
+    assert any(isinstance(layer, CompressedConv2d) for layer in compressed[1].layers.values())
 
 
 @pytest.mark.parametrize(

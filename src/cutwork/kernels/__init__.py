@@ -7,7 +7,7 @@ from importlib import metadata
 import torch
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu import tiles
+from cutwork.kernels.cpu import conv, tiles
 
 # Plain PyTorch, wherever no kernel is registered.
 REFERENCE = "reference"
@@ -31,6 +31,7 @@ def activate() -> str:
     if not cpu.has_tiles():
         return ""
     tiles.register()
+    conv.register()
     return f"cpu-tiles {cpu.instruction_sets()[0]}"
 
 
@@ -57,7 +58,7 @@ def survey() -> list[Kernel]:
 
 def _tiles() -> Kernel:
     if cpu.has_tiles():
-        reason = f"linear layers with compressed storage in float32 run on them with {cpu.instruction_sets()[0]}"
+        reason = f"layers with compressed storage in float32 run on them with {cpu.instruction_sets()[0]}"
         return Kernel("cpu-tiles", True, reason)
     missing = (
         "is built without them, which takes GCC or Clang" if cpu.is_built() else f"is not built ({cpu.why_missing()})"

@@ -100,11 +100,10 @@ def expand(layers: Mapping[str, nn.Module]) -> None:
 
 def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> None:
     """Turn one layer, dense or in dense storage, into a compressed one, in place."""
-    if isinstance(layer, nn.Conv2d):
-        layer.__class__ = CompressedConv2d
-    else:
+    is_convolution = isinstance(layer, nn.Conv2d)
+    if not is_convolution:
         layer.out_features, layer.in_features = index.shape
-        layer.__class__ = CompressedLinear
+    layer.__class__ = CompressedConv2d if is_convolution else CompressedLinear
     _exchange_parameter(layer, "weight", "values", values)
     layer.sparsity = index.train(layer.training)
 

@@ -45,7 +45,9 @@ class Compressed(nn.Module):
         values = self.values
         if x.dim() < -channel_dim or x.shape[channel_dim] != channels:
             where = "last size" if channel_dim == -1 else "number of channels"
-            raise ValueError(f"{self._described()} got an input of shape {list(x.shape)}; its {where} must be {channels}")
+            raise ValueError(
+                f"{self._described()} got an input of shape {list(x.shape)}; its {where} must be {channels}"
+            )
         if x.device != values.device:
             raise ValueError(f"{self._described()} on {values.device} got an input on {x.device}; move one of them")
         if x.dtype != values.dtype and not torch.is_autocast_enabled(x.device.type):
@@ -133,7 +135,9 @@ class CompressedConv2d(Compressed):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input with the weight, plus the bias."""
         if input.dim() not in (3, 4):
-            raise ValueError(f"{self._described()} got an input of shape {list(input.shape)}; it must be an image or some")
+            raise ValueError(
+                f"{self._described()} got an input of shape {list(input.shape)}; it must be an image or some"
+            )
         self._check(input, -3, self.in_channels)
         index = self.sparsity
         x, padding = self._padded(input)

@@ -135,7 +135,9 @@ class FixedIndex(Sparsity):
     def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
         """Return what forms the dense gradient, or its estimate, if the step listened."""
         if self.estimate:
-            return take_estimate(self.energy_out, self.energy_in) if self.leak else None
+            # A channel of a convolution is read at every place of the kernel.
+            repeat = self.shape[1] // len(self.energy_in)
+            return take_estimate(self.energy_out, self.energy_in, repeat) if self.leak else None
         if not self.ear.is_open or trained.grad is None:
             return None
         return partial(self._form_gradient, self.ear.pairs, trained.grad.clone())

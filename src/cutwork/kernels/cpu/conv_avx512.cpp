@@ -1,6 +1,7 @@
 // The convolution kernels for AVX-512 F, BW, DQ and VL.
 
 #define CUTWORK_ISA conv_avx512
+#define LANES 16
 #define MOST_1 16
 #define PIXELS_1 16, 14, 12, 8, 7, 4, 2
 #define MOST_2 14
