@@ -30,7 +30,7 @@ FLOORS = [
     {"sparsity"},
     {"layers", "methods", "transforms"},
     {"flops", "attachment"},
-    {"selection", "sparsifier", "packing", "report", "structure"},
+    {"selection", "sparsifier", "packing", "report", "structure", "fusion"},
     {"sparsify", "checkpoint"},
     {"forms"},
     {"proposal"},

@@ -15,6 +15,7 @@ PUBLIC = {
     "cutwork.doctor": ("diagnose",),
     "cutwork.exploration": ("Exploration",),
     "cutwork.flops": ("flops",),
+    "cutwork.fusion": ("Fusion", "fuse"),
     "cutwork.methods": (
         *("STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch"),
         *("View", "hold_fixed", "project_by", "set_", "srste"),
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from cutwork.doctor import diagnose as diagnose
     from cutwork.exploration import Exploration as Exploration
     from cutwork.flops import flops as flops
+    from cutwork.fusion import Fusion as Fusion
+    from cutwork.fusion import fuse as fuse
     from cutwork.methods import STE as STE
     from cutwork.methods import Gradual as Gradual
     from cutwork.methods import GraNet as GraNet

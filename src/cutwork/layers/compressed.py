@@ -8,15 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutwork.kernels import activate, tile_kernel
+from cutwork.kernels import activate as activate_kernels
+from cutwork.kernels import tile_kernel
 from cutwork.layers.fixed_index import FixedIndex, replace_numbers
+from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_conv2d import conv2d
 from cutwork.ops.block_linear import linear
 from cutwork.patterns import Block, Pattern, Shuffled
 from cutwork.sharding import is_sharded
 from cutwork.topology import Topology
 
-activate()
+activate_kernels()
 
 
 class Compressed(nn.Module):
@@ -25,6 +27,8 @@ class Compressed(nn.Module):
     values: nn.Parameter
     bias: nn.Parameter | None
     sparsity: FixedIndex
+    # The activation that the layer does itself, of what it returns.
+    after: str = NONE
 
     @property
     def trained(self) -> nn.Parameter:
@@ -35,6 +39,21 @@ class Compressed(nn.Module):
     def kernel(self) -> str:
         """Return the name of what computes this layer: compiled tile kernels, or the reference in plain PyTorch."""
         return tile_kernel(self.values.device, self.values.dtype)
+
+    @torch.no_grad()
+    def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
+        """Multiply each output by a number and add another to it, from now on."""
+        index = self.sparsity
+        groups = len(index.ptr) - 1
+        placed = scale if index.order is None else scale[index.order.long()]
+        placed = F.pad(placed, (0, groups * index.rows - len(placed))).view(groups, 1, index.rows)
+        self.values.mul_(placed.repeat_interleave(index.ptr.diff().long(), 0).to(self.values.dtype))
+        bias = torch.zeros_like(shift) if self.bias is None else self.bias
+        self.bias = nn.Parameter((bias * scale + shift).to(self.values.dtype))
+
+    @final
+    def _fused(self) -> str:
+        return "".join(f", {when}={getattr(self, when)}" for when in ("before", "after") if vars(self).get(when))
 
     @abstractmethod
     def _described(self) -> str:
@@ -99,19 +118,29 @@ class CompressedLinear(Compressed):
 
     in_features: int
     out_features: int
+    # The activation that the layer does itself, of what it is given.
+    before: str = NONE
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the weight, plus the bias."""
         self._check(x, -1, self.in_features)
-        index = self.sparsity
-        y = linear(x, self.values, index.ptr, index.col, index.order, self.bias, outputs=self.out_features)
-        return index.watch(x, y, -1)
+        index, before, after = self.sparsity, self.before, self.after
+        if index.is_watching:
+            x, before, after = activate(before, x), NONE, NONE
+        y = linear(
+            *(x, self.values, index.ptr, index.col, index.order, self.bias),
+            outputs=self.out_features,
+            before=before,
+            after=after,
+        )
+        y = index.watch(x, y, -1)
+        return y if after == self.after else activate(self.after, y)
 
     def extra_repr(self) -> str:
         """Describe the layer as its dense forms do, and what computes it."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"kernel={self.kernel}"
+            f"kernel={self.kernel}{self._fused()}"
         )
 
     def _described(self) -> str:
@@ -140,6 +169,7 @@ class CompressedConv2d(Compressed):
             )
         self._check(input, -3, self.in_channels)
         index = self.sparsity
+        after = NONE if index.is_watching else self.after
         x, padding = self._padded(input)
         y = conv2d(
             *(x, self.values, index.ptr, index.col, index.order, self.bias),
@@ -149,12 +179,14 @@ class CompressedConv2d(Compressed):
             padding=padding,
             dilation=self.dilation,
             groups=self.groups,
+            after=after,
         )
-        return index.watch(input, y, -3)
+        y = index.watch(input, y, -3)
+        return y if after == self.after else activate(self.after, y)
 
     def extra_repr(self) -> str:
         """Describe the layer as its dense form does, and what computes it."""
-        return f"{nn.Conv2d.extra_repr(self)}, kernel={self.kernel}"  # pyrefly: ignore[bad-argument-type]
+        return f"{nn.Conv2d.extra_repr(self)}, kernel={self.kernel}{self._fused()}"  # pyrefly: ignore[bad-argument-type]
 
     def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the input with what padding zeros cannot express, and the padding that is left to do."""

@@ -107,16 +107,21 @@ class FixedIndex(Sparsity):
         # To set an attribute of a module takes as long as a small product; compiled code must not look at it.
         if torch.compiler.is_compiling() or not self.was_used:
             self.was_used = True
-        if not torch.is_grad_enabled():
+        if not self.is_watching:
             return y
         if self.estimate:
             return measure_energies(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
-        if torch.compiler.is_compiling():
+        return listened_to(y, x, self.ear)
+
+    @property
+    def is_watching(self) -> bool:
+        """Say whether `watch` has to see what the product itself reads and returns."""
+        if not torch.is_grad_enabled():
+            return False
+        if torch.compiler.is_compiling() and not self.estimate:
             # The compiled code is the same in every step; whether anybody listens, it finds out in backward.
-            is_watched = self.may_listen and not torch.compiler.is_exporting()
-        else:
-            is_watched = self.ear.is_open
-        return listened_to(y, x, self.ear) if is_watched else y
+            return self.may_listen and not torch.compiler.is_exporting()
+        return self.estimate or self.ear.is_open
 
     @property
     def is_too_narrow(self) -> bool:

@@ -1,0 +1,205 @@
+"""Letting compressed layers do what happens just before and after them: activations, and batch norm that has learned."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from cutwork.layers.compressed import Compressed, CompressedLinear
+
+Module = nn.Module
+
+
+@final
+@dataclass(frozen=True)
+class Fusion:
+    """A module that does nothing any more, because a compressed layer does its work: `layer` does it `when`."""
+
+    module: str
+    kind: str
+    layer: str
+    when: str
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return f"{self.module} ({self.kind}) is done by {self.layer}, {self.when}"
+
+
+def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
+    """Let compressed layers do the activations beside them, in place, and return which modules they replace.
+
+    The model runs once on the inputs to see who reads what. An activation whose result only a compressed linear layer
+    reads goes into that layer, which then keeps only the activation's input for its gradient; one that alone reads the
+    result of a compressed layer goes into that one. Where nothing trains (`model.eval()`), batch norms that alone read
+    the result of a compressed layer become part of its values: such a model loads no checkpoint of the original any
+    more, so do that last. What is replaced becomes `nn.Identity`. It holds for a model that takes the same way
+    whatever its inputs are.
+
+    >>> from cutwork import pack, sparsify
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    >>> sparsifier = sparsify(model, "block:16", density=0.25)
+    >>> plan = pack(model, forms="tiles")
+    >>> for fusion in fuse(model, torch.rand(2, 64)):
+    ...     print(fusion)
+    1 (GELU) is done by 2, before
+    """
+    names = {module: name for name, module in model.named_modules()}
+    if not any(isinstance(module, Compressed) for module in names):
+        raise ValueError("fuse: the model has no compressed layer; pack() it first")
+    if not inputs:
+        raise ValueError("fuse: who reads what shows only when the model runs; pass its inputs: fuse(model, x)")
+    done: list[Fusion] = []
+    # Each pass may open the way for another: an activation reads a compressed layer once the batch norm is gone.
+    while found := _fuse_once(model, names, _observe(model, inputs)):
+        done += found
+    return tuple(done)
+
+
+def _fuse_once(model: nn.Module, names: Mapping[Module, str], seen: "_Observer") -> list[Fusion]:
+    found = []
+    for module, name in names.items():
+        if seen.calls[module] != 1 or not name:
+            continue
+        activation = _activation(module)
+        reader, source = seen.only_reader(module), seen.only_source(module)
+        if activation is not None and isinstance(reader, CompressedLinear) and reader.before == "none":
+            reader.before, layer, when = activation, reader, "before"
+        elif activation is not None and isinstance(source, Compressed) and source.after == "none":
+            source.after, layer, when = activation, source, "after"
+        elif _is_learned(module) and isinstance(source, Compressed) and source.after == "none":
+            source.scale_outputs(*_scale_and_shift(module))
+            layer, when = source, "in its values"
+        else:
+            continue
+        model.set_submodule(name, nn.Identity().train(module.training))
+        found.append(Fusion(name, type(module).__name__, names[layer], when))
+        # What was observed is no longer true around here.
+        seen.forget(module, layer)
+    return found
+
+
+def _passes_through(module: Module) -> bool:
+    """Say whether a module returns what it is given, in training too if it trains."""
+    return isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and not (module.training and module.p))
+
+
+def _activation(module: nn.Module) -> str | None:
+    if type(module) is nn.GELU:
+        return "gelu_tanh" if module.approximate == "tanh" else "gelu"
+    return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(module))
+
+
+def _is_learned(module: nn.Module) -> bool:
+    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and not module.training and module.track_running_stats
+
+
+@torch.no_grad()
+def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    scale = (norm.running_var + norm.eps).rsqrt()
+    shift = -norm.running_mean * scale
+    if norm.affine:
+        return scale * norm.weight, shift * norm.weight + norm.bias
+    return scale, shift
+
+
+def _observe(model: nn.Module, inputs: tuple[Any, ...]) -> "_Observer":
+    observer = _Observer({module for module in model.modules() if _passes_through(module)})
+    handles = []
+    for module in model.modules():
+        handles += [
+            module.register_forward_pre_hook(observer.enter, with_kwargs=True),
+            module.register_forward_hook(observer.leave, with_kwargs=True),
+        ]
+    training = {module: module.training for module in model.modules()}
+    in_place = [module for module in training if isinstance(module, nn.ReLU | nn.SiLU) and module.inplace]
+    try:
+        # Statistics must not be learned from this, nor chance drawn.
+        for module in training:
+            module.training = False
+        # What is read and what is returned must be two tensors to be told apart.
+        for module in in_place:
+            module.inplace = False
+        with torch.no_grad(), observer:
+            outputs = model(*inputs)
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+        for module in in_place:
+            module.inplace = True
+        for handle in handles:
+            handle.remove()
+    observer.touch(None, tree_leaves(outputs))
+    return observer
+
+
+class _Observer(TorchFunctionMode):
+    """Notes which module touches which tensor by any function of torch, itself and not in a part of it."""
+
+    def __init__(self, passing: set[Module]) -> None:
+        super().__init__()
+        self._passing = passing
+        self.calls: Counter[Module] = Counter()
+        self._running: list[Module] = []
+        # Every tensor is held, so that no other gets its number.
+        self._tensors: dict[int, Tensor] = {}
+        self._touched_by: defaultdict[int, set[Module | None]] = defaultdict(set)
+        self._inputs: dict[Module, list[Tensor]] = {}
+        self._outputs: dict[Module, list[Tensor]] = {}
+        self._gone: set[Module] = set()
+
+    def enter(self, module: Module, args: tuple, kwargs: dict) -> None:
+        self.calls[module] += 1
+        self._running.append(module)
+        self._inputs[module] = self._hold(tree_leaves((args, kwargs)))
+
+    def leave(self, module: Module, args: tuple, kwargs: dict, output: Any) -> None:
+        self._running.pop()
+        self._outputs[module] = self._hold(tree_leaves(output))
+        if isinstance(module, Compressed):
+            # Its product is no function of torch.
+            self.touch(module, self._inputs[module])
+
+    def touch(self, module: Module | None, leaves: list[Any]) -> None:
+        for tensor in self._hold(leaves):
+            if module not in self._passing:
+                self._touched_by[id(tensor)].add(module)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.touch(self._running[-1] if self._running else None, tree_leaves((args, kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+    def only_reader(self, module: Module) -> Module | None:
+        """Return who alone reads what a module returns, besides itself."""
+        outputs = self._outputs.get(module, [])
+        if len(outputs) != 1 or outputs[0] is (self._inputs[module] or [None])[0]:
+            return None
+        readers = self._touched_by[id(outputs[0])] - {module}
+        return self._single(readers)
+
+    def only_source(self, module: Module) -> Module | None:
+        """Return whose result a module reads, if nobody else reads that."""
+        inputs = self._inputs.get(module, [])
+        if len(inputs) != 1:
+            return None
+        makers = {maker for maker, outputs in self._outputs.items() if [id(out) for out in outputs] == [id(inputs[0])]}
+        makers = {maker for maker in makers if isinstance(maker, Compressed)}
+        if self._touched_by[id(inputs[0])] - makers != {module}:
+            return None
+        return self._single(makers)
+
+    def forget(self, *modules: Module) -> None:
+        self._gone.update(modules)
+
+    def _single(self, modules: set[Any]) -> Module | None:
+        module = next(iter(modules)) if len(modules) == 1 else None
+        return None if module is None or module in self._gone or self.calls[module] != 1 else module
+
+    def _hold(self, leaves: list[Any]) -> list[Tensor]:
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self._tensors.update((id(tensor), tensor) for tensor in tensors)
+        return tensors

@@ -1,0 +1,182 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import cutwork as cw
+from cutwork.layers.compressed import Compressed
+
+
+def packed(model, pattern="block:4", **options):
+    torch.manual_seed(0)
+    cw.sparsify(model, pattern, density=0.4, **options)
+    cw.pack(model, forms="tiles")
+    return model
+
+
+class Mlp(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.fc1, self.act, self.drop, self.fc2 = nn.Linear(12, 32), activation, nn.Dropout(0.0), nn.Linear(32, 8)
+
+    def forward(self, x):
+        return self.fc2(self.drop(self.act(self.fc1(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 1)
+        self.bn2 = nn.BatchNorm2d(channels, affine=False)
+        self.act2 = nn.ReLU()
+
+    def forward(self, x):
+        return self.act2(self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x))))) + x)
+
+
+def with_statistics(model):
+    """Give batch norms something to have learned."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, -2, 2)
+                nn.init.uniform_(module.bias)
+    return model
+
+
+@pytest.mark.parametrize("pattern", ["block:4", "shuffled:4", "block:5x3"])
+@pytest.mark.parametrize(
+    "activation", [nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU(), nn.ReLU(inplace=True)], ids=repr
+)
+def test_an_activation_before_a_compressed_layer_is_done_by_it_and_trains_alike(activation, pattern):
+    model = packed(Mlp(activation), pattern)
+    twin, x = copy.deepcopy(model), torch.randn(5, 12)
+    fusions = cw.fuse(model, x)
+    assert [str(fusion) for fusion in fusions] == [f"act ({type(activation).__name__}) is done by fc2, before"]
+    assert isinstance(model.act, nn.Identity)
+    torch.testing.assert_close(model(x), twin(x))
+    assert model.state_dict().keys() == twin.state_dict().keys()
+    model(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_masks_move_as_without_fusion():
+    models = []
+    for is_fused in (False, True):
+        torch.manual_seed(0)
+        model = Mlp(nn.GELU()).double()
+        method = cw.RigL(every=2, until=8)
+        sparsifier = cw.sparsify(model, "block:4", density=0.4, method=method, storage="compressed")
+        x = torch.randn(16, 12).double()
+        if is_fused:
+            assert cw.fuse(model, x)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        sparsifier.attach(optimizer)
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        models.append(model)
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("pattern", ["block:4", "shuffled:4"])
+def test_batch_norms_become_part_of_the_values_where_nothing_trains(pattern):
+    model = packed(with_statistics(nn.Sequential(Block(8), Block(8))), pattern).eval()
+    twin, x = copy.deepcopy(model), torch.randn(2, 8, 6, 5)
+    fusions = cw.fuse(model, x)
+    assert {(fusion.module, fusion.when) for fusion in fusions} == {
+        (f"{block}.{part}", when)
+        for block in (0, 1)
+        for part, when in (("bn1", "in its values"), ("act1", "after"), ("bn2", "in its values"))
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
+    assert "after=relu" in repr(model[0].conv1)
+    torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norms_that_still_learn_are_left_alone():
+    model = packed(with_statistics(Block(8))).train()
+    before = copy.deepcopy(model.state_dict())
+    assert cw.fuse(model, torch.randn(2, 8, 6, 5)) == ()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert model.training
+
+
+class ReadTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)
+
+    def forward(self, x):
+        h = self.fc1(x)
+        a = self.act(h)
+        return self.fc2(a) + a + h
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(self.act(x))))
+
+
+class Returned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.act = nn.Linear(8, 8), nn.GELU()
+
+    def forward(self, x):
+        h = self.fc1(x)
+        return self.act(h), h
+
+
+@pytest.mark.parametrize("kind", [ReadTwice, Shared, Returned])
+def test_what_somebody_else_reads_too_is_left_alone(kind):
+    model = packed(kind())
+    assert cw.fuse(model, torch.randn(3, 8)) == ()
+
+
+def test_an_activation_after_the_last_layer_is_done_by_that():
+    model = packed(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+    twin, x = copy.deepcopy(model), torch.randn(3, 8)
+    assert [str(fusion) for fusion in cw.fuse(model, x)] == ["1 (ReLU) is done by 0, after"]
+    torch.testing.assert_close(model(x), twin(x))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), twin(x))
+
+
+def test_dense_layers_are_left_alone():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    cw.sparsify(model, {"*": "dense", "2": "block:4"}, density=0.5)
+    cw.pack(model, forms="tiles")
+    fusions = cw.fuse(model, torch.randn(3, 8))
+    assert [fusion.layer for fusion in fusions] == ["2", "2"]
+    assert not isinstance(model[0], Compressed)
+
+
+def test_a_model_without_compressed_layers_or_inputs_is_refused():
+    with pytest.raises(ValueError, match="no compressed layer; pack"):
+        cw.fuse(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4))
+    with pytest.raises(ValueError, match="pass its inputs"):
+        cw.fuse(packed(nn.Sequential(nn.Linear(8, 8))))
+
+
+def test_dropout_between_an_activation_and_a_layer_parts_them_while_it_drops():
+    model = packed(Mlp(nn.GELU()))
+    model.drop.p = 0.5
+    x = torch.randn(3, 12)
+    assert [fusion.when for fusion in cw.fuse(copy.deepcopy(model), x)] == ["after"]
+    assert [fusion.when for fusion in cw.fuse(model.eval(), x)] == ["before"]
