@@ -1,6 +1,7 @@
 """The compiled tile kernels as functions of tensors, and their registration on the operators of `ops`.
 
-They compute in float32; the operators' references serve other dtypes, and everything where the extension is missing.
+They compute in float32, those of `narrow` in bfloat16; the operators' references serve other dtypes, and everything
+where the extension is missing.
 """
 
 import functools
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cutwork.kernels import cpu
+from cutwork.kernels.cpu import narrow
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import activate, backward
 from cutwork.ops.direct import register_kernel
@@ -95,18 +97,22 @@ def _weight(values: Tensor, ptr: Tensor, col: Tensor, outputs: int, inputs: int)
 
 
 def register() -> None:
-    """Let the operators use the compiled kernels for float32 tensors on the CPU."""
-    isa = cpu.instruction_sets()[0]
-    for operator, kernel in (
-        (ops.block_linear, forward),
-        (ops.input_gradient, input_gradient),
-        (ops.weight_gradient, weight_gradient),
+    """Let the operators use the compiled kernels for float32 and bfloat16 tensors on the CPU."""
+    isa, narrow_isa = cpu.instruction_sets()[0], narrow.instruction_sets()[0]
+    for operator, kernel, narrow_kernel in (
+        (ops.block_linear, forward, narrow.forward),
+        (ops.input_gradient, input_gradient, narrow.input_gradient),
+        (ops.weight_gradient, weight_gradient, narrow.weight_gradient),
     ):
-        register_kernel(operator, "cpu", _float32_or(operator._init_fn, functools.partial(kernel, isa)))
+        kernels_by_dtype = {
+            torch.float32: functools.partial(kernel, isa),
+            torch.bfloat16: functools.partial(narrow_kernel, narrow_isa),
+        }
+        register_kernel(operator, "cpu", _by_dtype(operator._init_fn, kernels_by_dtype))
 
 
-def _float32_or(reference: Any, kernel: Any) -> Any:
+def _by_dtype(reference: Any, kernels_by_dtype: dict[torch.dtype, Any]) -> Any:
     def choose(first: Tensor, *rest: Any) -> Tensor:
-        return (kernel if first.dtype == torch.float32 else reference)(first, *rest)
+        return kernels_by_dtype.get(first.dtype, reference)(first, *rest)
 
     return choose
