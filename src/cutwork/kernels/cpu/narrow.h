@@ -25,8 +25,8 @@ struct NarrowKernels {
     void (*bf16_weight_gradient)(const NarrowWeight &, const uint16_t *x, const uint16_t *dy, uint16_t *dvalues,
                                  int64_t tokens, int threads);
     // y[M, O] = x[M, I] W^T + bias. A step is four kept inputs of a group, in the order of its units and their columns;
-    // the last of a group is filled with zeros. `scales` turn the int8 numbers of each output into its weight. Rows of x
-    // are cut into 255 parts between the least and the greatest number in them, zero included.
+    // the last of a group is filled with zeros. `scales` turn the int8 numbers of each output into its weight. Each row
+    // of x is cut into 255 parts between the least and the greatest number in it, zero included.
     void (*int8_forward)(const NarrowWeight &, const float *scales, const float *x, const float *bias, float *y,
                          int64_t tokens, int threads);
     void (*int8_forward_bf16)(const NarrowWeight &, const float *scales, const uint16_t *x, const float *bias,
