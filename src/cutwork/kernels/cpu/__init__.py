@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,12 @@ INSTRUCTION_SETS: dict[str, frozenset[str]] = {
     "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"}),
     "avx2": frozenset({"avx2", "fma"}),
     "generic": frozenset(),
+}
+# Those of the kernels for bfloat16 and int8.
+NARROW_INSTRUCTION_SETS: dict[str, frozenset[str]] = {
+    "avx512bf16": INSTRUCTION_SETS["avx512"] | {"avx512_vnni", "avx512_bf16"},
+    "avx512vnni": INSTRUCTION_SETS["avx512"] | {"avx512_vnni"},
+    **INSTRUCTION_SETS,
 }
 
 _PROCESS = os.getpid()
@@ -54,10 +61,10 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def instruction_sets() -> list[str]:
-    """Return the instruction sets of the tile kernels that this CPU can run, the one that is used first."""
+def instruction_sets(known: Mapping[str, frozenset[str]] = INSTRUCTION_SETS) -> list[str]:
+    """Return the instruction sets, by default the tile kernels', that this CPU can run, the one that is used first."""
     features = set(extension().features())
-    return [name for name, needed in INSTRUCTION_SETS.items() if needed <= features]
+    return [name for name, needed in known.items() if needed <= features]
 
 
 def num_threads() -> int:

@@ -1,5 +1,6 @@
 // What this CPU and its operating system can run, and how many threads OpenMP gives.
 
+#include "narrow_bindings.h"
 #include "tiles_bindings.h"
 
 #include <nanobind/nanobind.h>
@@ -157,6 +158,7 @@ NB_MODULE(_cpu, module) {
 #ifdef CUTWORK_TILES
     bind_tiles(module);
     bind_conv(module);
+    bind_narrow(module);
 #endif
     module.def("features", &features,
                "Return the instruction sets that this CPU has and the operating system lets programs use.");

@@ -1,16 +1,18 @@
 """The compiled tile kernels as functions of tensors, and their registration on the operators of `ops`.
 
-They compute in float32; the operators' references serve other dtypes, and everything where the extension is missing.
+They compute in float32, those of `narrow` in bfloat16; the operators' references serve other dtypes, and everything
+where the extension is missing.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cutwork.kernels import cpu
+from cutwork.kernels.cpu import narrow
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import NONE, number
 from cutwork.ops.direct import register_kernel
@@ -112,26 +114,35 @@ def weight_gradient(
 
 
 def register() -> None:
-    """Let the operators use the compiled kernels for float32 tensors on the CPU."""
-    isa = cpu.instruction_sets()[0]
-    for operator, kernel in (
-        (ops.block_linear, forward),
-        (ops.input_gradient, input_gradient),
-        (ops.weight_gradient, weight_gradient),
+    """Let the operators use the compiled kernels for float32 and bfloat16 tensors on the CPU."""
+    isa, narrow_isa = cpu.instruction_sets()[0], narrow.instruction_sets()[0]
+    for operator, kernel, narrow_kernel in (
+        (ops.block_linear, forward, narrow.forward),
+        (ops.input_gradient, input_gradient, narrow.input_gradient),
+        (ops.weight_gradient, weight_gradient, narrow.weight_gradient),
     ):
-        register_kernel(operator, "cpu", float32_or(operator._init_fn, functools.partial(kernel, isa)))
+        by_dtype = {
+            torch.float32: functools.partial(kernel, isa),
+            torch.bfloat16: functools.partial(narrow_kernel, narrow_isa),
+        }
+        register_kernel(operator, "cpu", choose(operator._init_fn, by_dtype))
 
 
-def float32_or(reference: Callable[..., Tensor], kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def choose(*arguments: Any) -> Tensor:
-        floats = all(
-            argument.is_cpu and argument.dtype in (torch.float32, torch.int32)
-            for argument in arguments
+def choose(
+    reference: Callable[..., Tensor], by_dtype: Mapping[torch.dtype, Callable[..., Tensor]]
+) -> Callable[..., Tensor]:
+    """Return what calls the kernel for the dtype of its arguments, or the reference if they are not all of one."""
+
+    def chosen(first: Tensor, *rest: Any) -> Tensor:
+        dtype = first.dtype
+        is_uniform = all(
+            argument.is_cpu and argument.dtype in (dtype, torch.int32)
+            for argument in (first, *rest)
             if isinstance(argument, Tensor)
         )
-        return (kernel if floats else reference)(*arguments)
+        return (by_dtype.get(dtype, reference) if is_uniform else reference)(first, *rest)
 
-    return choose
+    return chosen
 
 
 def weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Any:
