@@ -5,6 +5,7 @@
 #define PIXELS_1 16, 14, 12, 8, 7, 4, 2
 #define MOST_2 14
 #define PIXELS_2 14, 12, 8, 7, 4, 2
+#define TILES_AT_ONCE 3
 #define ROWS_1 16
 #define ROWS_2 10
 #include "conv.inc"
