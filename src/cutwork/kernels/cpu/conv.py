@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu.tiles import check, dense, float32_or, weight
+from cutwork.kernels.cpu.tiles import check, choose, dense, weight
 from cutwork.ops import block_conv2d as ops
 from cutwork.ops.activations import number
 from cutwork.ops.direct import register_kernel
@@ -53,7 +53,7 @@ def forward(
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         number(after),
-        torch.get_num_threads(),
+        cpu.num_threads(),
     )
     return y.permute(0, 3, 1, 2)
 
@@ -85,7 +85,7 @@ def input_gradient(
         _conv(values, ptr, col, order, outputs, (images, *size), geometry),
         dy.data_ptr(),
         dx.data_ptr(),
-        torch.get_num_threads(),
+        cpu.num_threads(),
     )
     return dx.permute(0, 3, 1, 2)
 
@@ -118,7 +118,7 @@ def weight_gradient(
         x.data_ptr(),
         dy.data_ptr(),
         dvalues.data_ptr(),
-        torch.get_num_threads(),
+        cpu.num_threads(),
     )
     return dvalues
 
@@ -131,7 +131,7 @@ def register() -> None:
         (ops.input_gradient, input_gradient),
         (ops.weight_gradient, weight_gradient),
     ):
-        register_kernel(operator, "cpu", float32_or(operator._init_fn, functools.partial(kernel, isa)))
+        register_kernel(operator, "cpu", choose(operator._init_fn, {torch.float32: functools.partial(kernel, isa)}))
 
 
 def _straddles(outputs: int, rows: int, order: Tensor | None, groups: int) -> bool:

@@ -2,10 +2,9 @@
 
 #define CUTWORK_ISA conv_generic
 #define LANES 16
-#define MOST_1 4
 #define PIXELS_1 4, 2
-#define MOST_2 2
 #define PIXELS_2 2, 1
+#define TILES_AT_ONCE 1
 #define ROWS_1 2
 #define ROWS_2 1
 #include "conv.inc"

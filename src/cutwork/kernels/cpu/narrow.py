@@ -48,7 +48,7 @@ def forward(
     residual = None if residual_MO is None or apart else residual_MO.contiguous()
     weight = _weight(values, ptr, col, order, outputs, x_MI.shape[1])
     kernels(isa).forward(
-        weight, x_MI.data_ptr(), _at(bias_O), _at(residual), y_MO.data_ptr(), len(x_MI), torch.get_num_threads()
+        weight, x_MI.data_ptr(), _at(bias_O), _at(residual), y_MO.data_ptr(), len(x_MI), cpu.num_threads()
     )
     y_MO = activate(after, y_MO)
     return y_MO + residual_MO if apart else y_MO
@@ -69,7 +69,7 @@ def input_gradient(
     dy_MO, values = dy_MO.contiguous(), values.contiguous()
     dx_MI = dy_MO.new_empty(dy_MO.shape[0], inputs)
     weight = _weight(values, ptr, col, order, dy_MO.shape[1], inputs)
-    kernels(isa).input_gradient(weight, dy_MO.data_ptr(), dx_MI.data_ptr(), len(dy_MO), torch.get_num_threads())
+    kernels(isa).input_gradient(weight, dy_MO.data_ptr(), dx_MI.data_ptr(), len(dy_MO), cpu.num_threads())
     return dx_MI if x_MI is None else backward(before, dx_MI, x_MI)
 
 
@@ -89,7 +89,7 @@ def weight_gradient(
     dvalues = x_MI.new_empty(len(col), columns, rows)
     weight = _weight(dvalues, ptr, col, order, dy_MO.shape[1], x_MI.shape[1])
     kernels(isa).weight_gradient(
-        weight, x_MI.data_ptr(), dy_MO.data_ptr(), dvalues.data_ptr(), len(x_MI), torch.get_num_threads()
+        weight, x_MI.data_ptr(), dy_MO.data_ptr(), dvalues.data_ptr(), len(x_MI), cpu.num_threads()
     )
     return dvalues
 
@@ -124,7 +124,7 @@ def int8_forward(
         columns,
     )
     run = kernels(isa).int8_forward_bf16 if x_MI.dtype == torch.bfloat16 else kernels(isa).int8_forward
-    run(weight, scales_O.data_ptr(), x_MI.data_ptr(), _at(bias_O), y_MO.data_ptr(), len(x_MI), torch.get_num_threads())
+    run(weight, scales_O.data_ptr(), x_MI.data_ptr(), _at(bias_O), y_MO.data_ptr(), len(x_MI), cpu.num_threads())
     return activate(after, y_MO)
 
 
