@@ -1,4 +1,4 @@
-"""Letting compressed layers do what happens just before and after them: activations, and batch norm that has learned."""
+"""Letting compressed layers do what happens beside them: activations, and batch norms that learn no more."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
