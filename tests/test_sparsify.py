@@ -115,10 +115,6 @@ BAD = {
         lambda m: cw.sparsify(m, "block:4", density=0.5, method="srste", storage="compressed"),
         "^0: STE trains the whole weight behind the mask",
     ),
-    "compressed convolution": (
-        lambda m: cw.sparsify(nn.Sequential(nn.Conv2d(4, 4, 3)), "block:4", density=0.5, storage="compressed"),
-        "^0: convolutions have no compressed storage yet; keep it in dense storage, or leave it dense with {'0'",
-    ),
     "bake dense": (cw.bake, "the model has no sparse layer"),
 }
 

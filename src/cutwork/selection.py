@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.allocation import Allocation, Shapes, uniform
-from cutwork.layers.compress import COMPRESSED_CLASSES, compress, why_no_storage
+from cutwork.layers.compress import COMPRESSED_CLASSES, compress
+from cutwork.layers.compressed import why_no_storage
 from cutwork.layers.fixed_index import indexed
 from cutwork.layers.linear import SparseConv1D
 from cutwork.layers.swap import (

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
+from cutwork.layers.compressed import CompressedConv2d, CompressedLinear, why_no_storage
 from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.fixed_index import FixedIndex, Window, indexed
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.matrix import from_matrix, to_matrix
-from cutwork.patterns import Block, Pattern, Shuffled
 from cutwork.sharding import is_sharded
 from cutwork.sparsity import Fixed
 from cutwork.topology import Topology
@@ -38,15 +37,6 @@ def why_not_compressed(layer: nn.Module) -> str:
         return "its weight is sharded; pack before fully_shard()"
     if not sparsity.fits(weight):  # pyrefly: ignore
         return "its weight is not zero outside its mask; bake() the model and sparsify(masks=...) it anew"
-    return ""
-
-
-def why_no_storage(compressed: type[nn.Module] | None, pattern: Pattern) -> str:
-    """Say why layers of a class, in a pattern, have no compressed storage, and what to do; empty where they have."""
-    if compressed is None:
-        return "layers of its class have no compressed storage; keep it in dense storage"
-    if not isinstance(pattern, Block | Shuffled):
-        return f"{pattern} has no tiles to store; use block, vector or shuffled, or keep it in dense storage"
     return ""
 
 

@@ -205,6 +205,15 @@ class CompressedConv2d(Compressed):
 INDEX_KEYS = ("sparsity.ptr", "sparsity.col", "sparsity.order")
 
 
+def why_no_storage(compressed: type[nn.Module] | None, pattern: Pattern) -> str:
+    """Say why layers of a class, in a pattern, have no compressed storage, and what to do; empty where they have."""
+    if compressed is None:
+        return "layers of its class have no compressed storage; keep it in dense storage"
+    if not isinstance(pattern, Block | Shuffled):
+        return f"{pattern} has no tiles to store; use block, vector or shuffled, or keep it in dense storage"
+    return ""
+
+
 def checked_topology(
     name: str,
     shape: tuple[int, int],
