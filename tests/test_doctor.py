@@ -35,9 +35,10 @@ def test_json_holds_the_same_as_the_fields():
     assert [kernel["name"] for kernel in data["kernels"]] == [kernel.name for kernel in diagnosis.kernels]
 
 
-def test_only_dense_kernels_are_active_and_all_others_say_why():
+def test_dense_kernels_and_those_that_are_built_are_active_and_all_others_say_why():
     kernels = doctor.diagnose().kernels
-    assert [kernel.name for kernel in kernels if kernel.active] == ["dense"]
+    built = ["cpu-tiles"] if cpu.has_tiles() else []
+    assert [kernel.name for kernel in kernels if kernel.active] == ["dense", *built]
     assert all(kernel.reason for kernel in kernels)
 
 

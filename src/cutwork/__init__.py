@@ -19,6 +19,7 @@ PUBLIC = {
         *("STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch"),
         *("View", "hold_fixed", "project_by", "set_", "srste"),
     ),
+    "cutwork.packing": ("pack", "unpack"),
     "cutwork.patterns": ("Pattern", "parse"),
     "cutwork.report": ("draw_masks", "report"),
     "cutwork.schedules": ("constant", "cosine", "cubic", "exponential", "linear", "power"),
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from cutwork.methods import project_by as project_by
     from cutwork.methods import set_ as set_
     from cutwork.methods import srste as srste
+    from cutwork.packing import pack as pack
+    from cutwork.packing import unpack as unpack
     from cutwork.patterns import Pattern as Pattern
     from cutwork.patterns import parse as parse
     from cutwork.report import draw_masks as draw_masks

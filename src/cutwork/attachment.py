@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import SparseLayer
-from cutwork.methods import Method
-from cutwork.sharding import is_distributed, same_on_all_ranks, whole
+from cutwork.methods import Method, Static
+from cutwork.sharding import is_distributed, is_sharded, processes_agree, same_on_all_ranks, whole
 from cutwork.sparsity import Fixed, Reprojected
 
 Layers = Mapping[str, SparseLayer]
@@ -19,6 +21,7 @@ def check_attachable(layers: Layers, method: Method, optimizers: Optimizers, *, 
     if not hooks:
         _check_works_after_updates(layers)
     _check_held(layers, method, optimizers)
+    _check_compressed(layers, method)
     _check_masks_agree(layers)
 
 
@@ -53,39 +56,48 @@ def _is_rehearsal(optimizer: Optimizer) -> bool:
 def check_used(layers: Layers) -> None:
     """Raise ValueError where a weight has a gradient although its layer was never called."""
     for name, layer in layers.items():
-        if layer.weight.grad is not None and not layer.sparsity.was_used:
+        if layer.trained.grad is not None and not layer.sparsity.was_used:
             raise ValueError(
                 f"{name}: something reads its weight without calling the layer, so its mask does nothing; leave it "
                 f"out of sparsify() with {{{name!r}: 'dense'}}"
             )
 
 
-def check_state(layers: Layers, optimizers: Optimizers) -> None:
-    """Raise ValueError where an optimizer keeps numbers for each weight that a move could not reset."""
-    for name, layer in layers.items():
-        for optimizer in optimizers:
-            for key, value in optimizer.state.get(layer.weight, {}).items():
-                per_weight = isinstance(value, Tensor) and value.shape == layer.weight.shape
-                if per_weight and not (value.is_floating_point() or value.is_complex()):
-                    raise ValueError(
-                        f"{name}: {type(optimizer).__name__} keeps its state {key!r} as {value.dtype}, where zero may "
-                        "not mean nothing; use an optimizer with floating-point state"
-                    )
+def check_state(name: str, layer: SparseLayer, optimizers: Optimizers, *, resizes: bool = False) -> None:
+    """Raise ValueError where an optimizer keeps numbers for a layer that a move could not take along."""
+    trained = layer.trained
+    for optimizer in optimizers:
+        for key, value in optimizer.state.get(trained, {}).items():
+            is_per_weight = isinstance(value, Tensor) and value.shape == trained.shape
+            if is_per_weight and not (value.is_floating_point() or value.is_complex()):
+                raise ValueError(
+                    f"{name}: {type(optimizer).__name__} keeps its state {key!r} as {value.dtype}, where zero may "
+                    "not mean nothing; use an optimizer with floating-point state"
+                )
+            if resizes and not is_per_weight and _has_size(value):
+                raise ValueError(
+                    f"{name}: the number of units it keeps changes, but {type(optimizer).__name__} keeps a state "
+                    f"{key!r} that is not shaped like its values; use an optimizer with a number for each weight, "
+                    'or storage="dense"'
+                )
+    if resizes and is_distributed() and torch.distributed.get_world_size() > 1:
+        raise ValueError(
+            f"{name}: the number of units it keeps changes, which DistributedDataParallel cannot follow; use a method "
+            'that keeps the number, such as RigL on blocks, or storage="dense"'
+        )
 
 
-def check_mask(name: str, layer: SparseLayer, matrix: Tensor) -> None:
+def check_mask(layer: SparseLayer, matrix: Tensor) -> None:
     """Raise ValueError where a method has returned something that is no mask of this layer."""
-    expected = layer.sparsity.matrix(layer.sparsity.mask)
+    expected = layer.sparsity.mask_matrix()
     if matrix.dtype != expected.dtype or matrix.shape != expected.shape:
         raise ValueError(
-            f"{name}: the method returned {matrix.dtype} of shape {tuple(matrix.shape)} as a mask; it must be a bool "
+            f"the method returned {matrix.dtype} of shape {tuple(matrix.shape)} as a mask; it must be a bool "
             f"matrix of shape {tuple(expected.shape)}"
         )
     pattern = layer.sparsity.pattern
     if pattern.every_choice_is_legal and not pattern.allows(matrix):
-        raise ValueError(
-            f"{name}: the method returned a mask that cuts the units of {pattern}; project() keeps them whole"
-        )
+        raise ValueError(f"the method returned a mask that cuts the units of {pattern}; project() keeps them whole")
 
 
 def _check_held(layers: Layers, method: Method, optimizers: Optimizers) -> None:
@@ -96,16 +108,16 @@ def _check_held(layers: Layers, method: Method, optimizers: Optimizers) -> None:
             raise TypeError(f"attach: {optimizer!r} is no torch optimizer; pass torch.optim.AdamW(...) or the like")
     missing: dict[str, list[str]] = {"weights": [], "score parameters": []}
     for name, layer in layers.items():
-        for what, parameters in (("weights", [layer.weight]), ("score parameters", layer.sparsity.parameters())):
+        for what, parameters in (("weights", [layer.trained]), ("score parameters", layer.sparsity.parameters())):
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             if not all(any(holds(optimizer, parameter) for optimizer in optimizers) for parameter in trained):
                 missing[what].append(name)
-        if method.needs_gradient and not layer.weight.requires_grad:
+        if method.needs_gradient and not layer.trained.requires_grad:
             raise ValueError(
                 f"attach: {name}.weight is frozen, so {type(method).__name__} gets no gradient to grow by; "
                 "unfreeze it, or leave the layer out"
             )
-        if isinstance(layer.sparsity, Fixed) and layer.sparsity.is_too_narrow:
+        if isinstance(layer.sparsity, Fixed | FixedIndex) and layer.sparsity.is_too_narrow:
             raise ValueError(
                 f"attach: {name} was turned to float16 after sparsify(), too narrow for the sums of squares that "
                 "estimate=True needs; call half() before sparsify()"
@@ -127,16 +139,41 @@ def _check_works_after_updates(layers: Layers) -> None:
             )
 
 
+def _check_compressed(layers: Layers, method: Method) -> None:
+    """Raise ValueError where several processes cannot move the masks of compressed storage."""
+    for name, layer in layers.items():
+        index = layer.sparsity
+        if not isinstance(index, FixedIndex) or not is_distributed():
+            continue
+        if is_sharded(layer.trained) and not isinstance(method, Static):
+            raise ValueError(
+                f"attach: {name} is compressed and sharded by fully_shard(), where only static masks work; got "
+                f'{type(method).__name__}; use storage="dense", or DistributedDataParallel'
+            )
+        if not processes_agree(index.ptr, index.col):
+            raise ValueError(
+                f"attach: processes hold different masks of {name}; seed all of them alike before sparsify(), or let "
+                "DistributedDataParallel broadcast buffers"
+            )
+
+
 def _check_masks_agree(layers: Layers) -> None:
     for name, layer in layers.items():
-        if not same_on_all_ranks(layer.sparsity.mask, of=layer.weight):
+        if not same_on_all_ranks(layer.sparsity.mask, of=layer.trained):
             raise ValueError(
                 f"attach: ranks hold different masks of {name}; seed all ranks alike before sparsify(), because "
                 "fully_shard() takes the weights of each rank as they are"
             )
         # Weights that were replaced by another rank's do not fit the mask; nothing needs to be sent to see it.
-        if is_distributed() and isinstance(layer.sparsity, Fixed) and not layer.sparsity.fits(layer.weight):
+        if is_distributed() and not layer.sparsity.fits(layer.trained):
             raise ValueError(
                 f"attach: {name}.weight is not zero outside its mask, so the mask was made for another one; seed "
                 "all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
             )
+
+
+def _has_size(value: object) -> bool:
+    """Say whether a part of an optimizer's state is more than a number."""
+    if isinstance(value, Tensor):
+        return value.numel() > 1
+    return isinstance(value, list | tuple) and any(map(_has_size, value))

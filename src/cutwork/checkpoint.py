@@ -17,7 +17,9 @@ from cutwork.structure import LayerRecord, State, Structure, under
 from cutwork.tensor_file import read_description, read_file, write_file
 from cutwork.tensor_tree import TensorTable
 
-VERSION = 1
+# Version 2 says of each layer how it is stored; before that there was dense storage only.
+VERSION = 2
+READABLE = (1, 2)
 
 Masks = Mapping[int, tuple[str, Tensor]]
 
@@ -75,7 +77,7 @@ def save(
     _check_belong("save", model, sparsifiers, optimizers)
     state = model.state_dict(keep_vars=True)
     masks = {
-        id(layer.weight): (under(name, "sparsity.mask"), layer.sparsity.mask)
+        id(layer.trained): (under(name, "sparsity.mask"), layer.sparsity.mask)
         for name, layer in sparse_layers(model).items()
         if isinstance(layer.sparsity, Fixed)
     }
@@ -120,7 +122,8 @@ def load(
     _check_model("load", model)
     structure.check(model)
     found = structure.state_of(model)
-    _check_tensors(path, structure.known_part(model, state), found)
+    structure.check_indices(model, state)
+    _check_tensors(path, structure.known_part(model, state), structure.comparable(found))
     structure.check_masks(state)
     _check_belong("load", model, sparsifiers, optimizers)
     sparsifier_states = _take_sparsifiers(table, description["sparsifiers"], sparsifiers)
@@ -224,10 +227,10 @@ def _take_sparsifiers(table: TensorTable, saved: list[State], sparsifiers: list[
 
 
 def _check_version(path: str | Path, description: State) -> None:
-    if description["version"] != VERSION:
+    if description["version"] not in READABLE:
         raise ValueError(
-            f"{path} is a checkpoint of version {description['version']}; this cutwork reads version {VERSION}; use "
-            "the one that wrote it, or a newer one"
+            f"{path} is a checkpoint of version {description['version']}; this cutwork reads versions up to {VERSION}; "
+            "use the one that wrote it, or a newer one"
         )
 
 

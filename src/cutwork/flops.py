@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.swap import SparseLayer, is_conv1d_class
 from cutwork.methods import Method, named
 from cutwork.sparsity import Sparsity
@@ -93,7 +94,7 @@ Rule = Callable[[Any, Tensor, Tensor], Operations]
 
 
 def _linear(layer: nn.Module, x: Tensor, y: Tensor) -> Operations:
-    weight, num_outputs = layer.weight.numel(), y.shape[-1]  # pyrefly: ignore
+    weight, num_outputs = x.shape[-1] * y.shape[-1], y.shape[-1]
     positions = y.numel() // num_outputs
     bias = 0 if layer.bias is None else num_outputs
     return Operations((weight - num_outputs) * positions, weight * positions, bias * positions)
@@ -216,6 +217,8 @@ def flops(model: nn.Module, *inputs: Any, counting: str = "products") -> Flops:
 
 def kind_of(module: nn.Module) -> str:
     """Return the name of a layer's class, and for a sparse layer that of the dense one."""
+    if isinstance(module, CompressedLinear):
+        return "Conv1D" if module.sparsity.transposed else "Linear"
     name = type(module).__name__
     return name.removeprefix("Sparse") if isinstance(module, SparseLayer) else name
 
@@ -241,7 +244,7 @@ class _Tally:
     def add(self, module: nn.Module, operations: Operations) -> None:
         kept, total = 1, 1
         if isinstance(module, SparseLayer):
-            mask = module.sparsity.mask
+            mask = module.sparsity.mask_matrix()
             kept, total = int(mask.sum()), mask.numel()
         adds, multiplies, rest = operations
         self.dense[module] += adds + multiplies + rest
@@ -254,7 +257,10 @@ def _tally_products(model: nn.Module, inputs: tuple[Any, ...], tally: _Tally) ->
     seen = 0
     # On a CPU attention is one operator, which the counter does not know.
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    counter = FlopCounterMode(display=False, custom_mapping={attention: _attention_products})
+    # A compressed product is counted as the whole one, of which the tally takes the kept share, as of a masked one.
+    compressed = torch.ops.cutwork.block_linear
+    mapping = {attention: _attention_products, compressed: _compressed_products}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
 
     def credit() -> None:
         nonlocal seen
@@ -279,6 +285,10 @@ def _attention_products(query: Any, key: Any, value: Any, *args: Any, **kwargs: 
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def _compressed_products(x: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(x) * out_shape[-1]
+
+
 def _tally_operations(
     model: nn.Module, inputs: tuple[Any, ...], tally: _Tally, rules: Mapping[type[nn.Module], Rule]
 ) -> None:
@@ -286,7 +296,8 @@ def _tally_operations(
         tally.ran.add(module)
 
     def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        rule = _linear if is_conv1d_class(type(module)) else _rule_for(module, rules)
+        is_linear = is_conv1d_class(type(module)) or isinstance(module, CompressedLinear)
+        rule = _linear if is_linear else _rule_for(module, rules)
         if rule is not None:
             x = (*args, *kwargs.values())[0]
             tally.add(module, rule(module, x, output if isinstance(output, Tensor) else output[0]))

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from cutwork.flops import Flops, LayerFlops, flops, has_matrix, kind_of
+from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method, named
 from cutwork.sparsity import Sparsity
@@ -45,7 +46,8 @@ CELLS = 256
 class Row:
     """One layer, or several taken together: what there is of it, and what its mask keeps.
 
-    `bytes` is the memory its parameters take as they are stored, `kept_bytes` what the kept ones alone would take.
+    `bytes` is the memory its parameters take as they are stored, `kept_bytes` what the kept ones alone would take; in
+    compressed storage both are what the values and their index take.
     """
 
     layer: str
@@ -160,6 +162,8 @@ def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
 
 
 def _row(name: str, layer: nn.Module | None, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
+    if isinstance(layer, CompressedLinear):
+        return _compressed_row(name, layer, own, cost)
     sparsity = layer.sparsity if isinstance(layer, SparseLayer) else None
     kept = [_num_kept(parameter, layer) for parameter in own]
     matrices = [] if layer is None else [p for p in layer.parameters(recurse=False) if p.dim() > 1]
@@ -176,6 +180,30 @@ def _row(name: str, layer: nn.Module | None, own: Sequence[nn.Parameter], cost: 
         bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
         kept_bytes=sum(number * parameter.element_size() for number, parameter in zip(kept, own, strict=True)),
         kernel="" if layer is None else DENSE,
+    )
+
+
+def _compressed_row(name: str, layer: CompressedLinear, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
+    """Return the row of a layer that stores only what it keeps, and the index of that besides."""
+    index, topology = layer.sparsity, layer.sparsity.topology
+    num_kept = topology.num_kept() if any(parameter is layer.values for parameter in own) else 0
+    total = math.prod(index.shape) if num_kept else 0
+    others = sum(parameter.numel() for parameter in own if parameter is not layer.values)
+    indices = (topology.ptr, topology.col, topology.order) if num_kept else ()
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in (*own, *indices) if tensor is not None)
+    return Row(
+        layer=name,
+        kind=kind_of(layer),
+        shape=index.shape[::-1] if index.transposed else index.shape,
+        pattern=str(index.pattern),
+        density=topology.num_kept() / math.prod(index.shape),
+        parameters=total + others,
+        kept_parameters=num_kept + others,
+        flops=None if cost is None else cost.dense,
+        kept_flops=None if cost is None else cost.sparse,
+        bytes=stored,
+        kept_bytes=stored,
+        kernel=layer.kernel,
     )
 
 
@@ -211,7 +239,9 @@ def _lines(report: Report) -> Iterator[str]:
         yield GAP.join(f"{cell:{side}{width}}" for cell, side, width in aligned).rstrip()
     if any(row.kept_parameters < row.parameters for row in report.rows):
         yield ""
-        yield "a/b: a is what the masks keep of b. The dense kernel multiplies the whole masked weight, so it costs b."
+        is_multiplied = any(row.kept_parameters < row.parameters and row.kernel == DENSE for row in report.rows)
+        remark = " The dense kernel multiplies the whole masked weight, so it costs b." if is_multiplied else ""
+        yield f"a/b: a is what the masks keep of b.{remark}"
     if report.training is not None:
         cost = report.training
         yield (
@@ -269,7 +299,7 @@ def _shorten(name: str, width: int) -> str:
 
 
 def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":
-    mask = sparsity.matrix(sparsity.mask).cpu().numpy()
+    mask = sparsity.mask_matrix().cpu().numpy()
     num_rows, num_columns = mask.shape
     panel.set_title(f"{_shorten(name or 'model', 30)}\n{sparsity.pattern}, density {mask.mean():.3g}", fontsize=8)
     panel.set_xticks([0, num_columns], ["0", str(num_columns)], fontsize=7)

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.allocation import Allocation, Shapes, uniform
+from cutwork.layers.compressed import COMPRESSED_CLASSES, compress, why_no_storage
+from cutwork.layers.linear import SparseConv1D
 from cutwork.layers.swap import (
+    SPARSE_CLASSES,
     Candidate,
     SparseLayer,
     can_swap,
@@ -25,7 +28,8 @@ from cutwork.matrix import matrix_shape, to_matrix
 from cutwork.methods import Method, View, generator_for
 from cutwork.patterns import Pattern, parse
 from cutwork.scores import Score
-from cutwork.sparsity import Sparsity
+from cutwork.sparsity import Fixed, Sparsity
+from cutwork.topology import Topology
 
 DENSE = "dense"
 Patterns = str | Pattern | Mapping[str, str | Pattern]
@@ -95,6 +99,7 @@ def install(
     init: Score,
     masks: Mapping[str, Tensor] | None = None,
     seed: int = 0,
+    is_compressed: bool = False,
 ) -> dict[str, SparseLayer]:
     """Make the chosen layers sparse, in place, and return them; all that can fail comes before the first change."""
     views = {name: _first_view(model, choice, seed, name == list(choices)[-1]) for name, choice in choices.items()}
@@ -102,6 +107,9 @@ def install(
         matrices = {name: _first_mask(method, view, init, name) for name, view in views.items()}
     else:
         matrices = {name: to_matrix(masks[name], transposed=choice.transposed) for name, choice in choices.items()}
+    if is_compressed:
+        for name, choice in choices.items():
+            _check_compressible(choice, method, matrices[name], weight_of(model, choice.candidate), views[name])
     open_attentions(model, (choice.candidate for choice in choices.values()))
     sparsities: dict[str, Sparsity] = {}
     for name, choice in choices.items():
@@ -112,7 +120,9 @@ def install(
     layers = {name: cast(SparseLayer, model.get_submodule(name)) for name in choices}
     with torch.no_grad():
         for layer in layers.values():
-            layer.sparsity.settle(layer.weight)
+            layer.sparsity.settle(layer.trained)
+    if is_compressed:
+        compress({name: model.get_submodule(name) for name in sparsities})
     return layers
 
 
@@ -145,6 +155,22 @@ def _first_mask(method: Method, view: View, init: Score, name: str) -> Tensor:
         return method.start(view, init)
     except ValueError as error:
         raise ValueError(f"{label(name)}: {error}") from error
+
+
+def _check_compressible(choice: Choice, method: Method, matrix: Tensor, weight: Tensor, view: View) -> None:
+    name = label(choice.candidate.name)
+    sparse = SPARSE_CLASSES.get(choice.candidate.kind, SparseConv1D)
+    if reason := why_no_storage(COMPRESSED_CLASSES.get(sparse), choice.pattern):
+        raise ValueError(f"{name}: {reason}, or leave it dense with {{{choice.candidate.name!r}: 'dense'}}")
+    # To see how the method holds a mask costs no memory; the parameter is another, so nothing has changed.
+    held = method.hold(matrix, nn.Parameter(weight.detach()), view=view, transposed=choice.transposed)
+    if not isinstance(held, Fixed):
+        raise ValueError(
+            f"{name}: {type(method).__name__} trains the whole weight behind the mask, which compressed storage does "
+            "not have; use storage='dense', or a method with fixed masks such as RigL"
+        )
+    if not torch.equal(Topology.from_mask(matrix, choice.pattern).to_mask(), matrix):
+        raise ValueError(f"{name}: its first mask is not legal for {choice.pattern}; use storage='dense'")
 
 
 def _first_view(model: nn.Module, choice: Choice, seed: int, is_last: bool) -> View:

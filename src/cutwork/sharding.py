@@ -36,6 +36,19 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
+def processes_agree(*indices: Tensor) -> bool:
+    """Say whether all processes hold the same vectors of integers; each of them must ask."""
+    sums = []
+    for index in indices:
+        places = torch.arange(1, len(index) + 1, device=index.device)
+        sums += [places.new_tensor(len(index)), (index.long() * (places * 2_654_435_761 % 1_000_003)).sum()]
+    lowest = torch.stack(sums)
+    highest = lowest.clone()
+    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    return torch.equal(lowest, highest)
+
+
 def same_on_all_ranks(tensor: Tensor, *, of: Tensor) -> bool:
     """Say whether all ranks that share the tensor `of` hold the same bool tensor; each of them must ask."""
     if not is_sharded(of):

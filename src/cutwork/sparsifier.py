@@ -5,15 +5,15 @@ from itertools import chain, count
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from cutwork.attachment import check_attachable, check_mask, check_state, check_used, holds, is_skipping
 from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
-from cutwork.sharding import part_like, whole
-from cutwork.sparsity import Fixed, Learned
+from cutwork.sharding import whole
+from cutwork.sparsity import Heard, Learned
 
 STATE_KEY = "cutwork"
 
@@ -37,7 +37,7 @@ class Sparsifier:
         self._owners: dict[str, Optimizer | None] = {}
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
-        self._heard: dict[str, Tensor | None] = {}
+        self._heard: dict[str, Heard | None] = {}
         self.state_key = f"{STATE_KEY}:{next(iter(self.layers))}"
         self._is_first_step = True
         masks = {name: layer.sparsity.mask for name, layer in self.layers.items()}
@@ -59,6 +59,8 @@ class Sparsifier:
         self._is_first_step = True
         for layer in self.layers.values():
             layer.sparsity.was_used = False
+            layer.sparsity.is_followed = True
+            layer.sparsity.may_listen = self.method.needs_gradient
         self._optimizers = list(optimizers)
         self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
         for optimizer in optimizers if hooks else ():
@@ -81,7 +83,8 @@ class Sparsifier:
         self._handles, self._optimizers = [], []
         for layer in self.layers.values():
             if isinstance(layer, SparseLayer):
-                layer.sparsity.listen(layer.weight, False)
+                layer.sparsity.is_followed = False
+                layer.sparsity.listen(layer.trained, False)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -90,13 +93,13 @@ class Sparsifier:
             raise ValueError("step: call attach(optimizer) first; moving a mask must move the optimizer's state too")
         for name, layer in self.layers.items():
             if name not in self._heard:
-                self._heard[name] = layer.sparsity.hear(layer.weight, 1.0)
-            layer.sparsity.settle(layer.weight)
+                self._heard[name] = layer.sparsity.hear(layer.trained, 1.0)
+            layer.sparsity.settle(layer.trained)
         if self._is_first_step:
-            check_state(self.layers, self._optimizers)
+            for name, layer in self.layers.items():
+                check_state(name, layer, self._optimizers)
             self._is_first_step = False
         if self.method.due(self.steps_done + 1):
-            self._check_finite()
             self._move_all(self.steps_done + 1)
         self.steps_done += 1
         self._heard.clear()
@@ -117,7 +120,7 @@ class Sparsifier:
         if self._exploration is not None:
             if set(state.get("exploration", {})) != set(self._exploration):
                 raise ValueError("the state was saved by a run with other layers or without track=True; set it alike")
-            devices = {name: layer.sparsity.mask.device for name, layer in self.layers.items()}
+            devices = {name: layer.trained.device for name, layer in self.layers.items()}
             self._exploration = {
                 name: Exploration.from_state_dict(seen, devices[name]) for name, seen in state["exploration"].items()
             }
@@ -179,7 +182,7 @@ class Sparsifier:
         loss_scale = 1.0 if scale is None else float(scale)
         for name, layer in self.layers.items():
             if self._owners[name] is optimizer:
-                self._heard[name] = layer.sparsity.hear(layer.weight, loss_scale)
+                self._heard[name] = layer.sparsity.hear(layer.trained, loss_scale)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if is_skipping(optimizer):
@@ -201,7 +204,7 @@ class Sparsifier:
         self._prepare()
 
     def _owner(self, layer: SparseLayer) -> Optimizer | None:
-        return next((optimizer for optimizer in self._optimizers if holds(optimizer, layer.weight)), None)
+        return next((optimizer for optimizer in self._optimizers if holds(optimizer, layer.trained)), None)
 
     def _prepare(self) -> None:
         # torch.distributed.checkpoint takes along what stands in a group of parameters, and drops all else.
@@ -209,58 +212,50 @@ class Sparsifier:
             optimizer.param_groups[0][self.state_key] = self.steps_done
         due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
         for layer in self.layers.values():
-            layer.sparsity.listen(layer.weight, due)
-
-    def _check_finite(self) -> None:
-        for name, heard in self._heard.items():
-            if heard is not None and not whole(heard.isfinite().all()):
-                raise ValueError(
-                    f"{name}: the gradient of step {self.steps_done + 1} is not finite, so the mask cannot move; lower "
-                    "the learning rate, or scale the loss with torch.amp.GradScaler"
-                )
+            layer.sparsity.listen(layer.trained, due)
 
     def _move_all(self, step: int) -> None:
+        """Decide where all masks move, and only then move them; one layer at a time is there in full."""
         last = list(self.layers)[-1]
-        masks = {}
+        masks = {
+            name: self._decide(name, layer, self._view(name, layer, step, is_last=name == last))
+            for name, layer in self.layers.items()
+        }
         for name, layer in self.layers.items():
-            try:
-                masks[name] = self.method.move(self._view(name, layer, step, is_last=name == last))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            check_mask(name, layer, masks[name])
-        check_state(self.layers, self._optimizers)
+            check_state(name, layer, self._optimizers, resizes=layer.sparsity.resizes(masks[name]))
         for name, layer in self.layers.items():
-            self._move(name, layer, masks[name])
+            layer.sparsity.move(masks.pop(name), layer.trained, self._states_of(layer.trained))
+            if self._exploration is not None:
+                self._exploration[name].visit(layer.sparsity.mask)
+
+    def _decide(self, name: str, layer: SparseLayer, view: View) -> Any:
+        try:
+            matrix = self.method.move(view)
+            check_mask(layer, matrix)
+            return layer.sparsity.condense(matrix)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def _view(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> View:
         sparsity, heard = layer.sparsity, self._heard.get(name)
+        grad = None if heard is None else heard()
+        if grad is not None and not grad.isfinite().all():
+            raise ValueError(
+                f"{name}: the gradient of step {step} is not finite, so the mask cannot move; lower the learning "
+                "rate, or scale the loss with torch.amp.GradScaler"
+            )
         return View(
             pattern=sparsity.pattern,
             density=sparsity.density,
-            weight=sparsity.matrix(layer.weight),
-            mask=sparsity.matrix(sparsity.mask),
-            grad=None if heard is None else sparsity.matrix(heard),
+            weight=sparsity.matrix(layer.trained),
+            mask=sparsity.mask_matrix(),
+            grad=grad,
             learned=whole(sparsity.scores.detach()) if isinstance(sparsity, Learned) else None,
             step=step,
             generator=generator_for(self._seed, step, name),
             is_last=is_last,
         )
 
-    def _move(self, name: str, layer: SparseLayer, matrix: Tensor) -> None:
-        """Give a layer a new mask; under a fixed one, weights and optimizer state that were not kept start at zero."""
-        sparsity = layer.sparsity
-        old = sparsity.mask.clone()
-        sparsity.set_mask(matrix)
-        if isinstance(sparsity, Fixed):
-            stay = old & sparsity.mask
-            for tensor in (layer.weight, *self._state_of(layer.weight)):
-                tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
-        if self._exploration is not None:
-            self._exploration[name].visit(sparsity.mask)
-
-    def _state_of(self, weight: nn.Parameter) -> list[Tensor]:
-        """Return every tensor of any optimizer's state that has a number for each weight."""
-        states = [optimizer.state.get(weight, {}).values() for optimizer in self._optimizers]
-        return [
-            value for state in states for value in state if isinstance(value, Tensor) and value.shape == weight.shape
-        ]
+    def _states_of(self, trained: nn.Parameter) -> list[dict[str, Any]]:
+        """Return what each optimizer remembers of a parameter."""
+        return [optimizer.state[trained] for optimizer in self._optimizers if trained in optimizer.state]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.allocation import ALLOCATIONS, Allocation
+from cutwork.layers.compressed import CompressedLinear
+from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of
 from cutwork.matrix import from_matrix, to_matrix
 from cutwork.methods import Method, Supermask, Switch, named
@@ -14,6 +16,8 @@ from cutwork.scores import SCORES, Score
 from cutwork.selection import Amounts, Patterns, choose_layers, choose_masked, install, label, match_layers, one_amount
 from cutwork.sparsifier import Sparsifier
 from cutwork.sparsity import Fixed
+
+STORAGES = ("dense", "compressed")
 
 
 def sparsify(
@@ -29,6 +33,7 @@ def sparsify(
     steps: int | None = None,
     seed: int = 0,
     track: bool = False,
+    storage: str = "dense",
 ) -> "Sparsifier":
     """Make layers of a model sparse, in place, and return the sparsifier that trains them so.
 
@@ -37,7 +42,8 @@ def sparsify(
     one number for `allocation` to share out, or a mapping from globs to numbers; 2:4 and its like fix their own. The
     first mask keeps what `init` scores highest, by default the magnitude of the weights, unless `masks` gives masks,
     shaped like the weights. `steps` is the length of the run, needed where the method speaks of a share of it. `track`
-    keeps count of the masks visited.
+    keeps count of the masks visited. With `storage="compressed"` linear layers in tiles store and train only what their
+    masks keep, from the first step: weights, gradients and optimizer state have the size of that.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -53,6 +59,8 @@ def sparsify(
     chosen_method = named(method).in_steps(steps)
     if _learns_masks(chosen_method):
         _refuse_first_mask(init, masks)
+    if storage not in STORAGES:
+        raise ValueError(f"unknown storage {storage!r}; write {', '.join(map(repr, STORAGES))}")
     score = _one_of(SCORES, "magnitude" if init is None else init, "score")
     share = _one_of(ALLOCATIONS, allocation, "allocation")
     amount = one_amount(density, sparsity)
@@ -64,7 +72,9 @@ def sparsify(
         )
     else:
         choices = choose_masked(model, patterns, masks)
-    layers = install(model, choices, chosen_method, init=score, masks=masks, seed=seed)
+    layers = install(
+        model, choices, chosen_method, init=score, masks=masks, seed=seed, is_compressed=storage == "compressed"
+    )
     return Sparsifier(layers, chosen_method, seed=seed, track=track)
 
 
@@ -85,7 +95,8 @@ def bake(model: nn.Module) -> dict[str, Tensor]:
     masks = {}
     with torch.no_grad():
         for name, layer in layers.items():
-            layer.weight.copy_(layer.sparsity(layer.weight))
+            if not isinstance(layer, CompressedLinear):
+                layer.weight.copy_(layer.sparsity(layer.weight))
             masks[name] = layer.sparsity.mask.clone()
     make_dense(model)
     return masks
@@ -150,15 +161,20 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
             )
     with torch.no_grad():
         for name, layer in taking.items():
-            layer.sparsity.mask.copy_(given[name].sparsity.mask)
-            layer.sparsity.density = given[name].sparsity.density
-            if isinstance(layer.sparsity, Fixed):
-                layer.sparsity.settle(layer.weight)
+            sparsity, matrix = layer.sparsity, given[name].sparsity.mask_matrix()
+            sparsity.density = given[name].sparsity.density
+            if isinstance(sparsity, FixedIndex):
+                sparsity.move(sparsity.condense(matrix), layer.trained, [])
+            else:
+                sparsity.set_mask(matrix)
+                if isinstance(sparsity, Fixed):
+                    sparsity.settle(layer.trained)
 
 
 def _mask_kind(layer: SparseLayer) -> str:
     sparsity = layer.sparsity
-    return f"{type(sparsity).__name__}({sparsity.pattern}) of shape {tuple(sparsity.mask.shape)}"
+    kind = Fixed if isinstance(sparsity, FixedIndex) else type(sparsity)
+    return f"{kind.__name__}({sparsity.pattern}) of shape {tuple(sparsity.mask.shape)}"
 
 
 def _learns_masks(method: Method) -> bool:

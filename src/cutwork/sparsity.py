@@ -1,6 +1,8 @@
 """How one layer holds its mask: fixed, projected from the weight, or learned."""
 
 from abc import abstractmethod
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -19,61 +21,117 @@ WHISPER_HALF = 2.0**-6
 WHISPER_ENERGY = 2.0**-40
 
 
+# Forms the gradient of a whole weight as a matrix, when it is called.
+Heard = Callable[[], Tensor]
+# What optimizers remember of one parameter, by their names for it.
+States = Sequence[MutableMapping[str, Any]]
+
+
 class Sparsity(nn.Module):
     """The mask of one layer and what is done with it: the submodule `sparsity` of every sparse layer.
 
-    The mask is a plain bool buffer shaped like the weight. A training step calls `forward`, `watch`, then `hear` when
-    the gradient is complete and `settle` when the weight has been updated; the mask itself moves in the sparsifier.
+    It is asked in terms of `trained`, the parameter that the layer trains: the weight in dense storage, the values of
+    the kept units in compressed storage. A training step calls `watch`, then `hear` when the gradient is complete and
+    `settle` when the parameter has been updated; the sparsifier calls `condense` and `move` to give it a new mask.
     """
 
+    # A bool tensor shaped like the weight.
     mask: Tensor
 
-    def __init__(self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool) -> None:
+    def __init__(self, *, pattern: Pattern, density: float, transposed: bool) -> None:
         super().__init__()
         self.pattern = pattern
         self.density = density
         self.transposed = transposed
         self.was_used = False
-        self.register_buffer("mask", from_matrix(mask, shape, transposed=transposed).clone())
-
-    @abstractmethod
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return the effective weight, zero outside the mask, and remember in `was_used` to have been asked."""
+        # What a sparsifier that is attached says: that there is one, and whether it will ever call `listen`.
+        self.is_followed = False
+        self.may_listen = False
 
     @abstractmethod
     def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
         """Return the layer's output `y` for the input `x`, having learned from both what `hear` will need."""
 
     @abstractmethod
-    def listen(self, weight: nn.Parameter, on: bool) -> None:
+    def listen(self, trained: nn.Parameter, on: bool) -> None:
         """Say whether the coming step has to find out the gradient outside the mask."""
 
     @abstractmethod
-    def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
-        """Return the gradient, dense, if the step listened, and leave `weight.grad` fit for the update.
-
-        What it returns is shaped like the weight, and sharded like it.
-        """
+    def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
+        """Return what forms the dense gradient, if the step listened, and leave `trained.grad` fit for the update."""
 
     @abstractmethod
-    def settle(self, weight: nn.Parameter) -> None:
-        """Put the weight, just updated, back into its legal form."""
+    def settle(self, trained: nn.Parameter) -> None:
+        """Put the parameter, just updated, back into its legal form."""
 
+    @abstractmethod
     def matrix(self, tensor: Tensor) -> Tensor:
-        """See a whole tensor shaped like the weight as a matrix."""
-        return to_matrix(whole(tensor.detach()), transposed=self.transposed)
+        """Return the whole matrix `[out, in]` that a tensor shaped like the trained parameter stands for."""
 
-    def set_mask(self, matrix: Tensor) -> None:
-        """Take over a mask given as a matrix, in place."""
-        self.mask.copy_(from_matrix(matrix, self.mask.shape, transposed=self.transposed))
+    @abstractmethod
+    def mask_matrix(self) -> Tensor:
+        """Return the mask as a matrix."""
+
+    @abstractmethod
+    def condense(self, matrix: Tensor) -> Any:
+        """Return a mask, given as a matrix, in the form in which it waits for `move`."""
+
+    @abstractmethod
+    def resizes(self, condensed: Any) -> bool:
+        """Say whether a move to this mask would change the size of the trained parameter."""
+
+    @abstractmethod
+    def move(self, condensed: Any, trained: nn.Parameter, states: States) -> None:
+        """Take over a mask; under a fixed one, what was not kept starts at zero, in the optimizers' states too."""
+
+    @abstractmethod
+    def fits(self, trained: Tensor) -> bool:
+        """Say whether the parameter, as far as it is here, is in its legal form."""
 
     def extra_repr(self) -> str:
         """Describe the mask in the representation of the model."""
         return f"{self.pattern}, density {self.mask.float().mean():.4g}"
 
 
+class Masked(Sparsity):
+    """A mask beside a weight of full shape, in a buffer; `forward` makes the weight the effective one."""
+
+    def __init__(self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool) -> None:
+        super().__init__(pattern=pattern, density=density, transposed=transposed)
+        self.register_buffer("mask", from_matrix(mask, shape, transposed=transposed).clone())
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the effective weight, zero outside the mask, and remember in `was_used` to have been asked."""
+
+    @final
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """See a whole tensor shaped like the weight as a matrix."""
+        return to_matrix(whole(tensor.detach()), transposed=self.transposed)
+
+    @final
+    def mask_matrix(self) -> Tensor:
+        """See the mask as a matrix."""
+        return self.matrix(self.mask)
+
+    @final
+    def condense(self, matrix: Tensor) -> Tensor:
+        """Return the mask as it is."""
+        return matrix
+
+    @final
+    def resizes(self, condensed: Tensor) -> bool:
+        """Say no."""
+        return False
+
+    @final
+    def set_mask(self, matrix: Tensor) -> None:
+        """Take over a mask given as a matrix, in place."""
+        self.mask.copy_(from_matrix(matrix, self.mask.shape, transposed=self.transposed))
+
+
 @final
-class Fixed(Sparsity):
+class Fixed(Masked):
     """A mask that only the sparsifier moves. Outside it the weight is exactly zero, at rest as well as in use.
 
     The gradient is masked in backward. In a step that listens it is let through outside the mask too, in a whisper,
@@ -119,11 +177,11 @@ class Fixed(Sparsity):
         """Return `y`; in backward, measure the energies of `x` and of the gradient of `y`."""
         if not self.estimate:
             return y
-        return _Energies.apply(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
+        return measure_energies(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
 
-    def listen(self, weight: nn.Parameter, on: bool) -> None:
+    def listen(self, trained: nn.Parameter, on: bool) -> None:
         """Open or close the way for the gradient outside the mask."""
-        whisper = WHISPER_HALF if weight.dtype == torch.float16 else WHISPER
+        whisper = WHISPER_HALF if trained.dtype == torch.float16 else WHISPER
         if on and self.is_too_narrow:
             raise ValueError(
                 "a layer turned to float16 after sparsify() is too narrow for the sums of squares that estimate=True "
@@ -134,50 +192,50 @@ class Fixed(Sparsity):
             self.loudness = loudness
             self.leak.fill_(loudness)
 
-    def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
+    def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
         """Return the gradient, or its estimate, if the step listened; mask `weight.grad`."""
         if not self.loudness:
             return None
         if self.estimate:
-            return self._take_estimate(weight.shape)
-        if weight.grad is None:
+            repeat = self.mask[0].numel() // len(self.energy_in) if not self.transposed else 1
+            return take_estimate(self.energy_out, self.energy_in, repeat)
+        if trained.grad is None:
             return None
-        mask = part_like(self.mask, weight.grad)
-        heard = torch.where(mask, weight.grad, weight.grad / self.loudness)
-        weight.grad.copy_(torch.where(mask, weight.grad, 0))
-        return heard
+        mask = part_like(self.mask, trained.grad)
+        heard = torch.where(mask, trained.grad, trained.grad / self.loudness)
+        trained.grad.copy_(torch.where(mask, trained.grad, 0))
+        return partial(self.matrix, heard)
 
-    def fits(self, weight: Tensor) -> bool:
+    def fits(self, trained: Tensor) -> bool:
         """Say whether the part of the weight that is here is zero outside the mask."""
-        return not local(torch.where(part_like(self.mask, weight), 0, weight.detach())).any()
+        return not local(torch.where(part_like(self.mask, trained), 0, trained.detach())).any()
 
     @property
     def is_too_narrow(self) -> bool:
         """Say whether sums of squares would overflow here."""
         return self.estimate and self.energy_in.dtype == torch.float16
 
-    def settle(self, weight: nn.Parameter) -> None:
+    def settle(self, trained: nn.Parameter) -> None:
         """Zero the weight outside the mask, whatever the optimizer wrote there."""
-        weight.mul_(part_like(self.mask, weight))
+        trained.mul_(part_like(self.mask, trained))
+
+    def move(self, condensed: Tensor, trained: nn.Parameter, states: States) -> None:
+        """Take over a mask; weights and optimizer state that were not kept start at zero."""
+        old = self.mask.clone()
+        self.set_mask(condensed)
+        stay = old & self.mask
+        for tensor in (trained, *per_entry(states, trained)):
+            tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of a copy that this step listens: the copy follows no optimizer that would hear."""
         quiet = torch.zeros_like(self.leak)
-        return {**vars(self), "loudness": 0.0, "_buffers": {**self._buffers, "leak": quiet}}
-
-    def _take_estimate(self, shape: Shape) -> Tensor | None:
-        if self.energy_out.grad is None:
-            return None
-        norms = []
-        for energy in (self.energy_out, self.energy_in):
-            norms.append(whole(torch.zeros_like(energy) if energy.grad is None else energy.grad).sqrt())
-            energy.grad = None
-        repeat = self.mask[0].numel() // len(norms[1]) if not self.transposed else 1
-        return from_matrix(torch.outer(norms[0], norms[1].repeat(repeat)), shape, transposed=self.transposed)
+        state = {"loudness": 0.0, "is_followed": False, "may_listen": False}
+        return {**vars(self), **state, "_buffers": {**self._buffers, "leak": quiet}}
 
 
 @final
-class Reprojected(Sparsity):
+class Reprojected(Masked):
     """A mask chosen anew from the weight itself, which keeps its values outside and gets the whole gradient.
 
     The weight changes only in the optimizer's step, so that is when the sparsifier renews the mask; forward passes,
@@ -199,24 +257,32 @@ class Reprojected(Sparsity):
         """Return `y`: there is nothing to learn here."""
         return y
 
-    def listen(self, weight: nn.Parameter, on: bool) -> None:
+    def listen(self, trained: nn.Parameter, on: bool) -> None:
         """Do nothing: every step gets the whole gradient."""
 
-    def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
+    def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
         """Add the decay of the weights outside the mask to the gradient."""
-        if weight.grad is None:
+        if trained.grad is None:
             return None
         if self.decay:
-            outside = torch.where(part_like(self.mask, weight), 0, weight.detach())
-            weight.grad.add_(outside.to(weight.grad.dtype), alpha=self.decay * loss_scale)
+            outside = torch.where(part_like(self.mask, trained), 0, trained.detach())
+            trained.grad.add_(outside.to(trained.grad.dtype), alpha=self.decay * loss_scale)
         return None
 
-    def settle(self, weight: nn.Parameter) -> None:
+    def settle(self, trained: nn.Parameter) -> None:
         """Do nothing: every value of the weight is legal."""
+
+    def move(self, condensed: Tensor, trained: nn.Parameter, states: States) -> None:
+        """Take over a mask."""
+        self.set_mask(condensed)
+
+    def fits(self, trained: Tensor) -> bool:
+        """Say yes: every value of the weight is legal."""
+        return True
 
 
 @final
-class Learned(Sparsity):
+class Learned(Masked):
     """A mask of the units with the largest learned scores; a score's gradient sums weight times gradient over its unit.
 
     `bits` puts the weight into 2**bits equal bins, numbered from -2**(bits-1), and multiplies with
@@ -260,17 +326,25 @@ class Learned(Sparsity):
         """Return `y`: there is nothing to learn here."""
         return y
 
-    def listen(self, weight: nn.Parameter, on: bool) -> None:
+    def listen(self, trained: nn.Parameter, on: bool) -> None:
         """Do nothing: every step gets the gradient of all scores."""
 
-    def hear(self, weight: nn.Parameter, loss_scale: float) -> Tensor | None:
+    def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
         """Leave the gradients as they are."""
         return None
 
-    def settle(self, weight: nn.Parameter) -> None:
+    def settle(self, trained: nn.Parameter) -> None:
         """Hold the scores in their range."""
         if self.score_range:
             self.scores.clamp_(*self.score_range)
+
+    def move(self, condensed: Tensor, trained: nn.Parameter, states: States) -> None:
+        """Take over a mask."""
+        self.set_mask(condensed)
+
+    def fits(self, trained: Tensor) -> bool:
+        """Say yes: every value of the weight is legal."""
+        return True
 
     def bin_weight(
         self, weight: Tensor, bits: int, *, transform: tuple[float, float] | None, fixed_transform: bool
@@ -291,6 +365,30 @@ class Learned(Sparsity):
         width = ((high - low) / 2**self.bits).clamp(min=torch.finfo(values.dtype).tiny)
         bins = ((values - low) / width).floor().clamp(0, 2**self.bits - 1) - 2 ** (self.bits - 1)
         return bins * self.scale + self.shift + (weight - values)
+
+
+def per_entry(states: States, trained: Tensor) -> list[Tensor]:
+    """Return every tensor of any optimizer's state that has a number for each entry of the parameter."""
+    values = [value for state in states for value in state.values()]
+    return [value for value in values if isinstance(value, Tensor) and value.shape == trained.shape]
+
+
+def measure_energies(
+    y: Tensor, x: Tensor, energy_in: Tensor, energy_out: Tensor, loudness: Tensor, channel_dim: int
+) -> Tensor:
+    """Return `y`; in backward, the energies of `x` and of the gradient of `y` become gradients of the two vectors."""
+    return _Energies.apply(y, x, energy_in, energy_out, loudness, channel_dim)
+
+
+def take_estimate(energy_out: nn.Parameter, energy_in: nn.Parameter, repeat: int = 1) -> Heard | None:
+    """Return what forms the estimate of a dense gradient from the gradients of two energies, and take these away."""
+    if energy_out.grad is None:
+        return None
+    norms = []
+    for energy in (energy_out, energy_in):
+        norms.append(whole(torch.zeros_like(energy) if energy.grad is None else energy.grad).sqrt())
+        energy.grad = None
+    return partial(torch.outer, norms[0], norms[1].repeat(repeat))
 
 
 class _Energies(torch.autograd.Function):

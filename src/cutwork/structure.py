@@ -1,11 +1,14 @@
 """What makes the layers of a model sparse, as data: read off one model, and built into another."""
 
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, cast, final
 
+import torch
 from torch import Tensor, nn
 
-from cutwork.layers.attention import OpenAttention, open_attention, projections
+from cutwork.layers.attention import OpenAttention, disable_fused_paths, open_attention, projections
+from cutwork.layers.compressed import INDEX_KEYS, CompressedLinear, become_compressed, checked_topology
+from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import (
     SparseLayer,
     can_swap,
@@ -14,11 +17,15 @@ from cutwork.layers.swap import (
     make_sparse,
     sparse_layers,
 )
-from cutwork.matrix import to_matrix
+from cutwork.matrix import matrix_shape, to_matrix
 from cutwork.patterns import Pattern, parse
 from cutwork.sparsity import Fixed, Learned, Reprojected, Sparsity
 
 KINDS = {"fixed": Fixed, "reprojected": Reprojected, "learned": Learned}
+
+DENSE, COMPRESSED = "dense", "compressed"
+# What a compressed layer has instead of a weight, as its state dict names it.
+COMPRESSED_KEYS = ("values", *INDEX_KEYS)
 
 State = dict[str, Any]
 
@@ -40,11 +47,13 @@ class LayerRecord:
     mask_density: float = field(compare=False)
     mask_is_legal: bool = field(compare=False)
     frozen: list[str] = field(compare=False)
+    storage: str = DENSE
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self.options.items())
         tied = f", tied to {', '.join(self.tied)}" if self.tied else ""
-        return f"{self.kind} {self.pattern} at density {self.density:.4g}{options}{tied}"
+        storage = "" if self.storage == DENSE else f", {self.storage}"
+        return f"{self.kind} {self.pattern} at density {self.density:.4g}{options}{storage}{tied}"
 
 
 @final
@@ -92,6 +101,8 @@ class Structure:
     def check_masks(self, state: State) -> None:
         """Raise ValueError unless every mask in a state dict is legal, where it was so in the model described."""
         for name, record in self.layers.items():
+            if record.storage == COMPRESSED:
+                continue
             matrix = to_matrix(state[under(name, "sparsity.mask")], transposed=record.transposed)
             if record.mask_is_legal and not parse(record.pattern).allows(matrix):
                 raise ValueError(
@@ -99,12 +110,40 @@ class Structure:
                     "that allows it"
                 )
 
+    def check_indices(self, model: nn.Module, state: State) -> None:
+        """Raise ValueError unless every compressed weight in a state dict is sound and fits its layer in a model."""
+        found = self.state_of(model)
+        for name, record in self.layers.items():
+            if record.storage != COMPRESSED:
+                continue
+            values, ptr, col, order = (state.get(under(name, key)) for key in COMPRESSED_KEYS)
+            if values is None or ptr is None or col is None:
+                raise ValueError(f"{name}: the checkpoint holds no values and index of it; save the model again")
+            shape, dtype = _outline(model, name, found, transposed=record.transposed)
+            if values.dtype != dtype:
+                raise ValueError(
+                    f"{name} holds {values.dtype} in the checkpoint, but {dtype} in the model; build the model in the "
+                    "same dtypes"
+                )
+            checked_topology(name, shape, parse(record.pattern), values=values, ptr=ptr, col=col, order=order)
+
     def known_part(self, model: nn.Module, state: State) -> State:
-        """Return the entries of a state dict that a model has before `build`."""
+        """Return the entries of a state dict that a model has before `build`, as it has them."""
         present = sparse_layers(model)
         prefixes = tuple(under(name, "sparsity.") for name in self.layers if name not in present)
         new = {id(value) for key, value in state.items() if key.startswith(prefixes)}
-        return {key: value for key, value in state.items() if id(value) not in new}
+        return {key: value for key, value in self.comparable(state).items() if id(value) not in new}
+
+    def comparable(self, state: State) -> State:
+        """Return the entries of a state dict whose sizes must agree: not the weights of compressed layers."""
+        names = [
+            each
+            for name, record in self.layers.items()
+            if record.storage == COMPRESSED
+            for each in (name, *record.tied)
+        ]
+        weights = {under(name, key) for name in names for key in ("weight", *COMPRESSED_KEYS)}
+        return {key: value for key, value in state.items() if key not in weights}
 
     def state_of(self, model: nn.Module) -> State:
         """Return the state of a model under the keys that it will have when its attentions are open."""
@@ -130,7 +169,11 @@ class Structure:
         present = sparse_layers(model)
         built: dict[str, Sparsity] = {}
         for name, record in self.layers.items():
-            if name not in present:
+            if name in present:
+                continue
+            if record.storage == COMPRESSED:
+                _build_compressed(record, name, model, state)
+            else:
                 sparsity = _build(record, name, model.get_submodule(name).weight, state)  # pyrefly: ignore
                 built |= dict.fromkeys((name, *record.tied), sparsity)
         make_sparse(model, built)
@@ -143,22 +186,25 @@ def under(name: str, key: str) -> str:
 
 def _record(name: str, layer: SparseLayer, tied: list[str]) -> LayerRecord:
     sparsity = layer.sparsity
-    parameters = {"weight": layer.weight, **dict(sparsity.named_parameters())}
+    is_compressed = isinstance(sparsity, FixedIndex)
+    trained = "values" if is_compressed else "weight"
+    parameters = {trained: layer.trained, **dict(sparsity.named_parameters())}
     return LayerRecord(
-        kind=next(kind for kind, form in KINDS.items() if isinstance(sparsity, form)),
+        kind="fixed" if is_compressed else next(kind for kind, form in KINDS.items() if isinstance(sparsity, form)),
         pattern=_text_of(name, sparsity.pattern),
         density=sparsity.density,
         transposed=sparsity.transposed,
         tied=tied,
         options=_options(sparsity),
         mask_density=float(sparsity.mask.double().mean()),
-        mask_is_legal=sparsity.pattern.allows(sparsity.matrix(sparsity.mask)),
+        mask_is_legal=sparsity.pattern.allows(sparsity.mask_matrix()),
         frozen=[key for key, parameter in parameters.items() if not parameter.requires_grad],
+        storage=COMPRESSED if is_compressed else DENSE,
     )
 
 
 def _options(sparsity: Sparsity) -> dict[str, Any]:
-    if isinstance(sparsity, Fixed):
+    if isinstance(sparsity, Fixed | FixedIndex):
         return {"estimate": sparsity.estimate}
     if isinstance(sparsity, Reprojected):
         return {"decay": sparsity.decay}
@@ -205,6 +251,41 @@ def _build(record: LayerRecord, name: str, weight: nn.Parameter, state: State) -
         # The model may have been cast after it was made sparse: the dtype is that of the state dict.
         setattr(sparsity, key, nn.Parameter(own[key], requires_grad=key not in record.frozen))
     return sparsity
+
+
+def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: State) -> None:
+    """Make a dense layer, and those that share its weight, compressed; the values themselves are loaded later."""
+    weight = cast(nn.Parameter, model.get_submodule(name).weight)
+    own = {key: state[under(name, f"sparsity.{key}")].to(weight.device) for key in _keys_under(name, state)}
+    shape = matrix_shape(weight.shape, transposed=record.transposed)
+    pattern, values = parse(record.pattern), state[under(name, "values")]
+    energies = None
+    if record.options["estimate"]:
+        energy_in, energy_out = (
+            nn.Parameter(own[key], requires_grad=key not in record.frozen) for key in ("energy_in", "energy_out")
+        )
+        energies = energy_in, energy_out
+    index = FixedIndex(
+        checked_topology(name, shape, pattern, values=values, ptr=own["ptr"], col=own["col"], order=own.get("order")),
+        pattern=pattern,
+        density=record.density,
+        transposed=record.transposed,
+        energies=energies,
+    )
+    trained = nn.Parameter(weight.new_zeros(values.shape), requires_grad=weight.requires_grad)
+    for each in (name, *record.tied):
+        become_compressed(model.get_submodule(each), index, trained)
+    disable_fused_paths(model)
+
+
+def _outline(model: nn.Module, name: str, found: State, *, transposed: bool) -> tuple[tuple[int, int], torch.dtype]:
+    """Return the shape, as a matrix, and the dtype of the weight that a layer has, or will have when it is open."""
+    weight = found.get(under(name, "weight"))
+    if weight is not None:
+        return matrix_shape(weight.shape, transposed=transposed), weight.dtype
+    layer = model.get_submodule(name)
+    assert isinstance(layer, CompressedLinear), f"{name} has neither a weight nor values"
+    return layer.sparsity.shape, layer.values.dtype
 
 
 def _keys_under(name: str, state: State) -> list[str]:

@@ -55,6 +55,55 @@ class Topology:
         """Return how many units are kept."""
         return len(self.col)
 
+    def check(self) -> None:
+        """Raise ValueError unless products can use this index without reading or writing beside the matrix.
+
+        >>> Topology((4, 4), 2, 2, torch.tensor([0, 1, 2]).int(), torch.tensor([0, 4]).int()).check()
+        Traceback (most recent call last):
+        ...
+        ValueError: col holds 4, but units of 2 inputs begin at multiples of 2 below 4
+        """
+        outputs, inputs = self.shape
+        indices = {"ptr": self.ptr, "col": self.col} | ({} if self.order is None else {"order": self.order})
+        for name, index in indices.items():
+            if index.dtype != torch.int32 or index.dim() != 1 or not index.is_contiguous():
+                raise ValueError(
+                    f"{name} must be a contiguous vector of torch.int32; got {index.dtype} of {list(index.shape)}"
+                )
+        # In 64 bits, so that no difference of two damaged numbers wraps round.
+        ptr, col = self.ptr.cpu().long(), self.col.cpu().long()
+        groups = -(-outputs // self.rows)
+        if len(ptr) != groups + 1:
+            raise ValueError(
+                f"ptr has {len(ptr)} entries; {outputs} outputs in groups of {self.rows} need {groups + 1}"
+            )
+        if ptr[0] != 0 or ptr[-1] != len(col) or (ptr.diff() < 0).any():
+            raise ValueError(f"ptr must rise from 0 to the number of units, {len(col)}, and never fall")
+        beside = (col < 0) | (col >= inputs) | (col % self.columns != 0)
+        if beside.any():
+            raise ValueError(
+                f"col holds {int(col[beside][0])}, but units of {self.columns} inputs begin at multiples of "
+                f"{self.columns} below {inputs}"
+            )
+        begins = torch.zeros(len(col) + 1, dtype=torch.bool).index_fill_(0, ptr, True)[1:-1]
+        if (~begins & (col.diff() <= 0)).any():
+            raise ValueError("col must rise within each group; a unit stands twice or out of order")
+        if self.order is not None:
+            order = self.order.cpu().long().sort().values
+            if not torch.equal(order, torch.arange(outputs)):
+                raise ValueError(f"order must name each of the {outputs} outputs once")
+
+    def inside(self) -> Tensor | None:
+        """Return which values do not hang over the matrix; None where that is all of them."""
+        if not (self.shape[0] % self.rows or self.shape[1] % self.columns):
+            return None
+        outputs, inputs = self.shape
+        counts = self.ptr.diff().long()
+        group = torch.arange(len(counts), device=self.ptr.device).repeat_interleave(counts)
+        column_is_in = self.col[:, None] + torch.arange(self.columns, device=self.col.device) < inputs
+        row_is_in = group[:, None] * self.rows + torch.arange(self.rows, device=self.col.device) < outputs
+        return column_is_in[:, :, None] & row_is_in[:, None, :]
+
     def gather(self, matrix: Tensor) -> Tensor:
         """Return the values of the kept units of a dense matrix."""
         return kept_values(matrix, self.ptr, self.col, self.order, self.rows, self.columns)
@@ -67,3 +116,8 @@ class Topology:
         """Return the mask."""
         values = self.ptr.new_ones((self.num_units, self.columns, self.rows), dtype=torch.float32)
         return self.scatter(values).bool()
+
+    def num_kept(self) -> int:
+        """Return how many entries of the matrix are kept."""
+        inside = self.inside()
+        return self.num_units * self.columns * self.rows if inside is None else int(inside.sum())

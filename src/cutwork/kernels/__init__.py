@@ -1,11 +1,16 @@
 """How products are computed on each device, and which of those ways are active here."""
 
+import functools
 from dataclasses import dataclass
 from importlib import metadata
 
 import torch
 
 from cutwork.kernels import cpu
+from cutwork.kernels.cpu import tiles
+
+# Plain PyTorch, wherever no kernel is registered.
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -17,26 +22,49 @@ class Kernel:
     reason: str
 
 
+@functools.cache
+def activate() -> str:
+    """Let compressed layers use the compiled kernels, once, and return the name of these; empty where there are none.
+
+    Without them the operators compute by their references, in plain PyTorch.
+    """
+    if not cpu.has_tiles():
+        return ""
+    tiles.register()
+    return f"cpu-tiles {cpu.instruction_sets()[0]}"
+
+
+def tile_kernel(device: torch.device, dtype: torch.dtype) -> str:
+    """Return the name of what multiplies compressed weights of this kind here."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return activate() or REFERENCE
+    return REFERENCE
+
+
 def survey() -> list[Kernel]:
     """Return every kernel family with the reason why it is active or not.
 
-    >>> [kernel.name for kernel in survey() if kernel.active]
-    ['dense']
+    >>> [kernel.name for kernel in survey()]
+    ['dense', 'cpu-tiles', 'triton-tiles', '2:4']
     """
     return [
-        Kernel("dense", True, "PyTorch's own kernels; in this version all layers run on them, masked weights included"),
-        Kernel("cpu-tiles", False, f"no layer uses them in this version; {_extension_state()}"),
+        Kernel("dense", True, "PyTorch's own kernels; layers with dense storage run on them, masked weights included"),
+        _tiles(),
         Kernel("triton-tiles", False, f"this version has no Triton kernels; {_triton_state()}"),
         Kernel("2:4", False, f"this version does not call them; {_semi_structured_state()}"),
     ]
 
 
-def _extension_state() -> str:
-    if cpu.is_built() and cpu.has_tiles():
-        return f"the C++ extension is built, and would run them with {cpu.instruction_sets()[0]}"
-    if cpu.is_built():
-        return "the C++ extension is built without them, which takes GCC or Clang"
-    return f"the C++ extension is not built ({cpu.why_missing()})"
+def _tiles() -> Kernel:
+    if cpu.has_tiles():
+        reason = f"linear layers with compressed storage in float32 run on them with {cpu.instruction_sets()[0]}"
+        return Kernel("cpu-tiles", True, reason)
+    missing = (
+        "is built without them, which takes GCC or Clang" if cpu.is_built() else f"is not built ({cpu.why_missing()})"
+    )
+    return Kernel(
+        "cpu-tiles", False, f"the C++ extension {missing}; compressed storage runs on its reference in plain PyTorch"
+    )
 
 
 def _triton_state() -> str:

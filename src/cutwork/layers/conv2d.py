@@ -4,7 +4,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from cutwork.sparsity import Sparsity
+from cutwork.sparsity import Masked
 
 
 @final
@@ -12,7 +12,12 @@ class SparseConv2d(nn.Conv2d):
     """An `nn.Conv2d`, with all its options, that multiplies with what its `sparsity` makes of the weight."""
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
-    sparsity: Sparsity
+    sparsity: Masked
+
+    @property
+    def trained(self) -> nn.Parameter:
+        """Return the parameter that the mask belongs to."""
+        return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input with the effective weight."""

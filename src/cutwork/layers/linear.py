@@ -5,7 +5,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutwork.sparsity import Sparsity
+from cutwork.sparsity import Masked
 
 
 @final
@@ -13,7 +13,12 @@ class SparseLinear(nn.Linear):
     """An `nn.Linear` that multiplies with what its `sparsity` makes of the weight."""
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
-    sparsity: Sparsity
+    sparsity: Masked
+
+    @property
+    def trained(self) -> nn.Parameter:
+        """Return the parameter that the mask belongs to."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""
@@ -24,11 +29,16 @@ class SparseLinear(nn.Linear):
 class SparseConv1D(nn.Module):
     """The layer of this name in transformers, a linear one whose weight is stored `[in, out]`, with a sparse weight."""
 
-    sparsity: Sparsity
+    sparsity: Masked
     weight: nn.Parameter
     bias: nn.Parameter
     nf: int
     nx: int
+
+    @property
+    def trained(self) -> nn.Parameter:
+        """Return the parameter that the mask belongs to."""
+        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""

@@ -21,11 +21,12 @@ from cutwork.layers.attention import (
     open_attention,
     projections,
 )
+from cutwork.layers.compressed import CompressedLinear, expand
 from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.sparsity import Sparsity
 
-SparseLayer = SparseLinear | SparseConv2d | SparseConv1D
+SparseLayer = SparseLinear | SparseConv2d | SparseConv1D | CompressedLinear
 
 SPARSE_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
 # transformers is never imported for its own sake; a model that holds its layer has brought it along.
@@ -106,7 +107,9 @@ def make_sparse(model: nn.Module, sparsities: dict[str, Sparsity]) -> None:
 
 def make_dense(model: nn.Module) -> None:
     """Turn all sparse layers back into what they were; their weights stay as they are."""
-    for layer in sparse_layers(model).values():
+    layers = sparse_layers(model)
+    expand({name: layer for name, layer in layers.items() if isinstance(layer, CompressedLinear)})
+    for layer in layers.values():
         del layer.sparsity
         layer.__class__ = _dense_class(layer)  # pyrefly: ignore[bad-argument-type]
     for module in model.modules():

@@ -1,0 +1,206 @@
+"""A fixed mask in compressed storage: the index of the units that are kept."""
+
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.layers.listening import Ear, Pair, listened_to
+from cutwork.matrix import from_matrix
+from cutwork.patterns import Pattern
+from cutwork.sharding import is_distributed, local, part_like, whole
+from cutwork.sparsity import WHISPER_ENERGY, Heard, Sparsity, States, measure_energies, take_estimate
+from cutwork.topology import Topology
+
+
+@final
+class FixedIndex(Sparsity):
+    """A mask that only the sparsifier moves, of a layer that stores nothing outside it.
+
+    The mask is computed when it is asked for. In a step that listens the layer keeps what it read and the gradient of
+    what it returned, and `hear` returns what forms the dense gradient of these, averaged over processes as data
+    parallelism averages the rest. With energies it is estimated instead, as in `Fixed`.
+    """
+
+    ptr: Tensor
+    col: Tensor
+    order: Tensor | None
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        pattern: Pattern,
+        density: float,
+        transposed: bool,
+        energies: tuple[nn.Parameter, nn.Parameter] | None = None,
+    ) -> None:
+        super().__init__(pattern=pattern, density=density, transposed=transposed)
+        self.shape, self.rows, self.columns = topology.shape, topology.rows, topology.columns
+        device = topology.col.device
+        self.register_buffer("ptr", topology.ptr)
+        self.register_buffer("col", topology.col)
+        self.register_buffer("order", topology.order)
+        self.register_buffer("leak", torch.zeros((), device=device), persistent=False)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
+        self.ear = Ear()
+        self.estimate = energies is not None
+        if energies is not None:
+            self.energy_in, self.energy_out = energies
+
+    @property
+    def topology(self) -> Topology:
+        """Return the index."""
+        return Topology(self.shape, self.rows, self.columns, self.ptr, self.col, self.order)
+
+    @topology.setter
+    def topology(self, topology: Topology) -> None:
+        for name, index in (("ptr", topology.ptr), ("col", topology.col), ("order", topology.order)):
+            held = self._buffers[name]
+            if held is None or index is None or held.shape != index.shape:
+                self._buffers[name] = index
+            else:
+                # In place, so that compiled code goes on with the buffers it knows.
+                held.copy_(index)
+
+    @property
+    def mask(self) -> Tensor:  # pyrefly: ignore[bad-override]
+        """Compute the mask, shaped like the weight."""
+        outputs, inputs = self.shape
+        shape = (inputs, outputs) if self.transposed else (outputs, inputs)
+        return from_matrix(self.mask_matrix(), shape, transposed=self.transposed)
+
+    def mask_matrix(self) -> Tensor:
+        """Compute the mask as a matrix."""
+        return self.topology.to_mask()
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """Return the dense matrix of a tensor shaped like the values."""
+        return self.topology.scatter(whole(tensor.detach()))
+
+    def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
+        """Return `y`; in backward, measure energies, or keep `x` and the gradient of `y` if this step listens."""
+        self.was_used = True
+        if not torch.is_grad_enabled():
+            return y
+        if self.estimate:
+            return measure_energies(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
+        if torch.compiler.is_compiling():
+            # The compiled code is the same in every step; whether anybody listens, it finds out in backward.
+            is_watched = self.may_listen and not torch.compiler.is_exporting()
+        else:
+            is_watched = self.ear.is_open
+        return listened_to(y, x, self.ear, self.calls) if is_watched else y
+
+    @property
+    def is_too_narrow(self) -> bool:
+        """Say whether sums of squares would overflow here."""
+        return self.estimate and self.energy_in.dtype == torch.float16
+
+    def listen(self, trained: nn.Parameter, on: bool) -> None:
+        """Say whether to keep what the dense gradient is made of."""
+        if self.estimate:
+            self.leak.fill_(WHISPER_ENERGY * on)
+        elif not on:
+            self.ear.close()
+        elif not self.ear.is_open:
+            self.ear.open(trained)
+
+    def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
+        """Return what forms the dense gradient, or its estimate, if the step listened."""
+        if self.estimate:
+            return take_estimate(self.energy_out, self.energy_in) if self.leak else None
+        if not self.ear.is_open or trained.grad is None:
+            return None
+        return partial(self._form_gradient, self.ear.pairs, trained.grad.clone())
+
+    def settle(self, trained: nn.Parameter) -> None:
+        """Zero the values that hang over the matrix, whatever the optimizer wrote there."""
+        inside = self.topology.inside()
+        if inside is not None:
+            trained.mul_(part_like(inside, trained))
+
+    def fits(self, trained: Tensor) -> bool:
+        """Say whether the values, as far as they are here, are zero where they hang over the matrix."""
+        inside = self.topology.inside()
+        return inside is None or not local(torch.where(part_like(inside, trained), 0, trained.detach())).any()
+
+    def condense(self, matrix: Tensor) -> Topology:
+        """Return the index of a mask."""
+        topology = Topology.from_mask(matrix, self.pattern)
+        if not torch.equal(topology.to_mask(), matrix):
+            raise ValueError(
+                f"the mask is not legal for {self.pattern}, so its units cannot be stored alone; use storage='dense', "
+                "or a pattern that allows it"
+            )
+        return topology
+
+    def resizes(self, condensed: Topology) -> bool:
+        """Say whether another number of units is kept there."""
+        return condensed.num_units != len(self.col)
+
+    @torch.no_grad()
+    def move(self, condensed: Topology, trained: nn.Parameter, states: States) -> None:
+        """Take over an index; what was not kept starts at zero, in the optimizers' states too.
+
+        The parameter stays the same object, which is what optimizers know it by.
+        """
+        old, fits = self.topology, not self.resizes(condensed)
+
+        def carried(tensor: Tensor) -> Tensor:
+            moved = condensed.gather(old.scatter(tensor.to(old.col.device))).to(tensor.device)
+            return tensor.copy_(moved) if fits else moved
+
+        for state in states:
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == trained.shape:
+                    state[key] = carried(value)
+        if trained.grad is not None:
+            trained.grad = carried(trained.grad) if fits else None
+        values = carried(trained.detach())
+        if not fits:
+            replace_numbers(trained, values)
+        self.topology = condensed
+
+    def extra_repr(self) -> str:
+        """Describe the mask in the representation of the model."""
+        outputs, inputs = self.shape
+        return f"{self.pattern}, density {self.topology.num_kept() / (outputs * inputs):.4g}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy that this step listens: the copy follows no optimizer that would hear."""
+        quiet = torch.zeros_like(self.leak)
+        state = {"is_followed": False, "may_listen": False, "_buffers": {**self._buffers, "leak": quiet}}
+        return {**vars(self), **state}
+
+    @torch.no_grad()
+    def _form_gradient(self, pairs: list[Pair], gradient: Tensor) -> Tensor:
+        """Return the dense gradient of these pairs, at the scale of the gradient that the values have got.
+
+        That has been unscaled and clipped since the pairs were heard, and averaged over processes.
+        """
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        total = torch.zeros(self.shape, dtype=wide, device=gradient.device)
+        for x, dy in pairs:
+            total.addmm_(dy.reshape(-1, self.shape[0]).to(wide).T, x.reshape(-1, self.shape[1]).to(wide))
+        pairs.clear()
+        if is_distributed():
+            torch.distributed.all_reduce(total)
+            total /= torch.distributed.get_world_size()
+        index = self.topology
+        total *= _scale_between(index.gather(total), gradient.to(wide))
+        return torch.where(index.to_mask(), index.scatter(gradient.to(wide)), total)
+
+
+def replace_numbers(parameter: nn.Parameter, numbers: Tensor) -> None:
+    """Give a parameter numbers of another shape; it stays the same object, with its hooks, for all who hold it."""
+    # Besides, this makes autograd forget the old shape, which it knows as long as the graph of the last loss lives.
+    parameter.set_(numbers)  # pyrefly: ignore[bad-argument-type]
+
+
+def _scale_between(heard: Tensor, reached: Tensor) -> float:
+    """Return the number that brings one tensor closest to another."""
+    scale = float((heard.double() * reached.double()).sum() / heard.double().square().sum())
+    # Without any gradient at what is kept there is nothing to go by, and only the order matters.
+    return scale if 0 < scale < float("inf") else 1.0
