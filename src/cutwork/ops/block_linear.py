@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from cutwork.ops.activations import NONE, activate, backward
 from cutwork.ops.direct import can_skip_dispatcher, kernel_of
@@ -226,3 +227,14 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *dy_MO):
         return _forward_gradients(ctx, *dy_MO)[:9]
+
+
+# One multiplication and one addition for each kept value and token.
+@register_flop_formula([torch.ops.cutwork.block_linear, torch.ops.cutwork.block_linear_input_gradient])
+def _(tokens_shape, values_shape, *rest, out_shape):
+    return 2 * torch.Size(values_shape).numel() * tokens_shape[0]
+
+
+@register_flop_formula(torch.ops.cutwork.block_linear_weight_gradient)
+def _(dy_shape, x_shape, *rest, out_shape):
+    return 2 * torch.Size(out_shape).numel() * dy_shape[0]

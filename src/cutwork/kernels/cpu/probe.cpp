@@ -156,6 +156,7 @@ NB_MODULE(_cpu, module) {
     module.doc() = "cutwork's compiled part for CPUs.";
 #ifdef CUTWORK_TILES
     bind_tiles(module);
+    bind_conv(module);
 #endif
     module.def("features", &features,
                "Return the instruction sets that this CPU has and the operating system lets programs use.");

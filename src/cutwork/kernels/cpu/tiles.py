@@ -37,12 +37,12 @@ def forward(
 ) -> Tensor:
     """Compute `block_linear`."""
     tokens, inputs = x_MI.shape
-    x_MI, values, bias_O, residual_MO = _dense(x_MI), _dense(values), _dense(bias_O), _dense(residual_MO)
-    _check("the bias", bias_O, (outputs,))
-    _check("the residual", residual_MO, (tokens, outputs))
+    x_MI, values, bias_O, residual_MO = dense(x_MI), dense(values), dense(bias_O), dense(residual_MO)
+    check("the bias", bias_O, (outputs,))
+    check("the residual", residual_MO, (tokens, outputs))
     y_MO = x_MI.new_empty(tokens, outputs)
     kernels(isa).forward(
-        _weight(values, ptr, col, order, outputs, inputs),
+        weight(values, ptr, col, order, outputs, inputs),
         x_MI.data_ptr(),
         0 if bias_O is None else bias_O.data_ptr(),
         0 if residual_MO is None else residual_MO.data_ptr(),
@@ -68,11 +68,11 @@ def input_gradient(
 ) -> Tensor:
     """Compute `block_linear_input_gradient`."""
     tokens, outputs = dy_MO.shape
-    dy_MO, values, x_MI = _dense(dy_MO), _dense(values), _dense(None if before == NONE else x_MI)
-    _check("the input", x_MI, (tokens, inputs))
+    dy_MO, values, x_MI = dense(dy_MO), dense(values), dense(None if before == NONE else x_MI)
+    check("the input", x_MI, (tokens, inputs))
     dx_MI = dy_MO.new_empty(tokens, inputs)
     kernels(isa).input_gradient(
-        _weight(values, ptr, col, order, outputs, inputs),
+        weight(values, ptr, col, order, outputs, inputs),
         dy_MO.data_ptr(),
         0 if x_MI is None else x_MI.data_ptr(),
         dx_MI.data_ptr(),
@@ -96,11 +96,11 @@ def weight_gradient(
 ) -> Tensor:
     """Compute `block_linear_weight_gradient`."""
     tokens, inputs = x_MI.shape
-    dy_MO, x_MI = _dense(dy_MO), _dense(x_MI)
-    _check("the gradient of the output", dy_MO, (tokens, dy_MO.shape[1]))
+    dy_MO, x_MI = dense(dy_MO), dense(x_MI)
+    check("the gradient of the output", dy_MO, (tokens, dy_MO.shape[1]))
     dvalues = x_MI.new_empty(len(col), columns, rows)
     kernels(isa).weight_gradient(
-        _weight(dvalues, ptr, col, order, dy_MO.shape[1], inputs),
+        weight(dvalues, ptr, col, order, dy_MO.shape[1], inputs),
         x_MI.data_ptr(),
         dy_MO.data_ptr(),
         dvalues.data_ptr(),
@@ -119,10 +119,10 @@ def register() -> None:
         (ops.input_gradient, input_gradient),
         (ops.weight_gradient, weight_gradient),
     ):
-        register_kernel(operator, "cpu", _float32_or(operator._init_fn, functools.partial(kernel, isa)))
+        register_kernel(operator, "cpu", float32_or(operator._init_fn, functools.partial(kernel, isa)))
 
 
-def _float32_or(reference: Callable[..., Tensor], kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def float32_or(reference: Callable[..., Tensor], kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def choose(*arguments: Any) -> Tensor:
         floats = all(
             argument.is_cpu and argument.dtype in (torch.float32, torch.int32)
@@ -134,7 +134,7 @@ def _float32_or(reference: Callable[..., Tensor], kernel: Callable[..., Tensor])
     return choose
 
 
-def _weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Any:
+def weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Any:
     units, columns, rows = values.shape
     groups = -(-outputs // rows)
     for name, index, count in (("ptr", ptr, groups + 1), ("col", col, units), ("order", order, outputs)):
@@ -149,10 +149,10 @@ def _weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outp
     )
 
 
-def _dense(tensor: Any) -> Any:
+def dense(tensor: Any) -> Any:
     return tensor if tensor is None else tensor.contiguous()
 
 
-def _check(what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+def check(what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{what} has the shape {tuple(tensor.shape)}; expected {shape}")

@@ -1,0 +1,152 @@
+"""The compiled convolutions as functions of tensors, and their registration on the operators of `ops`.
+
+They compute in float32 on channels-last memory. The operators' references serve other dtypes, and convolutions in which
+a group of outputs belongs to more than one group of the convolution.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutwork.kernels import cpu
+from cutwork.kernels.cpu.tiles import check, dense, float32_or, weight
+from cutwork.ops import block_conv2d as ops
+from cutwork.ops.activations import number
+from cutwork.ops.direct import register_kernel
+
+
+@functools.cache
+def kernels(instruction_set: str) -> Any:
+    """Return the compiled kernels for an instruction set."""
+    return cpu.extension().Convolutions(instruction_set)
+
+
+def forward(
+    isa: str,
+    x: Tensor,
+    values: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    bias: Tensor | None,
+    outputs: int,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    after: str,
+) -> Tensor:
+    """Compute `block_conv2d`."""
+    geometry = (kernel_size, stride, padding, dilation, groups)
+    rows, columns = ops.sizes_out(x.shape[2:], *geometry[:4])
+    if _straddles(outputs, values.shape[2], order, groups) or min(rows, columns) < 1:
+        return ops.block_conv2d._init_fn(x, values, ptr, col, order, bias, outputs, *geometry, after)
+    x, values, bias = _channels_last(x), dense(values), dense(bias)
+    check("the bias", bias, (outputs,))
+    y = x.new_empty(len(x), rows, columns, outputs)
+    kernels(isa).forward(
+        _conv(values, ptr, col, order, outputs, x.shape, geometry),
+        x.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        number(after),
+        torch.get_num_threads(),
+    )
+    return y.permute(0, 3, 1, 2)
+
+
+def input_gradient(
+    isa: str,
+    dy: Tensor,
+    values: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    size: list[int],
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Compute `block_conv2d_input_gradient`."""
+    geometry = (kernel_size, stride, padding, dilation, groups)
+    images, outputs = dy.shape[:2]
+    if _straddles(outputs, values.shape[2], order, groups):
+        return ops.input_gradient._init_fn(dy, values, ptr, col, order, size, *geometry)
+    dy, values = _channels_last(dy), dense(values)
+    channels, height, width = size
+    check("the gradient of the output", dy, (images, outputs, *ops.sizes_out((height, width), *geometry[:4])))
+    dx = dy.new_empty(images, height, width, channels)
+    kernels(isa).input_gradient(
+        _conv(values, ptr, col, order, outputs, (images, *size), geometry),
+        dy.data_ptr(),
+        dx.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return dx.permute(0, 3, 1, 2)
+
+
+def weight_gradient(
+    isa: str,
+    dy: Tensor,
+    x: Tensor,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    rows: int,
+    columns: int,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Compute `block_conv2d_weight_gradient`."""
+    geometry = (kernel_size, stride, padding, dilation, groups)
+    outputs = dy.shape[1]
+    if _straddles(outputs, rows, order, groups):
+        return ops.weight_gradient._init_fn(dy, x, ptr, col, order, rows, columns, *geometry)
+    dy, x = _channels_last(dy), _channels_last(x)
+    check("the gradient of the output", dy, (len(x), outputs, *ops.sizes_out(x.shape[2:], *geometry[:4])))
+    dvalues = x.new_empty(len(col), columns, rows)
+    kernels(isa).weight_gradient(
+        _conv(dvalues, ptr, col, order, outputs, x.shape, geometry),
+        x.data_ptr(),
+        dy.data_ptr(),
+        dvalues.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return dvalues
+
+
+def register() -> None:
+    """Let the operators use the compiled kernels for float32 tensors on the CPU."""
+    isa = cpu.instruction_sets()[0]
+    for operator, kernel in (
+        (ops.block_conv2d, forward),
+        (ops.input_gradient, input_gradient),
+        (ops.weight_gradient, weight_gradient),
+    ):
+        register_kernel(operator, "cpu", float32_or(operator._init_fn, functools.partial(kernel, isa)))
+
+
+def _straddles(outputs: int, rows: int, order: Tensor | None, groups: int) -> bool:
+    """Say whether a group of rows may hold outputs of more than one group of the convolution."""
+    return groups > 1 and (order is not None or (outputs // groups) % rows != 0)
+
+
+def _conv(values, ptr, col, order, outputs, x_shape, geometry) -> Any:
+    images, channels, *size = x_shape
+    kernel_size, stride, padding, dilation, groups = geometry
+    axes = tuple(zip(size, ops.sizes_out(size, *geometry[:4]), kernel_size, stride, padding, dilation, strict=True))
+    inputs = kernel_size[0] * kernel_size[1] * (channels // groups)
+    matrix = weight(values, ptr, col, order, outputs, inputs)
+    return cpu.extension().Conv(matrix, axes[0], axes[1], images, channels, groups)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

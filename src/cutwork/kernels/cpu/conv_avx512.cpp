@@ -1,0 +1,13 @@
+// The convolution kernels for AVX-512 F, BW, DQ and VL.
+
+#define CUTWORK_ISA conv_avx512
+#define MOST_1 16
+#define PIXELS_1 16, 14, 12, 8, 7, 4, 2
+#define MOST_2 14
+#define PIXELS_2 14, 12, 8, 7, 4, 2
+#define ROWS_1 16
+#define ROWS_2 10
+#include "conv.inc"
+
+extern const ConvKernels AVX512_CONV = {"avx512", conv_avx512::forward, conv_avx512::input_gradient,
+                                       conv_avx512::weight_gradient};
