@@ -23,6 +23,7 @@ FLOORS = [
         "sharding",
         "exploration",
         "tensor_file",
+        "timing",
     },
     {"matrix", "topology", "kernels", "tensor_tree"},
     {"sparsity"},
@@ -30,8 +31,8 @@ FLOORS = [
     {"flops", "attachment"},
     {"selection", "sparsifier", "packing", "report", "structure"},
     {"sparsify", "checkpoint"},
-    {"compat", "plan", "benchmark", "doctor", "digits"},
-    {"lab", "demo"},
+    {"compat", "plan", "doctor", "digits"},
+    {"lab", "demo", "benchmark"},
     {"cli"},
     {"__main__"},
 ]

@@ -23,6 +23,7 @@ OPTIONAL = (
     "torchvision",
     "timm",
     "matplotlib",
+    "scipy",
     "huggingface-hub",
     "onnx",
     "onnxscript",
