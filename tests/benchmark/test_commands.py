@@ -10,6 +10,8 @@ QUICK = ["--quick", "--seconds", "0.05", "--densities", "0.5", "0.2", "--pattern
 SMALL = {
     "linear": [*QUICK, "--forms", "dense", "tile", "csr-left", "--shapes", "32x48", "--tokens", "5"],
     "conv": [*QUICK, "--forms", "dense", "tile", "--shapes", "32@6x6", "--batches", "2"],
+    "model": [*QUICK, "--forms", "dense", "packed", "--names", "tiny", "--batches", "2"],
+    "train": [*QUICK, "--forms", "dense", "packed", "--names", "mlp:32x64", "--batches", "3"],
 }
 
 

@@ -20,6 +20,18 @@ def tiles(text: str) -> Pattern:
     return pattern
 
 
+def shape_of(text: str) -> tuple[int, int]:
+    """Read inputs x outputs.
+
+    >>> shape_of("768x3072")
+    (768, 3072)
+    """
+    sizes = text.split("x")
+    if len(sizes) != 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ValueError(f"unknown shape {text!r}; write inputs x outputs, for example 768x3072")
+    return int(sizes[0]), int(sizes[1])
+
+
 def check_densities(densities: Iterable[float]) -> None:
     """Raise ValueError unless all densities are above 0 and up to 1."""
     for density in densities:

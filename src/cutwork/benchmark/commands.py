@@ -134,7 +134,90 @@ def conv(
     )
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"linear": linear, "conv": conv}
+def model(
+    settings: Settings,
+    *,
+    names: tuple[str, ...] = ("tiny", "mlp:768x3072"),
+    layers: tuple[str, ...] = ("all",),
+    batches: tuple[int, ...] = (1, 197),
+    patterns: tuple[str, ...] = ("block:16",),
+    densities: tuple[float, ...] = (0.5, 0.2, 0.1),
+    precisions: tuple[str, ...] = ("fp32",),
+) -> None:
+    """Measure whole models, forward: compressed layers against dense ones.
+
+    Args:
+        settings: What all measurements share.
+        names: tiny, vit-b16, resnet50, llama-small (decoding one token), mlp:768x3072, linear:768x3072, timm:NAME,
+            torchvision:NAME.
+        layers: Which layers are sparse: all, linears, mlp, convs, or a glob over names. The first convolution never is.
+        batches: Numbers of images, sequences or, for mlp and linear, tokens.
+        patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
+        densities: Shares of the weights that are kept.
+        precisions: fp32, bf16.
+    """
+    _measure_models(settings, "model", "forward", names, layers, batches, patterns, densities, precisions)
+
+
+def train(
+    settings: Settings,
+    *,
+    names: tuple[str, ...] = ("linear:768x3072", "mlp:768x3072"),
+    layers: tuple[str, ...] = ("all",),
+    batches: tuple[int, ...] = (197,),
+    patterns: tuple[str, ...] = ("block:16",),
+    densities: tuple[float, ...] = (0.5, 0.2, 0.1),
+    precisions: tuple[str, ...] = ("fp32",),
+) -> None:
+    """Measure whole training steps: forward, backward and AdamW, of layers, blocks and models.
+
+    Args:
+        settings: What all measurements share.
+        names: linear:768x3072, mlp:768x3072 (norm, linear, GELU, linear, residual), tiny, vit-b16, resnet50, timm:NAME,
+            torchvision:NAME.
+        layers: Which layers are sparse: all, linears, mlp, convs, or a glob over names. The first convolution never is.
+        batches: Numbers of images, sequences or, for mlp and linear, tokens.
+        patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
+        densities: Shares of the weights that are kept.
+        precisions: fp32, bf16.
+    """
+    _measure_models(settings, "train", "step", names, layers, batches, patterns, densities, precisions)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"linear": linear, "conv": conv, "model": model, "train": train}
+
+
+def _measure_models(
+    settings: Settings,
+    what: str,
+    work: str,
+    names: Sequence[str],
+    layers: Sequence[str],
+    batches: Sequence[int],
+    patterns: Sequence[str],
+    densities: Sequence[float],
+    precisions: Sequence[str],
+) -> None:
+    from cutwork.benchmark import models as measured
+    from cutwork.benchmark.choices import chosen, forms_of
+    from cutwork.benchmark.passes import DTYPES
+
+    few = settings.few
+    _measure(
+        settings,
+        lambda: measured.groups(
+            what=what,
+            names=few(names),
+            layers=few(layers),
+            batches=few(batches),
+            patterns=few(patterns),
+            densities=densities,
+            precisions=few(chosen("precision", precisions, tuple(DTYPES))),
+            work=work,
+            forms=forms_of(settings.forms, settings.without, measured.FORMS),
+            seed=settings.seed,
+        ),
+    )
 
 
 def _measure(settings: Settings, groups: Callable[[], "list[Group]"]) -> None:

@@ -40,13 +40,17 @@ class Runnable:
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """A form with what stands about it in the table, how to make it ready, and the right results."""
+    """A form with what stands about it in the table, how to make it ready, and the right results.
+
+    The tolerance is that of the precision unless it has one of its own.
+    """
 
     row: Row
     build: Callable[[], Runnable]
     expected: Callable[[], Sequence[Tensor]]
     operations: float | None = None
     bytes: float | None = None
+    tolerance: float | None = None
 
 
 @final
@@ -85,7 +89,7 @@ class Run:
                 self.notes[f"{row.form} {row.precision} left out: {reason}"] = None
                 continue
             # Not-a-number is no small error either.
-            if error <= TOLERANCES[row.precision]:
+            if error <= (candidate.tolerance or TOLERANCES[row.precision]):
                 right[str(len(right))] = (candidate, error, ready)
             else:
                 wrong.append(replace(row, equal=False, error=error if math.isfinite(error) else None))

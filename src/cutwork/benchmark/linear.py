@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cutwork.benchmark.choices import check_counts, check_densities, tiles
+from cutwork.benchmark.choices import check_counts, check_densities, shape_of, tiles
 from cutwork.benchmark.comparison import Group
 from cutwork.benchmark.passes import PASSES, TILE, Forms, Problem, candidates, check_measurable
 from cutwork.benchmark.results import DENSE, Row
@@ -118,15 +118,3 @@ def groups(
         )
         found.append(Group(f"linear {about.shape}, {count} tokens, {work}, {precision}, {pattern}", chosen))
     return found
-
-
-def shape_of(text: str) -> tuple[int, int]:
-    """Read inputs x outputs.
-
-    >>> shape_of("768x3072")
-    (768, 3072)
-    """
-    sizes = text.split("x")
-    if len(sizes) != 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise ValueError(f"unknown shape {text!r}; write inputs x outputs, for example 768x3072")
-    return int(sizes[0]), int(sizes[1])

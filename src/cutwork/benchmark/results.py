@@ -182,7 +182,7 @@ def cells(row: Row) -> tuple[str, ...]:
         return *start, "differs", "", "", "", "", "", _error(row)
     return (
         *start,
-        _duration(row.median_ms) + ("~" if (row.spread or 0) > STEADY_SPREAD else ""),
+        duration(row.median_ms) + ("~" if (row.spread or 0) > STEADY_SPREAD else ""),
         _number(row.ratio),
         _number(row.ratio_to_fp32),
         _number(row.ideal),
@@ -192,17 +192,25 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _piece(title: str, rows: Sequence[Row]) -> str:
-    lines = [HEAD, *(cells(row) for row in rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(HEAD))]
-    body = [
-        " ".join(f"{cell:{flush}{width}}" for cell, flush, width in zip(line, FLUSH, widths, strict=True)).rstrip()
+def in_columns(lines: Sequence[Sequence[str]], flush: str) -> list[str]:
+    """Write cells under each other, each column flush left (<) or right (>).
+
+    >>> in_columns([("a", "b"), ("long", "10")], "<>")
+    ['a     b', 'long 10']
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        " ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, flush, widths, strict=True)).rstrip()
         for line in lines
     ]
-    return "\n".join([title, *body])
 
 
-def _duration(milliseconds: float | None) -> str:
+def _piece(title: str, rows: Sequence[Row]) -> str:
+    return "\n".join([title, *in_columns([HEAD, *(cells(row) for row in rows)], FLUSH)])
+
+
+def duration(milliseconds: float | None) -> str:
+    """Return a time as people read it."""
     if milliseconds is None:
         return ""
     return f"{1000 * milliseconds:.3g} us" if milliseconds < 1 else f"{milliseconds:.4g} ms"
