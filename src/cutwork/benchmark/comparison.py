@@ -51,6 +51,7 @@ class Candidate:
     operations: float | None = None
     bytes: float | None = None
     tolerance: float | None = None
+    note: str = ""
 
 
 @final
@@ -82,6 +83,8 @@ class Run:
         wrong: list[Row] = []
         for candidate in candidates:
             row = candidate.row
+            if candidate.note:
+                self.notes[candidate.note] = None
             try:
                 ready = candidate.build()
                 error = worst_error(ready.results(), candidate.expected())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, final
 
 import torch
@@ -115,6 +116,9 @@ def _of_images(model: nn.Module) -> Subject:
 
 
 def _llama() -> Subject:
+    if find_spec("torchvision"):
+        # transformers imports it too.
+        import_torchvision()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
