@@ -90,3 +90,13 @@ def test_a_whole_run_has_ratios_of_its_own():
     run = Run()
     run.compare(group, seconds=1e-3, min_rounds=1)
     assert all(row.equal and row.ratio for row in run.rows)
+
+
+def test_bytes_are_those_of_kept_weights_and_their_index_without_embeddings():
+    table = nn.Sequential(nn.Embedding(100, 32), nn.Linear(32, 32, bias=False))
+    assert models._bytes(table, torch.float32) == 4 * 32 * 32
+    (group,) = models.groups(**SMALL | {"names": ["linear:64x64"]})
+    dense, packed = group.candidates()
+    assert dense.bytes == 4 * (64 * 64 + 64)
+    # The index has at least a column for each tile and a pointer for each group.
+    assert 4 * (64 * 16 + 64 + 4 + 5) <= packed.bytes < 4 * (64 * 16 + 64 + 100)

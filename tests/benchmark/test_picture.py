@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-from cutwork.benchmark.picture import curves, draw
+from cutwork.benchmark.picture import IDEAL, curves, draw
 from cutwork.benchmark.results import Row
 
 ROW = Row("linear", "768x3072", 197, "forward", "block:16", 0.1, "tile", "fp32", equal=True, error=0.0, ratio=9.0)
 ROWS = [
-    replace(ROW, form=form, pattern=pattern, density=density, ratio=speed / density, precision=precision)
+    replace(
+        ROW, form=form, pattern=pattern, density=density, ratio=speed / density, ideal=1 / density, precision=precision
+    )
     for precision in ("fp32", "bf16")
     for form, speed in (("tile", 0.9), ("bsr-left", 0.1), ("csr", 0.01))
     for pattern in ("block:16", "vector:16")
@@ -23,8 +25,9 @@ def test_own_forms_have_a_line_for_each_pattern_and_others_one():
         "linear 768x3072, forward, tokens 197, bf16",
     ]
     for lines in panels.values():
-        assert list(lines) == ["block:16", "vector:16", "bsr-left", "csr"]
+        assert list(lines) == ["block:16", "vector:16", "bsr-left", "csr", IDEAL]
         assert lines["block:16"] == [(0.1, 9.0), (0.5, 1.8)]
+        assert lines[IDEAL] == [(0.1, 10.0), (0.5, 2.0)]
 
 
 def test_what_differs_or_has_a_single_density_is_no_curve():

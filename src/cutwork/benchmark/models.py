@@ -205,7 +205,9 @@ def _memory(packed: nn.Module, masked: nn.Module, row: Row) -> str:
 
 
 def _bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    held = (*model.parameters(), *model.buffers())
+    """Return the bytes of all weights and indices; of tables of embeddings only single rows are read."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    held = [one for one in (*model.parameters(), *model.buffers()) if id(one) not in tables]
     return sum(one.numel() * (dtype.itemsize if one.is_floating_point() else one.itemsize) for one in held)
 
 

@@ -14,6 +14,7 @@ Points = list[tuple[float, float]]
 # One look for each pattern: told apart in grey print too, by their markers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osD^vPX"
+IDEAL = "ideal"
 # What others compute stays in the background, told apart by dashes.
 OTHERS = {"bsr": (1, 1), "bsr-left": (4, 1), "csr": (1, 3), "csr-left": (4, 3), "scipy": (6, 2, 1, 2)}
 PANEL_WIDTH, PANEL_HEIGHT, ACROSS = 3.6, 3.0, 3
@@ -25,12 +26,14 @@ def curves(rows: Iterable[Row]) -> dict[str, dict[str, Points]]:
     Our own forms have a line for each pattern, others' only one, for the pattern that suits them best.
     """
     panels: dict[str, dict[tuple[str, str], Points]] = {}
+    ideals: dict[str, dict[float, float]] = {}
     for row in rows:
         if row.ratio is not None and row.pattern != "dense":
-            lines = panels.setdefault(f"{title_of(row)}, {row.precision}", {})
-            lines.setdefault((row.form, row.pattern), []).append((row.density, row.ratio))
+            title = f"{title_of(row)}, {row.precision}"
+            panels.setdefault(title, {}).setdefault((row.form, row.pattern), []).append((row.density, row.ratio))
+            ideals.setdefault(title, {})[row.density] = row.ideal
     named = {title: _named(lines) for title, lines in panels.items()}
-    return {title: lines for title, lines in named.items() if lines}
+    return {title: lines | {IDEAL: sorted(ideals[title].items())} for title, lines in named.items() if lines}
 
 
 def _named(lines: dict[tuple[str, str], Points]) -> dict[str, Points]:
@@ -57,7 +60,7 @@ def draw(rows: Iterable[Row], path: Path) -> list[Path]:
         return []
     if not panels:
         return []
-    across = min(ACROSS, len(panels))
+    across = 2 if len(panels) == 4 else min(ACROSS, len(panels))
     down = -(-len(panels) // across)
     looks = _looks(panels)
     # The texts of an SVG stay texts, and the same numbers give the same file.
@@ -73,8 +76,7 @@ def draw(rows: Iterable[Row], path: Path) -> list[Path]:
             for axis in axes[: len(panels)]
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-        order = [*looks, IDEAL]
-        names = sorted(handles, key=order.index)
+        names = sorted(handles, key=list(looks).index)
         figure.legend(
             [handles[name] for name in names],
             names,
@@ -86,13 +88,10 @@ def draw(rows: Iterable[Row], path: Path) -> list[Path]:
     return [path]
 
 
-IDEAL = "ideal: 1 / density"
-
-
 def _looks(panels: Mapping[str, Mapping[str, Points]]) -> dict[str, dict[str, Any]]:
     """Return how each line is drawn, the same in all panels."""
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    own = [name for name in names if name not in OTHERS]
+    own = [name for name in names if name not in OTHERS and name != IDEAL]
     looks: dict[str, dict[str, Any]] = {
         name: {
             "color": COLOURS[place % len(COLOURS)],
@@ -108,19 +107,20 @@ def _looks(panels: Mapping[str, Mapping[str, Points]]) -> dict[str, dict[str, An
         for name, dashes in OTHERS.items()
         if name in names
     }
-    return looks | others
+    return looks | others | {IDEAL: {"color": "black", "linestyle": "--", "linewidth": 0.9}}
 
 
 def _draw_panel(axis: "Axes", title: str, lines: Mapping[str, Points], looks: Mapping[str, dict[str, Any]]) -> None:
     densities = sorted({density for points in lines.values() for density, _ in points})
-    axis.plot(densities, [1 / density for density in densities], "k--", linewidth=0.9, label=IDEAL)
     axis.axhline(1, color="black", linewidth=0.9)
     for name, points in lines.items():
         axis.plot(*zip(*points, strict=True), label=name, **looks[name])
     axis.set_xscale("log")
     axis.set_yscale("log")
     ticks = _apart(densities)
-    axis.set_xticks(ticks, [f"{100 * density:.2g} %" for density in ticks], minor=False)
+    axis.set_xticks(
+        ticks, [f"{100 * density:{'.0f' if density > 0.02 else '.2g'}} %" for density in ticks], minor=False
+    )
     axis.set_xticks([], minor=True)
     lowest, highest = axis.get_ylim()
     ratios = [ratio for ratio in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if lowest <= ratio <= highest]
