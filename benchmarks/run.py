@@ -13,6 +13,9 @@ from pathlib import Path
 
 from render import write_pages
 
+from cutwork.benchmark.commands import STOPPED_NOTE
+from cutwork.benchmark.results import Results
+
 HERE = Path(__file__).parent
 TILES = "--patterns block:16 block:32 block:64 vector:16 vector:64"
 WIDE = "--shapes 768x3072 3072x768"
@@ -71,8 +74,9 @@ def main(names: list[str]) -> int:
 
 
 def is_done(name: str) -> bool:
-    """Say whether a piece was measured."""
-    return (HERE / name / "results.json").exists()
+    """Say whether a piece was measured to its end."""
+    file = HERE / name / "results.json"
+    return file.exists() and STOPPED_NOTE not in Results.from_json(file.read_text()).notes
 
 
 if __name__ == "__main__":

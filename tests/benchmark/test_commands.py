@@ -61,6 +61,16 @@ def test_an_interrupted_measurement_keeps_what_it_has(tmp_path, capsys, monkeypa
     assert "stopped before the end" in capsys.readouterr().out
 
 
+def test_a_choice_that_fails_late_keeps_what_was_measured_before(tmp_path, capsys):
+    options = ["--names", "tiny", "mlp:8x8", "--batches", "2", "--densities", "0.2", "--forms", "packed"]
+    assert cli.main(["benchmark", "model", *options, "--seconds", "0.05", "--output", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "too coarse" in err
+    assert "tiny" in out
+    assert "stopped before the end" in out
+    assert {row["shape"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]} == {"tiny"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

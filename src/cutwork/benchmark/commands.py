@@ -15,6 +15,9 @@ Choice = TypeVar("Choice")
 
 # What a shell expects of a program that somebody stopped.
 STOPPED = 130
+STOPPED_NOTE = "stopped before the end: this is what was measured until then"
+# What a choice that does not suit a layer raises, as late as the layer is built.
+USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError)
 QUICK_SECONDS = 10.0
 
 
@@ -223,7 +226,7 @@ def _measure_models(
 def _measure(settings: Settings, groups: Callable[[], "list[Group]"]) -> None:
     """Measure groups with a bar of progress, print what came out and write it to the folder.
 
-    The exit code is 1 if a form computed something else.
+    The exit code is 1 if a form computed something else. Whatever ends it early, what was measured is kept.
     """
     from cutwork.benchmark.comparison import MIN_ROUNDS, Run
     from cutwork.kernels import activate, cpu
@@ -234,24 +237,30 @@ def _measure(settings: Settings, groups: Callable[[], "list[Group]"]) -> None:
     activate()
     if cpu.has_tiles():
         conv_kernels.register()
-    run, stopped = Run(), False
+    run = Run()
+    stopped: BaseException | None = None
     with _threads(settings.threads):
         pieces = groups()
         seconds = (min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds) / len(pieces)
         try:
             for group in _with_progress(pieces):
                 run.compare(group, seconds=seconds, min_rounds=3 if settings.quick else MIN_ROUNDS)
-        except KeyboardInterrupt:
-            stopped = True
-            run.notes["stopped before the end: this is what was measured until then"] = None
+        except (KeyboardInterrupt, *USER_ERRORS) as error:
+            # What was measured is worth more than a clean stop.
+            if not run.rows:
+                raise
+            stopped = error
+            run.notes[STOPPED_NOTE] = None
         results = run.results("cutwork " + shlex.join(sys.argv[1:]))
     print(results)
     if settings.output is not None:
         print("\nWritten: " + ", ".join(map(str, results.write(settings.output))))
+    if isinstance(stopped, KeyboardInterrupt):
+        raise SystemExit(STOPPED)
+    if stopped is not None:
+        raise stopped
     if not results.all_are_equal:
         raise SystemExit(1)
-    if stopped:
-        raise SystemExit(STOPPED)
 
 
 def _with_progress(groups: "list[Group]") -> "Iterator[Group]":
