@@ -136,6 +136,8 @@ def _onnx_model(weight_OI: Tensor, *, quantized: bool) -> bytes:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     if not quantized:
         return model.SerializeToString()
+    # It asks for a preparation that a single product does not need; this is how it knows that there was one.
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantization = _package("onnxruntime.quantization", "onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "quantized.onnx"

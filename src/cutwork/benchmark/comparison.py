@@ -104,7 +104,7 @@ class Run:
         )
         rows = [_timed(candidate, error, timings[key]) for key, (candidate, error, _) in right.items()]
         self.rows += [*with_ratios(rows), *wrong]
-        if any((row.spread or 0) > 0 and not timings[key].is_steady for key, row in zip(right, rows, strict=True)):
+        if not all(timing.is_steady for timing in timings.values()):
             self.notes["~ the runs of this form lie far apart: the machine was busy, believe no small difference"] = (
                 None
             )
