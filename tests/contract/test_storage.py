@@ -1,11 +1,16 @@
 """Both storages train the same: the same masks, and the same weights to float tolerance."""
 
+import copy
+import io
+import pickle
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import cutwork as cw
+from cutwork.layers.compressed import CompressedLinear
 from cutwork.methods import Method
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4"]
