@@ -735,6 +735,28 @@ def test_the_golden_file_of_version_1_loads():
     torch.testing.assert_close(y, torch.tensor(json.loads(GOLDEN.with_suffix(".json").read_text())["y"]))
 
 
+def compressed_golden_model():
+    return nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 8, bias=False))
+
+
+def test_the_golden_file_of_version_2_loads():
+    path = GOLDEN.with_name("v2.safetensors")
+    model = compressed_golden_model()
+    layers = cw.load(path, model).layers
+    assert {name: str(record) for name, record in cw.describe(path).layers.items()} == {
+        "0": "fixed block:4x3 at density 0.5, estimate=True, compressed",
+        "2": "fixed shuffled:4x1 at density 0.5, estimate=True, compressed",
+        "4": "fixed unstructured at density 0.5, estimate=True",
+    }
+    sparsifier = cw.Sparsifier(layers, cw.RigL(every=2, until=9, estimate=True))
+    optimizer = attach(sparsifier, model)
+    cw.load(path, model, sparsifier=sparsifier, optimizer=optimizer)
+    assert sparsifier.steps_done == 3
+    y = model(torch.arange(8.0)[None] / 8).flatten()
+    torch.testing.assert_close(y, torch.tensor(json.loads(path.with_suffix(".json").read_text())["y"]))
+    train(model, optimizer, 3, 5)
+
+
 def test_training_goes_on_from_the_golden_file():
     model = golden_model()
     layers = cw.load(GOLDEN, model).layers
@@ -754,3 +776,82 @@ def test_training_goes_on_from_the_golden_file():
     momentum = [float(state["momentum_buffer"].double().abs().sum()) for state in optimizer.state.values()]
     assert momentum == pytest.approx(recorded["momentum"], rel=1e-6)
     assert set(sparse_layers(model)) == set(layers)
+
+
+COMPRESSED_METHODS = ("static", "gradual", "granet", "rigl", "rigl-estimate", "set", "srigl")
+
+
+def compressed_run(make=mlp, method="rigl", pattern="block:2", **options):
+    """Return a run in compressed storage that has moved its masks."""
+    model = build(make)
+    sparsifier, optimizer = make_sparse(model, method, pattern, storage="compressed", density=0.4, **options)
+    train(model, optimizer, 0, 3)
+    return model, sparsifier, optimizer
+
+
+@pytest.mark.parametrize("pattern", ["block:4", "block:3x5", "vector:4", "shuffled:4"])
+@pytest.mark.parametrize("method", COMPRESSED_METHODS)
+@pytest.mark.parametrize("make", [mlp, encoder, conv1d, Tied])
+def test_a_dense_model_becomes_the_saved_compressed_one(path, make, method, pattern):
+    model, *_ = compressed_run(make, method, pattern)
+    cw.save(model, path)
+    other = build(make, seed=5)
+    cw.load(path, other)
+    assert repr(other) == repr(model)
+    assert bits(dict(other.state_dict())) == bits(dict(model.state_dict()))
+    assert [name for name, _ in other.named_parameters()] == [name for name, _ in model.named_parameters()]
+    x = torch.randn(3, 8)
+    assert torch.equal(other(x), model(x))
+
+
+def test_a_file_says_how_each_layer_is_stored(path):
+    model, *_ = compressed_run()
+    cw.save(model, path)
+    records = cw.describe(path).layers
+    assert str(records["0"]) == "fixed block:2 at density 0.4, estimate=False, compressed"
+    assert records["0"].storage == "compressed"
+    assert cw.describe(GOLDEN).layers["0"].storage == "dense"
+
+
+def test_a_file_of_a_compressed_model_holds_little_more_than_what_is_kept(path):
+    model = nn.Sequential(nn.Linear(512, 512, bias=False))
+    cw.sparsify(model, "block:16", density=0.1, storage="compressed")
+    cw.save(model, path)
+    assert path.stat().st_size < 0.12 * 512 * 512 * 4
+
+
+def test_the_storages_of_file_and_model_must_agree(path):
+    model, *_ = compressed_run()
+    cw.save(model, path)
+    other = build()
+    cw.sparsify(other, "block:2", density=0.4, method=METHODS["rigl"])
+    refuses("0 is fixed block:2 .*, compressed in the checkpoint, but fixed block:2 .* in the model", path, other)
+
+
+INDEX_DAMAGES = {
+    "a col": ("0.sparsity.col", lambda col: col.index_fill(0, torch.tensor([0]), 100), "units of 2 inputs begin at"),
+    "a ptr": ("0.sparsity.ptr", lambda ptr: ptr + 1, "ptr must rise from 0 to the number of units"),
+    "dtype": ("0.sparsity.ptr", lambda ptr: ptr.long(), "ptr must be a contiguous vector of torch.int32"),
+    "values": ("0.values", lambda values: values[1:], "the index has values of shape"),
+    "dtype of values": ("0.values", lambda values: values.double(), "0 holds torch.float64 in the checkpoint, but"),
+}
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+@pytest.mark.parametrize("what", INDEX_DAMAGES)
+def test_a_damaged_index_in_a_file_is_refused_before_anything_changes(path, what, is_compressed):
+    model, sparsifier, optimizer = compressed_run()
+    cw.save(model, path, sparsifier=sparsifier, optimizer=optimizer)
+    key, damage, words = INDEX_DAMAGES[what]
+    rewrite(path, lambda description, tensors: tensors.update({key: damage(tensors[key])}))
+    if is_compressed:
+        other, sparsifier, optimizer = compressed_run()
+        refuses(words, path, other, sparsifier, optimizer)
+    else:
+        refuses(words, path, build())
+
+
+def test_a_compressed_weight_that_does_not_fit_the_model_is_refused(path):
+    model, *_ = compressed_run()
+    cw.save(model, path)
+    refuses("0: its compressed weight is damaged: ptr has 5 entries; 12 outputs", path, mlp(width=12))

@@ -322,3 +322,15 @@ def test_a_model_without_anything_to_count_is_refused(counting):
 def test_an_unknown_way_of_counting_is_refused():
     with pytest.raises(ValueError, match="unknown counting 'macs'; write 'products', 'every-operation'"):
         cw.flops(nn.Linear(2, 2), torch.rand(1, 2), counting="macs")
+
+
+@pytest.mark.parametrize("counting", COUNTINGS)
+@pytest.mark.parametrize("pattern", ["block:4", "block:5x3", "shuffled:4"])
+def test_a_compressed_model_counts_what_a_dense_one_counts(pattern, counting):
+    costs = []
+    for storage in ("dense", "compressed"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(22, 18), nn.ReLU(), nn.Linear(18, 7, bias=False))
+        cw.sparsify(model, pattern, density=0.3, storage=storage)
+        costs.append(cw.flops(model, torch.rand(3, 22), counting=counting))
+    assert costs[0] == costs[1]

@@ -33,6 +33,23 @@ def test_each_layer_has_a_row_with_what_its_mask_keeps():
     assert (rest.layer, rest.parameters, rest.kept_parameters, rest.flops) == ("(all else)", 64, 64, None)
 
 
+def test_a_compressed_layer_counts_what_it_stores():
+    dense, compressed = model(), model()
+    for each, storage in ((dense, "dense"), (compressed, "compressed")):
+        cw.sparsify(each, {"0": "block:4", "2": "block:5x3"}, density=0.25, storage=storage)
+    x = torch.rand(1, 16)
+    expected, table = cw.report(dense, x), cw.report(compressed, x)
+    for row, one in zip(table.rows, expected.rows, strict=True):
+        same = ("layer", "kind", "shape", "pattern", "density", "parameters", "kept_parameters", "flops", "kept_flops")
+        assert all(getattr(row, field) == getattr(one, field) for field in same)
+    first = table.rows[0]
+    index = compressed[0].sparsity
+    assert first.bytes == first.kept_bytes == 4 * (first.kept_parameters + len(index.ptr) + len(index.col))
+    assert first.kernel == compressed[0].kernel != "dense"
+    assert "costs b" not in str(table)
+    assert "costs b" in str(expected)
+
+
 @pytest.mark.parametrize("method", ["static", "ste", "supermask", cw.RigL(every=1, estimate=True, until=9)])
 @pytest.mark.parametrize("pattern", ["unstructured", "shuffled:8", "2:4"])
 def test_the_total_is_that_of_the_dense_model(method, pattern):

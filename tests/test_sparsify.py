@@ -95,6 +95,30 @@ BAD = {
     ),
     "sparsity glob": (lambda m: cw.sparsify(m, "block:4", sparsity={"*": 1.0}), r"sparsity=1.0 is outside \[0, 1\)"),
     "no zeros": (cw.freeze_zeros, "none of 2 layers has a unit of zeros"),
+    "unknown storage": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, storage="packed"),
+        "unknown storage 'packed'; write 'dense', 'compressed'",
+    ),
+    "compressed without tiles": (
+        lambda m: cw.sparsify(m, {"0": "block:4", "2": "unstructured"}, density=0.5, storage="compressed"),
+        "^2: unstructured has no tiles to store; use block, vector or shuffled, or keep it in dense storage, or leave",
+    ),
+    "compressed 2:4": (
+        lambda m: cw.sparsify(m, {"0": "2:4"}, storage="compressed"),
+        "^0: 2:4 has no tiles to store",
+    ),
+    "compressed supermask": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, method="supermask", storage="compressed"),
+        "^0: Supermask trains the whole weight behind the mask, .* use storage='dense', or a method with fixed masks",
+    ),
+    "compressed STE": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, method="srste", storage="compressed"),
+        "^0: STE trains the whole weight behind the mask",
+    ),
+    "compressed convolution": (
+        lambda m: cw.sparsify(nn.Sequential(nn.Conv2d(4, 4, 3)), "block:4", density=0.5, storage="compressed"),
+        "^0: convolutions have no compressed storage yet; keep it in dense storage, or leave it dense with {'0'",
+    ),
     "bake dense": (cw.bake, "the model has no sparse layer"),
 }
 

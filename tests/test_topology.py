@@ -39,3 +39,14 @@ def test_values_go_in_and_come_back(problem):
 def test_patterns_without_tiles_are_refused(pattern):
     with pytest.raises(ValueError, match=f"{pattern} has no tiles to compress"):
         Topology.from_mask(torch.ones(4, 4, dtype=torch.bool), parse(pattern))
+
+
+@given(masks())
+def test_an_index_made_from_a_mask_is_sound(problem):
+    pattern, mask, _ = problem
+    topology = Topology.from_mask(mask, pattern)
+    topology.check()
+    assert topology.num_kept() == int(mask.sum())
+    inside = topology.inside()
+    everything = topology.gather(torch.ones(mask.shape)).bool()
+    assert everything.all() if inside is None else torch.equal(inside, everything)

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, Static
-from cutwork.sharding import is_distributed, is_sharded, processes_agree, same_on_all_ranks, whole
+from cutwork.sharding import is_distributed, is_sharded, num_processes, processes_agree, same_on_all_ranks, whole
 from cutwork.sparsity import Fixed, Reprojected
 
 Layers = Mapping[str, SparseLayer]
@@ -80,7 +79,7 @@ def check_state(name: str, layer: SparseLayer, optimizers: Optimizers, *, resize
                     f"{key!r} that is not shaped like its values; use an optimizer with a number for each weight, "
                     'or storage="dense"'
                 )
-    if resizes and is_distributed() and torch.distributed.get_world_size() > 1:
+    if resizes and num_processes() > 1:
         raise ValueError(
             f"{name}: the number of units it keeps changes, which DistributedDataParallel cannot follow; use a method "
             'that keeps the number, such as RigL on blocks, or storage="dense"'
@@ -143,18 +142,30 @@ def _check_compressed(layers: Layers, method: Method) -> None:
     """Raise ValueError where several processes cannot move the masks of compressed storage."""
     for name, layer in layers.items():
         index = layer.sparsity
-        if not isinstance(index, FixedIndex) or not is_distributed():
+        if not isinstance(index, FixedIndex) or num_processes() == 1:
             continue
         if is_sharded(layer.trained) and not isinstance(method, Static):
             raise ValueError(
                 f"attach: {name} is compressed and sharded by fully_shard(), where only static masks work; got "
                 f'{type(method).__name__}; use storage="dense", or DistributedDataParallel'
             )
+        if _is_on_its_way(index) and not isinstance(method, Static) and not is_sharded(layer.trained):
+            raise ValueError(
+                f"attach: {name} keeps {index.topology.num_units} units on the way to density {index.density:.4g}, and "
+                "DistributedDataParallel cannot follow a parameter that changes its size; use a method that keeps "
+                'the number of units, such as RigL, or storage="dense"'
+            )
         if not processes_agree(index.ptr, index.col):
             raise ValueError(
                 f"attach: processes hold different masks of {name}; seed all of them alike before sparsify(), or let "
                 "DistributedDataParallel broadcast buffers"
             )
+
+
+def _is_on_its_way(index: FixedIndex) -> bool:
+    """Say whether a mask does not have the density that it will have in the end."""
+    pattern = index.pattern
+    return pattern.every_choice_is_legal and index.topology.num_units != pattern.count(index.shape, index.density)
 
 
 def _check_masks_agree(layers: Layers) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cutwork.allocation import Allocation, Shapes, uniform
 from cutwork.layers.compressed import COMPRESSED_CLASSES, compress, why_no_storage
+from cutwork.layers.fixed_index import indexed
 from cutwork.layers.linear import SparseConv1D
 from cutwork.layers.swap import (
     SPARSE_CLASSES,
@@ -29,7 +30,6 @@ from cutwork.methods import Method, View, generator_for
 from cutwork.patterns import Pattern, parse
 from cutwork.scores import Score
 from cutwork.sparsity import Fixed, Sparsity
-from cutwork.topology import Topology
 
 DENSE = "dense"
 Patterns = str | Pattern | Mapping[str, str | Pattern]
@@ -169,8 +169,11 @@ def _check_compressible(choice: Choice, method: Method, matrix: Tensor, weight: 
             f"{name}: {type(method).__name__} trains the whole weight behind the mask, which compressed storage does "
             "not have; use storage='dense', or a method with fixed masks such as RigL"
         )
-    if not torch.equal(Topology.from_mask(matrix, choice.pattern).to_mask(), matrix):
-        raise ValueError(f"{name}: its first mask is not legal for {choice.pattern}; use storage='dense'")
+    if not choice.pattern.every_choice_is_legal:
+        try:
+            indexed(matrix, choice.pattern)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _first_view(model: nn.Module, choice: Choice, seed: int, is_last: bool) -> View:

@@ -19,6 +19,11 @@ def is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def num_processes() -> int:
+    """Return how many processes train together."""
+    return torch.distributed.get_world_size() if is_distributed() else 1
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds."""
     return tensor.to_local() if is_sharded(tensor) else tensor

@@ -217,10 +217,7 @@ class Sparsifier:
     def _move_all(self, step: int) -> None:
         """Decide where all masks move, and only then move them; one layer at a time is there in full."""
         last = list(self.layers)[-1]
-        masks = {
-            name: self._decide(name, layer, self._view(name, layer, step, is_last=name == last))
-            for name, layer in self.layers.items()
-        }
+        masks = {name: self._decide(name, layer, step, is_last=name == last) for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
             check_state(name, layer, self._optimizers, resizes=layer.sparsity.resizes(masks[name]))
         for name, layer in self.layers.items():
@@ -228,9 +225,9 @@ class Sparsifier:
             if self._exploration is not None:
                 self._exploration[name].visit(layer.sparsity.mask)
 
-    def _decide(self, name: str, layer: SparseLayer, view: View) -> Any:
+    def _decide(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> Any:
         try:
-            matrix = self.method.move(view)
+            matrix = self.method.move(self._view(name, layer, step, is_last=is_last))
             check_mask(layer, matrix)
             return layer.sparsity.condense(matrix)
         except ValueError as error:
@@ -241,8 +238,8 @@ class Sparsifier:
         grad = None if heard is None else heard()
         if grad is not None and not grad.isfinite().all():
             raise ValueError(
-                f"{name}: the gradient of step {step} is not finite, so the mask cannot move; lower the learning "
-                "rate, or scale the loss with torch.amp.GradScaler"
+                f"the gradient of step {step} is not finite, so the mask cannot move; lower the learning rate, or "
+                "scale the loss with torch.amp.GradScaler"
             )
         return View(
             pattern=sparsity.pattern,

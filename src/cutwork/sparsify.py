@@ -15,7 +15,7 @@ from cutwork.methods import Method, Supermask, Switch, named
 from cutwork.scores import SCORES, Score
 from cutwork.selection import Amounts, Patterns, choose_layers, choose_masked, install, label, match_layers, one_amount
 from cutwork.sparsifier import Sparsifier
-from cutwork.sparsity import Fixed
+from cutwork.sparsity import Fixed, Sparsity
 
 STORAGES = ("dense", "compressed")
 
@@ -159,6 +159,11 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
                 f"{label(name)}: its mask is {kinds[0]} in the source and {kinds[1]} in the target; "
                 "sparsify both alike, or copy the model"
             )
+        if _has_mixed(given[name].sparsity, taking[name].sparsity):
+            raise ValueError(
+                f"{label(name)}: both store compressed, and their masks have parted, so an average of them has mixed "
+                "weights of different places; average with storage='dense', or copy the model"
+            )
     with torch.no_grad():
         for name, layer in taking.items():
             sparsity, matrix = layer.sparsity, given[name].sparsity.mask_matrix()
@@ -169,6 +174,12 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
                 sparsity.set_mask(matrix)
                 if isinstance(sparsity, Fixed):
                     sparsity.settle(layer.trained)
+
+
+def _has_mixed(source: Sparsity, target: Sparsity) -> bool:
+    """Say whether two layers have units of different places in the same places of their values."""
+    both = isinstance(source, FixedIndex) and isinstance(target, FixedIndex)
+    return both and not torch.equal(source.mask_matrix(), target.mask_matrix())
 
 
 def _mask_kind(layer: SparseLayer) -> str:

@@ -21,6 +21,11 @@ WHISPER_HALF = 2.0**-6
 WHISPER_ENERGY = 2.0**-40
 
 
+TOO_NARROW = (
+    "a layer turned to float16 after sparsify() is too narrow for the sums of squares that estimate=True needs; call "
+    "half() before sparsify()"
+)
+
 # Forms the gradient of a whole weight as a matrix, when it is called.
 Heard = Callable[[], Tensor]
 # What optimizers remember of one parameter, by their names for it.
@@ -183,10 +188,7 @@ class Fixed(Masked):
         """Open or close the way for the gradient outside the mask."""
         whisper = WHISPER_HALF if trained.dtype == torch.float16 else WHISPER
         if on and self.is_too_narrow:
-            raise ValueError(
-                "a layer turned to float16 after sparsify() is too narrow for the sums of squares that estimate=True "
-                "needs; call half() before sparsify()"
-            )
+            raise ValueError(TOO_NARROW)
         loudness = (WHISPER_ENERGY if self.estimate else whisper) * on
         if loudness != self.loudness:
             self.loudness = loudness

@@ -119,6 +119,12 @@ class Structure:
             values, ptr, col, order = (state.get(under(name, key)) for key in COMPRESSED_KEYS)
             if values is None or ptr is None or col is None:
                 raise ValueError(f"{name}: the checkpoint holds no values and index of it; save the model again")
+            weights = {id(found.get(under(each, "weight"))) for each in (name, *record.tied)}
+            if len(weights) > 1:
+                raise ValueError(
+                    f"{name} shares its weight with {', '.join(record.tied)} in the checkpoint, but not in the model; "
+                    "build the model that was saved"
+                )
             shape, dtype = _outline(model, name, found, transposed=record.transposed)
             if values.dtype != dtype:
                 raise ValueError(
@@ -142,8 +148,10 @@ class Structure:
             if record.storage == COMPRESSED
             for each in (name, *record.tied)
         ]
-        weights = {under(name, key) for name in names for key in ("weight", *COMPRESSED_KEYS)}
-        return {key: value for key, value in state.items() if key not in weights}
+        keys = {under(name, key) for name in names for key in ("weight", *COMPRESSED_KEYS)}
+        # A layer that stands in several places has its weight under the names of all.
+        weights = {id(value) for key, value in state.items() if key in keys}
+        return {key: value for key, value in state.items() if id(value) not in weights}
 
     def state_of(self, model: nn.Module) -> State:
         """Return the state of a model under the keys that it will have when its attentions are open."""

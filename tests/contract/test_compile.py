@@ -47,10 +47,11 @@ def one_compilation():
     torch._dynamo.reset()
 
 
-def prepared(method: Method) -> tuple[nn.Module, cw.Sparsifier]:
+def prepared(method: Method, storage: str = "dense") -> tuple[nn.Module, cw.Sparsifier]:
     torch.manual_seed(0)
     model = Network().double()
-    return model, cw.sparsify(model, "unstructured", density=0.3, method=method, track=True)
+    patterns = "unstructured" if storage == "dense" else {"attention.*": "block:4", "fc*": "vector:4"}
+    return model, cw.sparsify(model, patterns, density=0.3, method=method, track=True, storage=storage)
 
 
 def train(model: nn.Module, sparsifier: cw.Sparsifier, call, steps: int = STEPS) -> list[float]:
@@ -68,15 +69,15 @@ def train(model: nn.Module, sparsifier: cw.Sparsifier, call, steps: int = STEPS)
     return losses
 
 
-def check_compiled(method: Method, backend: str) -> None:
-    model, sparsifier = prepared(method)
-    twin, twins_sparsifier = prepared(method)
+def check_compiled(method: Method, backend: str, storage: str = "dense") -> None:
+    model, sparsifier = prepared(method, storage)
+    twin, twins_sparsifier = prepared(method, storage)
     losses = train(model, sparsifier, torch.compile(model, fullgraph=True, backend=backend))
     expected = train(twin, twins_sparsifier, twin)
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)
     for name, layer in sparsifier.layers.items():
         assert torch.equal(layer.sparsity.mask, twins_sparsifier.layers[name].sparsity.mask), name
-        torch.testing.assert_close(layer.weight, twin.get_submodule(name).weight, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(layer.trained, twin.get_submodule(name).trained, rtol=1e-6, atol=1e-9)
     turnovers = [sum(seen.turnovers) for seen in sparsifier.exploration.values()]
     assert any(turnovers) or isinstance(method, cw.Static)
 
@@ -90,6 +91,30 @@ def test_compiled_training_is_eager_training_without_a_second_compilation(method
 @pytest.mark.parametrize("method", ["rigl", "rigl by estimate"])
 def test_inductor_trains_the_same(method):
     check_compiled(METHODS[method], "inductor")
+
+
+@pytest.mark.parametrize("method", ["static", "rigl", "rigl by estimate"])
+def test_compressed_layers_compile_once_and_train_what_eager_ones_train(method):
+    check_compiled(METHODS[method], "aot_eager", "compressed")
+
+
+@pytest.mark.slow
+def test_inductor_trains_compressed_layers_the_same():
+    check_compiled(METHODS["rigl"], "inductor", "compressed")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_many_compressed_blocks_share_what_is_compiled():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 16), nn.ReLU()) for _ in range(12)))
+    sparsifier = cw.sparsify(model, "block:4", density=0.5, method=METHODS["rigl"], storage="compressed")
+    sparsifier.attach(optimizer := torch.optim.SGD(model.parameters(), lr=0.1))
+    with torch._dynamo.config.patch(error_on_recompile=False, recompile_limit=3, fail_on_recompile_limit_hit=True):
+        for block in model:
+            block.compile(fullgraph=True, backend="aot_eager")
+        for _ in range(3):
+            model(torch.randn(3, 16)).sum().backward()
+            optimizer.step()
 
 
 def test_attention_with_weights_and_masks_compiles_without_a_graph_break():

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import cutwork as cw
+from cutwork.layers.compressed import CompressedLinear
 from cutwork.sharding import whole
 
 NUM_RANKS = 2
@@ -37,12 +38,18 @@ METHODS = {
     "set": cw.set_(every=2, until=8),
     "supermask": cw.Supermask(),
     "srste": cw.srste(decay=0.1),
+    "static": cw.Static(),
 }
 CASES = [
     *[("rigl", pattern) for pattern in ("unstructured", "block:4", "shuffled:4")],
     ("rigl by estimate", "block:4"),
     *[(method, "unstructured") for method in ("srigl", "granet", "gradual by taylor", "set", "srste")],
     ("supermask", "block:4"),
+]
+COMPRESSED_CASES = [
+    *[("rigl", pattern) for pattern in ("block:4", "block:5x3", "vector:4", "shuffled:4x1")],
+    ("rigl by estimate", "block:4"),
+    ("set", "vector:4"),
 ]
 HALF_CASES = [case for case in CASES if case[0] in {"rigl", "rigl by estimate", "supermask", "srste"}]
 
@@ -62,10 +69,20 @@ def batch_of(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.randint(0, 10, (BATCH,), generator=generator)
 
 
-def train(method: str, pattern: str, *, wrap=lambda model: model, part=(0, 1), micro_batches=1, seed=0) -> dict:
+def train(
+    method: str,
+    pattern: str,
+    *,
+    wrap=lambda model: model,
+    part=(0, 1),
+    micro_batches=1,
+    seed=0,
+    layers="*",
+    storage="dense",
+) -> dict:
     """Train on one part of every batch, in micro-batches, and return all that a run ends with, in whole tensors."""
     model = build(seed)
-    sparsifier = cw.sparsify(model, pattern, density=0.3, method=METHODS[method], track=True)
+    sparsifier = cw.sparsify(model, {layers: pattern}, density=0.3, method=METHODS[method], track=True, storage=storage)
     wrapped = wrap(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     sparsifier.attach(optimizer)
@@ -80,15 +97,25 @@ def train(method: str, pattern: str, *, wrap=lambda model: model, part=(0, 1), m
         optimizer.step()
         optimizer.zero_grad()
     return {
-        "weights": {name: whole(parameter.detach()) for name, parameter in model.named_parameters()},
+        "weights": {
+            name.replace("values", "weight"): in_full(name, parameter, sparsifier)
+            for name, parameter in model.named_parameters()
+        },
         "masks": {name: layer.sparsity.mask for name, layer in sparsifier.layers.items()},
         "state": {
-            f"{name}.{key}": whole(value)
+            f"{name.replace('values', 'weight')}.{key}": in_full(name, value, sparsifier)
             for name, parameter in model.named_parameters()
             for key, value in optimizer.state[parameter].items()
         },
         "turnover": {name: seen.turnover for name, seen in sparsifier.exploration.items()},
     }
+
+
+def in_full(name: str, tensor: torch.Tensor, sparsifier: cw.Sparsifier) -> torch.Tensor:
+    """Return a tensor as dense storage on one process would have it."""
+    if name.endswith(".values") and tensor.dim() > 0:
+        return sparsifier.layers[name.removesuffix(".values")].sparsity.matrix(tensor)
+    return whole(tensor.detach())
 
 
 def quiet() -> contextlib.AbstractContextManager:
@@ -97,7 +124,7 @@ def quiet() -> contextlib.AbstractContextManager:
 
 def shard(model: nn.Sequential) -> nn.Sequential:
     for layer in model:
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d | CompressedLinear):
             fully_shard(layer)
     return fully_shard(model)
 
@@ -126,6 +153,38 @@ def attach_with_masks_of_different_seeds(wrap) -> str:
     except ValueError as error:
         return str(error)
     return "nothing was said"
+
+
+def compressed_and_refused() -> dict[str, str]:
+    """Return the error of each run that several processes cannot make in compressed storage."""
+    cases = {
+        "moving and sharded": ("rigl", shard, 0),
+        "changing number": ("granet", DistributedDataParallel, 0),
+        "different masks": (
+            "static", functools.partial(DistributedDataParallel, broadcast_buffers=False), dist.get_rank(),
+        ),
+    }  # fmt: skip
+    return {what: attach_compressed(*case) for what, case in cases.items()}
+
+
+def attach_compressed(method: str, wrap, seed: int) -> str:
+    model = build()
+    masks = cw.bake(sparsified(build(seed), method="static"))
+    if method == "granet":
+        sparsifier = cw.sparsify(model, {"[57]": "block:4"}, density=0.3, method=METHODS[method], storage="compressed")
+    else:
+        sparsifier = cw.sparsify(model, {"[57]": "block:4"}, masks=masks, method=METHODS[method], storage="compressed")
+    wrap(model)
+    try:
+        sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    except ValueError as error:
+        return str(error)
+    return "nothing was said"
+
+
+def sparsified(model: nn.Module, method: str) -> nn.Module:
+    cw.sparsify(model, {"[57]": "block:4"}, density=0.3, method=METHODS[method])
+    return model
 
 
 def two_forwards_then_backward() -> bool:
@@ -202,6 +261,26 @@ def runs(folder: Path) -> dict:
             attach_with_masks_of_different_seeds,
             functools.partial(DistributedDataParallel, broadcast_buffers=False),
         ),
+        **{
+            ("compressed", *case): functools.partial(
+                train, *case, wrap=DistributedDataParallel, part=part, layers="[57]", storage="compressed"
+            )
+            for case in COMPRESSED_CASES
+        },
+        ("compressed", "accumulated"): functools.partial(
+            train,
+            "rigl",
+            "block:4",
+            wrap=DistributedDataParallel,
+            part=part,
+            layers="[57]",
+            storage="compressed",
+            micro_batches=4,
+        ),
+        ("compressed", "sharded"): functools.partial(
+            train, "static", "block:4", wrap=shard, part=part, layers="[57]", storage="compressed"
+        ),
+        "compressed, refused": compressed_and_refused,
         "two forwards": two_forwards_then_backward,
         "checkpoint": functools.partial(checkpoint_and_resume, folder / "checkpoint"),
     }
@@ -316,6 +395,38 @@ def test_ranks_with_different_masks_are_refused(outcomes, how):
 @pytest.mark.slow
 def test_two_forwards_before_one_backward_work_under_ddp(outcomes):
     assert of_both(outcomes, "two forwards") == [True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "pattern"), COMPRESSED_CASES)
+def test_compressed_ranks_train_what_one_dense_process_trains(outcomes, method, pattern):
+    results = of_both(outcomes, ("compressed", method, pattern))
+    check_equal(*results)
+    one = train(method, pattern, layers="[57]")
+    assert any(turnover > 0 for turnover in one["turnover"].values())
+    check_equal(one, results[0], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "method"), [("accumulated", "rigl"), ("sharded", "static")])
+def test_compressed_ranks_accumulate_and_shard_static_masks(outcomes, how, method):
+    results = of_both(outcomes, ("compressed", how))
+    check_equal(*results)
+    check_equal(train(method, "block:4", layers="[57]"), results[0], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("moving and sharded", "5 is compressed and sharded by fully_shard(), where only static masks work; got RigL"),
+        ("changing number", "5 keeps 95 units on the way to density 0.3"),
+        ("different masks", "processes hold different masks of 5; seed all of them alike"),
+    ],
+)
+def test_what_compressed_ranks_cannot_do_is_refused(outcomes, what, message):
+    for result in of_both(outcomes, "compressed, refused"):
+        assert message in result[what]
 
 
 @pytest.mark.slow

@@ -1,16 +1,16 @@
 """Both storages train the same: the same masks, and the same weights to float tolerance."""
 
-import copy
-import io
-import pickle
+import gc
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import cutwork as cw
-from cutwork.layers.compressed import CompressedLinear
+from cutwork import attachment
 from cutwork.methods import Method
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4"]
@@ -103,3 +103,196 @@ def test_both_storages_give_the_same_training(method_name, pattern, optimizer_na
         assert any(sum(seen.turnovers) for seen in dense[1].exploration.values()) or method_name == "switch"
     sizes = {tuple(len(mask.nonzero()) for mask in masks.values()) for masks in compressed[3]}
     assert len(sizes) > 1 or method_name not in {"gradual", "granet", "switch"}
+
+
+@pytest.mark.parametrize(
+    "how", ["micro-batches", "closure", "hooks=False", "scaled loss", "zeros instead of None", "recomputed"]
+)
+@pytest.mark.parametrize("method_name", ["rigl", "rigl by estimate", "gradual"])
+def test_both_storages_agree_however_the_step_is_made(method_name, how):
+    results = []
+    for storage in ("compressed", "dense"):
+        model = build()
+        sparsifier = cw.sparsify(
+            model, "block:4", density=0.3, method=METHODS[method_name], storage=storage, track=True
+        )
+        optimizer = OPTIMIZERS["adamw"](model.parameters())
+        sparsifier.attach(optimizer, hooks=how != "hooks=False")
+        masks = []
+        for step in range(STEPS):
+            train_step(model, sparsifier, optimizer, step, how)
+            masks.append({name: layer.sparsity.mask.clone() for name, layer in sparsifier.layers.items()})
+        results.append((model, sparsifier, optimizer, masks))
+    check_same_training(*results)
+
+
+def train_step(model, sparsifier, optimizer, step: int, how: str) -> None:
+    x, y = batch_of(step)
+    if how == "micro-batches":
+        buffer = torch.empty_like(x[:4])
+        for part_x, part_y in zip(x.chunk(3), y.chunk(3), strict=True):
+            (nn.functional.cross_entropy(model(buffer.copy_(part_x)), part_y) / 3).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    elif how == "closure":
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        # Thrown away: only what the last call of the closure left counts.
+        closure()
+        optimizer.step(closure)
+    elif how == "hooks=False":
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        sparsifier.step()
+        optimizer.zero_grad()
+    elif how == "scaled loss":
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+        if step in (2, 3):
+            # A step that the scaler skips, right where the masks would move.
+            scaler.scale(nn.functional.cross_entropy(model(x * float("inf")), y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    elif how == "recomputed":
+        optimizer.zero_grad()
+        hidden = checkpoint(model[:3], x.requires_grad_(), use_reentrant=step % 3 == 0)
+        nn.functional.cross_entropy(checkpoint(model[3:], hidden, use_reentrant=False), y).backward()
+        optimizer.step()
+    else:
+        # Neither of these reaches the gradient that the update sees.
+        nn.functional.cross_entropy(model(x.flip(1)), y).backward()
+        optimizer.zero_grad(set_to_none=False)
+        torch.autograd.grad(nn.functional.cross_entropy(model(x.flip(0)), y), list(model.parameters()))
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("method_name", ["rigl", "rigl by estimate", "granet", "static"])
+def test_nothing_of_dense_size_is_alive_between_moves(method_name):
+    # No other test has a weight of this size.
+    outputs, inputs = 163, 211
+    model = nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, 8))
+    sparsifier = cw.sparsify(model, "block:8", density=0.1, method=METHODS[method_name], storage="compressed")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    sparsifier.attach(optimizer)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        model(torch.randn(4, inputs)).square().sum().backward()
+        optimizer.step()
+        # Once right after a move, as it takes a while to look at all there is.
+        if step == 3:
+            gc.collect()
+            alive = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+            assert not [thing for thing in alive if sorted(thing.shape) == [outputs, inputs]]
+        assert max(tensor.numel() for tensor in tensors_of(model, optimizer)) < 0.6 * outputs * inputs
+        # What was heard in a step is forgotten after it.
+        assert not any(layer.sparsity.ear.pairs for layer in sparsifier.layers.values())
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for tensor in (*model.parameters(), *model.buffers()):
+        yield tensor
+        if tensor.grad is not None:
+            yield tensor.grad
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+@pytest.mark.parametrize("pattern", ["block:16", "vector:16"])
+def test_the_memory_of_training_has_the_size_of_what_is_kept(pattern):
+    model = nn.Linear(3072, 768, bias=False)
+    sparsifier = cw.sparsify(model, pattern, density=0.1, storage="compressed")
+    optimizer = torch.optim.AdamW(model.parameters())
+    sparsifier.attach(optimizer)
+    model(torch.randn(2, 3072)).sum().backward()
+    optimizer.step()
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model, optimizer))
+    assert stored <= 0.13 * 4 * 3072 * 768 * 4
+
+
+@pytest.mark.parametrize("method_name", ["rigl", "rigl by estimate", "gradual", "granet"])
+@pytest.mark.parametrize("pattern", ["block:4", "block:5x3", "shuffled:4"])
+@pytest.mark.parametrize("stop", [3, 4, 5, 6])
+def test_a_run_that_stopped_anywhere_around_a_move_resumes_to_the_bit(tmp_path, method_name, pattern, stop):
+    method = METHODS[method_name]
+    whole_run = trained("compressed", pattern, method)
+    model, sparsifier, optimizer, _ = trained("compressed", pattern, method, steps=stop)
+    cw.save(model, tmp_path / "run.safetensors", sparsifier=sparsifier, optimizer=optimizer)
+    # The first mask is another one, and keeps another number of units.
+    model, sparsifier, optimizer = prepared("compressed", pattern, method, "adamw")
+    cw.load(tmp_path / "run.safetensors", model, sparsifier=sparsifier, optimizer=optimizer)
+    for step in range(stop, STEPS):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+    for key, value in whole_run[0].state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    for name, layer in sparsifier.layers.items():
+        states = [run.state[run_layer.trained] for run, run_layer in
+                  ((optimizer, layer), (whole_run[2], whole_run[1].layers[name]))]  # fmt: skip
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+
+
+def check_refused(model, sparsifier, optimizer, message: str, steps: int = 3) -> None:
+    """Check that a move is refused by the name of the layer, and that no mask, weight or state has changed by it."""
+    with pytest.raises(ValueError, match=message):
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            before = [layer.sparsity.mask.clone() for layer in sparsifier.layers.values()]
+            optimizer.step()
+    for mask, layer in zip(before, sparsifier.layers.values(), strict=True):
+        assert torch.equal(layer.sparsity.mask, mask)
+        assert layer.trained.shape[0] == layer.sparsity.topology.num_units
+
+
+def test_an_optimizer_whose_state_cannot_change_its_size_is_refused():
+    model = build()
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=METHODS["gradual"], storage="compressed")
+    optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-2)
+    sparsifier.attach(optimizer)
+    check_refused(model, sparsifier, optimizer, "0: the number of units it keeps changes, but Adafactor keeps a state")
+
+
+def test_several_processes_cannot_change_the_size_of_a_parameter(monkeypatch):
+    model, sparsifier, optimizer = prepared("compressed", "block:4", METHODS["gradual"], "adamw")
+    monkeypatch.setattr(attachment, "num_processes", lambda: 2)
+    check_refused(model, sparsifier, optimizer, "0: .* which DistributedDataParallel cannot follow; use a method that")
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    model, sparsifier, optimizer = prepared("compressed", "block:4", METHODS["rigl"], "sgd")
+    layer = model[2]
+    layer.register_full_backward_pre_hook(lambda layer, grads: (grads[0] * float("inf"),))
+    check_refused(model, sparsifier, optimizer, "the gradient of step 2 is not finite, so the mask cannot move")
+
+
+@dataclass(frozen=True)
+class Scatters(cw.RigL):
+    """Returns a mask that is none of its pattern."""
+
+    def move(self, view: cw.View) -> Tensor:
+        return torch.rand(view.weight.shape, generator=view.generator) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("block:4", "0: the method returned a mask that cuts the units of block:4"),
+        ("shuffled:4", "0: the mask is not legal for shuffled:4, so its units cannot be stored alone; use dense"),
+    ],
+)
+def test_a_mask_that_is_not_made_of_units_is_refused(pattern, message):
+    check_refused(*prepared("compressed", pattern, Scatters(every=2, until=8), "adamw"), message)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.kernels import activate, tile_kernel
-from cutwork.layers.fixed_index import FixedIndex, replace_numbers
+from cutwork.layers.fixed_index import FixedIndex, indexed, replace_numbers
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.matrix import from_matrix, to_matrix
 from cutwork.ops.block_linear import linear
@@ -127,7 +127,8 @@ def checked_topology(
     order: Tensor | None,
 ) -> Topology:
     """Return the index that these tensors are; raise ValueError where they are damaged or do not fit each other."""
-    assert isinstance(pattern, Block | Shuffled), f"{pattern} has no tiles"
+    if not isinstance(pattern, Block | Shuffled):
+        raise ValueError(f"{name or 'the model itself'}: {why_no_storage(CompressedLinear, pattern)}")
     columns = pattern.columns if isinstance(pattern, Block) else 1
     topology = Topology(shape, pattern.rows, columns, ptr, col, order)
     try:
@@ -180,11 +181,11 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
     for name, layer in layers.items():
         if reason := why_not_compressed(layer):
             raise ValueError(f"{name or 'the model itself'}: {reason}")
-        layer.sparsity.condense(layer.sparsity.mask_matrix())  # pyrefly: ignore
-    for fixed, sharers in _by_sparsity(layers).items():
+    groups = _by_sparsity(layers)
+    topologies = [_topology_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
+    for topology, (fixed, sharers) in zip(topologies, groups.items(), strict=True):
         assert isinstance(fixed, Fixed)
         weight = sharers[0].weight
-        topology = Topology.from_mask(fixed.mask_matrix(), fixed.pattern)
         values = topology.gather(to_matrix(weight.detach(), transposed=fixed.transposed))
         index = FixedIndex(
             topology,
@@ -242,6 +243,15 @@ def _exchange_parameter(layer: nn.Module, old: str, new: str, parameter: nn.Para
     parameters = {new if name == old else name: held for name, held in layer._parameters.items()}
     layer._parameters.clear()
     layer._parameters.update({**parameters, new: parameter})
+
+
+def _topology_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> Topology:
+    assert isinstance(fixed, Fixed)
+    try:
+        return indexed(fixed.mask_matrix(), fixed.pattern)
+    except ValueError as error:
+        name = next(name for name, layer in layers.items() if layer is sharers[0])
+        raise ValueError(f"{name or 'the model itself'}: {error}") from error
 
 
 def _by_sparsity(layers: Mapping[str, nn.Module]) -> dict[nn.Module, list[Any]]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from cutwork.layers.listening import Ear, Pair, listened_to
 from cutwork.matrix import from_matrix
 from cutwork.patterns import Pattern
-from cutwork.sharding import is_distributed, local, part_like, whole
-from cutwork.sparsity import WHISPER_ENERGY, Heard, Sparsity, States, measure_energies, take_estimate
+from cutwork.sharding import local, num_processes, part_like, whole
+from cutwork.sparsity import TOO_NARROW, WHISPER_ENERGY, Heard, Sparsity, States, measure_energies, take_estimate
 from cutwork.topology import Topology
 
 
@@ -43,9 +43,10 @@ class FixedIndex(Sparsity):
         self.register_buffer("col", topology.col)
         self.register_buffer("order", topology.order)
         self.register_buffer("leak", torch.zeros((), device=device), persistent=False)
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         self.ear = Ear()
         self.estimate = energies is not None
+        # What the buffer `leak` says too; this spares a device the question in each step.
+        self.is_loud = False
         if energies is not None:
             self.energy_in, self.energy_out = energies
 
@@ -81,7 +82,9 @@ class FixedIndex(Sparsity):
 
     def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
         """Return `y`; in backward, measure energies, or keep `x` and the gradient of `y` if this step listens."""
-        self.was_used = True
+        # To set an attribute of a module takes as long as a small product; compiled code must not look at it.
+        if torch.compiler.is_compiling() or not self.was_used:
+            self.was_used = True
         if not torch.is_grad_enabled():
             return y
         if self.estimate:
@@ -91,7 +94,7 @@ class FixedIndex(Sparsity):
             is_watched = self.may_listen and not torch.compiler.is_exporting()
         else:
             is_watched = self.ear.is_open
-        return listened_to(y, x, self.ear, self.calls) if is_watched else y
+        return listened_to(y, x, self.ear) if is_watched else y
 
     @property
     def is_too_narrow(self) -> bool:
@@ -100,8 +103,12 @@ class FixedIndex(Sparsity):
 
     def listen(self, trained: nn.Parameter, on: bool) -> None:
         """Say whether to keep what the dense gradient is made of."""
+        if on and self.is_too_narrow:
+            raise ValueError(TOO_NARROW)
         if self.estimate:
-            self.leak.fill_(WHISPER_ENERGY * on)
+            if on != self.is_loud:
+                self.is_loud = on
+                self.leak.fill_(WHISPER_ENERGY * on)
         elif not on:
             self.ear.close()
         elif not self.ear.is_open:
@@ -110,7 +117,7 @@ class FixedIndex(Sparsity):
     def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
         """Return what forms the dense gradient, or its estimate, if the step listened."""
         if self.estimate:
-            return take_estimate(self.energy_out, self.energy_in) if self.leak else None
+            return take_estimate(self.energy_out, self.energy_in) if self.is_loud else None
         if not self.ear.is_open or trained.grad is None:
             return None
         return partial(self._form_gradient, self.ear.pairs, trained.grad.clone())
@@ -128,13 +135,7 @@ class FixedIndex(Sparsity):
 
     def condense(self, matrix: Tensor) -> Topology:
         """Return the index of a mask."""
-        topology = Topology.from_mask(matrix, self.pattern)
-        if not torch.equal(topology.to_mask(), matrix):
-            raise ValueError(
-                f"the mask is not legal for {self.pattern}, so its units cannot be stored alone; use storage='dense', "
-                "or a pattern that allows it"
-            )
-        return topology
+        return indexed(matrix, self.pattern)
 
     def resizes(self, condensed: Topology) -> bool:
         """Say whether another number of units is kept there."""
@@ -171,7 +172,12 @@ class FixedIndex(Sparsity):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of a copy that this step listens: the copy follows no optimizer that would hear."""
         quiet = torch.zeros_like(self.leak)
-        state = {"is_followed": False, "may_listen": False, "_buffers": {**self._buffers, "leak": quiet}}
+        state = {
+            "is_followed": False,
+            "may_listen": False,
+            "is_loud": False,
+            "_buffers": {**self._buffers, "leak": quiet},
+        }
         return {**vars(self), **state}
 
     @torch.no_grad()
@@ -185,12 +191,23 @@ class FixedIndex(Sparsity):
         for x, dy in pairs:
             total.addmm_(dy.reshape(-1, self.shape[0]).to(wide).T, x.reshape(-1, self.shape[1]).to(wide))
         pairs.clear()
-        if is_distributed():
+        if num_processes() > 1:
             torch.distributed.all_reduce(total)
-            total /= torch.distributed.get_world_size()
+            total /= num_processes()
         index = self.topology
         total *= _scale_between(index.gather(total), gradient.to(wide))
         return torch.where(index.to_mask(), index.scatter(gradient.to(wide)), total)
+
+
+def indexed(mask: Tensor, pattern: Pattern) -> Topology:
+    """Return the index of a mask; raise ValueError where the mask is not made of whole units."""
+    topology = Topology.from_mask(mask, pattern)
+    if not torch.equal(topology.to_mask(), mask):
+        raise ValueError(
+            f"the mask is not legal for {pattern}, so its units cannot be stored alone; use dense storage, or a "
+            "pattern that allows it"
+        )
+    return topology
 
 
 def replace_numbers(parameter: nn.Parameter, numbers: Tensor) -> None:

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 # What a layer read and the gradient of what it returned.
 Pair = tuple[Tensor, Tensor]
@@ -21,8 +22,12 @@ class Ear:
     """
 
     def __init__(self) -> None:
-        self.number = next(NUMBERS)
-        EARS[self.number] = self
+        number = next(NUMBERS)
+        EARS[number] = self
+        # In a tensor, because compiled code is made anew for each other number that it meets outside of one.
+        self.number = torch.tensor(number, device="cpu")
+        self._trained: nn.Parameter | None = None
+        self._handle: RemovableHandle | None = None
         self.close()
 
     def open(self, trained: nn.Parameter) -> None:
@@ -34,15 +39,13 @@ class Ear:
 
     def close(self) -> None:
         """Stop listening, and forget everything."""
-        handle: Any = vars(self).get("_handle")
-        if handle is not None:
-            handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         self.is_open = False
         self.pairs: list[Pair] = []
         self._waiting: list[Pair] = []
         self._pass = -1
-        self._trained: nn.Parameter | None = None
-        self._handle: Any = None
+        self._trained = self._handle = None
 
     def overhear(self, x: Tensor, dy: Tensor) -> None:
         """Take in one pair in a backward pass."""
@@ -52,7 +55,9 @@ class Ear:
             self._pass, self._waiting = number, []
             if self._trained is not None and _is_cleared(self._trained):
                 self.pairs = []
-        self._waiting.append((x.detach(), dy.detach()))
+        # What no gradient goes through may be somebody's buffer, into which the next batch will be written.
+        x = x.clone() if x.grad_fn is None else x.detach()
+        self._waiting.append((x, dy.detach()))
 
     def __reduce__(self) -> tuple[Callable[[], "Ear"], tuple[()]]:
         """Copy as a new ear, which is closed: a copy of a layer follows no optimizer."""
@@ -68,43 +73,41 @@ EARS: WeakValueDictionary[int, Ear] = WeakValueDictionary()
 NUMBERS = count()
 
 
-def listened_to(y: Tensor, x: Tensor, ear: Ear, calls: Tensor) -> Tensor:
-    """Return `y`; in backward let the ear overhear `x` and the gradient of `y`.
-
-    `calls` is a buffer that only says to a compiler that something happens.
-    """
-    return _Listened.apply(y, x, ear, calls)
+def listened_to(y: Tensor, x: Tensor, ear: Ear) -> Tensor:
+    """Return `y`; in backward let the ear overhear `x` and the gradient of `y`."""
+    return _Listened.apply(y, x, ear)
 
 
-@torch.library.custom_op("cutwork::overhear", mutates_args=("calls",))
-def overhear(calls: Tensor, x: Tensor, dy: Tensor, number: int) -> None:
+# It changes no number; saying that it does keeps a compiler from leaving out what returns nothing.
+@torch.library.custom_op("cutwork::overhear", mutates_args=("number",))
+def overhear(number: Tensor, x: Tensor, dy: Tensor) -> None:
     """Let the ear of this number overhear a pair, if it is open."""
-    ear = EARS.get(number)
+    ear = EARS.get(int(number))
     if ear is not None and ear.is_open:
         # Compiled code writes its next results into the memory of what it needs no more.
-        ear.overhear(x.clone(), dy.clone())
+        ear.overhear(x, dy.clone())
 
 
 @overhear.register_fake
-def _(calls, x, dy, number):
+def _(number, x, dy):
     return None
 
 
 class _Listened(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, ear: Ear, calls: Tensor):
+    def forward(ctx: Any, y: Tensor, x: Tensor, ear: Ear):
         ctx.save_for_backward(x)
-        ctx.ear, ctx.calls = ear, calls
+        ctx.ear = ear
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor):
         (dy,), (x,) = grad_outputs, ctx.saved_tensors
         if torch.compiler.is_compiling():
-            overhear(ctx.calls, x, dy, ctx.ear.number)
+            overhear(ctx.ear.number, x, dy)
         elif ctx.ear.is_open:
             ctx.ear.overhear(x, dy)
-        return dy, None, None, None
+        return dy, None, None
 
 
 def _is_cleared(trained: nn.Parameter) -> bool:
