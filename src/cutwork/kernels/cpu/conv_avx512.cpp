@@ -1,12 +1,11 @@
 // The convolution kernels for AVX-512 F, BW, DQ and VL.
 
 #define CUTWORK_ISA conv_avx512
-#define MOST_1 16
 #define PIXELS_1 16, 14, 12, 8, 7, 4, 2
-#define MOST_2 14
 #define PIXELS_2 14, 12, 8, 7, 4, 2
+#define TILES_AT_ONCE 3
 #define ROWS_1 16
-#define ROWS_2 10
+#define ROWS_2 12
 #include "conv.inc"
 
 extern const ConvKernels AVX512_CONV = {"avx512", conv_avx512::forward, conv_avx512::input_gradient,

@@ -63,7 +63,8 @@ void bind_conv(nb::module_ &module) {
                             int64_t channels, int64_t parts) {
             new (self) Conv{weight, axis(rows), axis(columns), images, channels, parts};
         });
-    nb::class_<Convolutions>(module, "Convolutions", "The convolutions of one instruction set: generic, avx2 or avx512.")
+    nb::class_<Convolutions>(module, "Convolutions",
+                             "The convolutions of one instruction set: generic, avx2 or avx512.")
         .def(nb::init<const char *>())
         .def("forward", &Convolutions::forward, nb::call_guard<nb::gil_scoped_release>())
         .def("input_gradient", &Convolutions::input_gradient, nb::call_guard<nb::gil_scoped_release>())

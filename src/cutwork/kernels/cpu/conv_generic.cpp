@@ -1,10 +1,9 @@
 // The convolution kernels for no particular instruction set: SSE2 on x86, NEON on ARM.
 
 #define CUTWORK_ISA conv_generic
-#define MOST_1 4
 #define PIXELS_1 4, 2
-#define MOST_2 2
 #define PIXELS_2 2, 1
+#define TILES_AT_ONCE 1
 #define ROWS_1 2
 #define ROWS_2 1
 #include "conv.inc"
