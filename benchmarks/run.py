@@ -67,8 +67,10 @@ def main(names: list[str]) -> int:
     failed = 0
     for name in names or [name for name in PIECES if not is_done(name)]:
         print(f"\n== {name}", flush=True)
-        command = [sys.executable, "-m", "cutwork", "benchmark", *PIECES[name].split(), "--output", str(HERE / name)]
-        failed += subprocess.run(command, check=False).returncode != 0
+        options = [*PIECES[name].split(), "--output", f"benchmarks/{name}"]
+        command = [sys.executable, "-m", "cutwork", "benchmark", *options]
+        # The command stands in the results, so it names no folder of this machine.
+        failed += subprocess.run(command, check=False, cwd=HERE.parent).returncode != 0
         write_pages()
     return failed
 
