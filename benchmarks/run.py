@@ -31,6 +31,7 @@ PIECES = {
     "linear-step": f"linear {WIDE} --tokens 1576 --passes step {TILES} --forms dense tile --seconds 400",
     "linear-step-128": f"linear {WIDE} --tokens 128 --passes step {TILES} {OURS} --seconds 200",
     "linear-bf16": f"linear {WIDE} --tokens 197 1576 --precisions bf16 {TILES} {OURS} --seconds 300",
+    "linear-int8": f"linear {WIDE} --tokens 1 197 1576 --precisions int8 {TILES} {OURS} onnx --seconds 300",
     "linear-others": "linear --tokens 197 --patterns block:16 block:32 block:64 --seconds 300",
     "linear-batch-1": "linear --shapes 4096x11008 --tokens 1 --densities 0.2 0.1 --without bsr csr --seconds 120",
     "conv": f"conv {CONVS} --seconds 300",

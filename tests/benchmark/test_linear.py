@@ -39,6 +39,17 @@ def test_operations_and_bytes_are_those_of_what_is_kept():
     assert (tile.row.density, tile.row.ideal) == (0.5, 2.0)
 
 
+@pytest.mark.parametrize("pattern", SMALL["patterns"])
+def test_int8_is_near_the_dense_layer_in_fp32(pattern):
+    one = {"patterns": [pattern], "precisions": ["int8"], "passes": ["forward"], "forms": ["dense", "tile", "onnx"]}
+    (group,) = linear.groups(**SMALL | one)
+    run = Run()
+    run.compare(group, seconds=1e-3, min_rounds=1)
+    found = [row for row in run.rows if (row.form, row.precision) == ("tile", "int8")]
+    assert [row.equal for row in found] == [True, True]
+    assert all(row.error > 1e-4 for row in found)
+
+
 @pytest.mark.parametrize("pattern", ["block:4", "vector:4", "block:16"])
 def test_other_packages_agree_or_say_why_not(pattern):
     forms = [form for form in linear.FORMS if form != "compiled"]

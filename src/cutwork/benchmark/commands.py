@@ -67,7 +67,7 @@ def linear(
         tokens: Numbers of rows that a layer multiplies at once.
         patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
         densities: Shares of the weights that are kept.
-        precisions: fp32, bf16.
+        precisions: fp32, bf16, int8 (weights, and inputs as they come; forward only).
         passes: forward, dX, dW (the gradients of input and weight), step (all of them, and AdamW).
     """
     from cutwork.benchmark import linear as measured
@@ -231,12 +231,14 @@ def _measure(settings: Settings, groups: Callable[[], "list[Group]"]) -> None:
     from cutwork.benchmark.comparison import MIN_ROUNDS, Run
     from cutwork.kernels import activate, cpu
     from cutwork.kernels.cpu import conv as conv_kernels
+    from cutwork.kernels.cpu import narrow
 
     if settings.seconds <= 0:
         raise ValueError(f"seconds {settings.seconds:g}; give more than 0")
     activate()
     if cpu.has_tiles():
         conv_kernels.register()
+        narrow.register()
     run = Run()
     stopped: BaseException | None = None
     with _threads(settings.threads):

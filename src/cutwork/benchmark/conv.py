@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from cutwork.benchmark.choices import check_counts, check_densities, tiles
-from cutwork.benchmark.comparison import Group
+from cutwork.benchmark.comparison import Group, UnavailableError
 from cutwork.benchmark.passes import PASSES, TILE, Forms, Problem, candidates, check_measurable
 from cutwork.benchmark.results import DENSE, Row
 from cutwork.matrix import from_matrix, to_matrix
@@ -117,6 +117,9 @@ class ConvProblem(Problem):
         if self.is_pointwise:
             return kernel_of(block_linear.weight_gradient, dy)(_pixels(dy), _pixels(x), *at, NONE)
         return kernel_of(block_conv2d.weight_gradient, dy)(dy, x, *at, *self._geometry())
+
+    def tile_int8(self, values: Tensor) -> Callable[[], Tensor]:
+        raise UnavailableError("no kernel computes convolutions in int8")
 
     @property
     def products(self) -> int:

@@ -1,7 +1,7 @@
 """One linear layer beside its dense form and other packages' sparse formats."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -18,6 +18,7 @@ from cutwork.benchmark.results import DENSE, Row
 from cutwork.ops import block_linear
 from cutwork.ops.activations import NONE
 from cutwork.ops.direct import kernel_of
+from cutwork.ops.int8_linear import int8_linear, quantize
 from cutwork.patterns import Pattern
 from cutwork.topology import Topology
 
@@ -26,7 +27,7 @@ FORMS: Forms = {
     DENSE: {"fp32": PASSES, "bf16": PASSES},
     "compiled": {"fp32": PASSES, "bf16": PASSES},
     "onnx": {"fp32": ("forward",), "int8": ("forward",)},
-    TILE: {"fp32": PASSES, "bf16": PASSES},
+    TILE: {"fp32": PASSES, "bf16": PASSES, "int8": ("forward",)},
     "bsr": {"fp32": ("forward",)},
     "bsr-left": {"fp32": ("forward",)},
     "csr": {"fp32": ("forward",)},
@@ -78,6 +79,13 @@ class LinearProblem(Problem):
     def tile_weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
         index, kernel = self.tiles, kernel_of(block_linear.weight_gradient, dy)
         return kernel(dy, x, index.ptr, index.col, index.order, index.rows, index.columns, NONE)
+
+    def tile_int8(self, values: Tensor) -> Callable[[], Tensor]:
+        index, outputs = self.tiles, self.tiles.shape[0]
+        at = (index.ptr, index.col, index.order)
+        integers, scales_O = quantize(values, *at, outputs)
+        kernel = kernel_of(int8_linear, self.x)
+        return partial(kernel, self.x, integers, scales_O, *at, None, outputs, index.columns, NONE)
 
     @property
     def products(self) -> int:

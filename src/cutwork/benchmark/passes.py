@@ -70,6 +70,10 @@ class Problem(ABC):
     def tile_weight_gradient(self, dy: Tensor, x: Tensor) -> Tensor:
         """Compute the gradient of the kept values."""
 
+    @abstractmethod
+    def tile_int8(self, values: Tensor) -> Callable[[], Tensor]:
+        """Return the forward pass on kept tiles in int8; quantizing the weight is done beforehand."""
+
     @property
     @abstractmethod
     def products(self) -> int:
@@ -189,6 +193,9 @@ def _build(row: Row, problem: Problem, pattern: Pattern) -> Runnable:
     if baseline := BASELINES.get((row.form, row.precision)):
         y = baseline(problem.x, problem.weight, pattern)
         return Runnable(y, lambda: [y()])
+    if row.precision == "int8":
+        run = problem.tile_int8(problem.tiles.gather(problem.matrix(problem.weight)))
+        return Runnable(run, lambda: [run()])
     build = _tile if row.form == TILE else partial(_dense, compiled if row.form == "compiled" else _as_it_is)
     return build(row.work, problem.to(DTYPES[row.precision]))
 
