@@ -11,14 +11,14 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
 # Of these every branch must be tested.
 ALGORITHMS := src/cutwork/patterns/*,src/cutwork/methods/*,src/cutwork/scores.py,src/cutwork/allocation.py,src/cutwork/schedules.py,src/cutwork/matrix.py,src/cutwork/exploration.py
-SOURCES := src tests docs
+SOURCES := src tests docs benchmarks
 # The package is installed in editable form: only a change to these needs another installation.
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -name '*.cpp' -o -name '*.h' -o -name '*.inc')
 # So does a file that became a folder: the installation remembers which is which.
 PACKAGES := $(sort $(shell find src -name __init__.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test check lint types fix docs clean always
+.PHONY: help demo doctor test check lint types fix bench docs clean always
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ fix: $(VENV)/.lint  ## format, and mend what ruff can mend
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+bench: $(VENV)/.bench  ## measure what benchmarks/ lacks, or PIECES="vit-b16 conv"; one piece takes up to ten minutes
+	$(BIN)/python benchmarks/run.py $(PIECES)
+
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
@@ -76,6 +79,10 @@ $(VENV)/.test: $(VENV)/.installed
 
 $(VENV)/.lint: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt --group lint
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[cli,vision,benchmark]' transformers
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

@@ -34,8 +34,8 @@ FLOORS = [
     {"sparsify", "checkpoint"},
     {"forms"},
     {"proposal"},
-    {"compat", "plan", "benchmark", "doctor", "digits"},
-    {"lab", "demo"},
+    {"compat", "plan", "doctor", "digits"},
+    {"lab", "demo", "benchmark"},
     {"cli"},
     {"__main__"},
 ]

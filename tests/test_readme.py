@@ -29,6 +29,11 @@ def test_the_code_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     assert "vector:16" in capsys.readouterr().out
 
 
+def test_the_code_of_the_benchmarks_page_runs(tmp_path, monkeypatch, capsys):
+    run_blocks("docs/benchmarks.md", tmp_path, monkeypatch)
+    assert "the whole model" in capsys.readouterr().out
+
+
 def test_the_tables_of_the_readme_name_every_pattern_form_and_every_method():
     from cutwork.methods import METHODS
 

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # The public names by the file that holds them. They load at first use, so `cutwork --help` does not wait for torch.
 PUBLIC = {
     "cutwork.allocation": ("er", "erk", "uniform"),
+    "cutwork.benchmark.compare": ("benchmark",),
     "cutwork.checkpoint": ("describe", "load", "save"),
     "cutwork.digits": ("load_digits",),
     "cutwork.doctor": ("diagnose",),
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from cutwork.allocation import er as er
     from cutwork.allocation import erk as erk
     from cutwork.allocation import uniform as uniform
+    from cutwork.benchmark.compare import benchmark as benchmark
     from cutwork.checkpoint import describe as describe
     from cutwork.checkpoint import load as load
     from cutwork.checkpoint import save as save

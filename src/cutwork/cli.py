@@ -5,9 +5,14 @@ Nothing here imports torch at the top, so `cutwork --help` answers at once.
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated, Any
+
+from cutwork.benchmark.commands import COMMANDS as BENCHMARKS
 
 # What a wrong input may raise. Anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError)
@@ -75,18 +80,40 @@ def demo(
 
 
 COMMANDS = {"doctor": doctor, "demo": demo}
+# Subcommands of a subcommand, with what is said about them together.
+GROUPS = {"benchmark": (BENCHMARKS, "Measure sparse layers and models beside dense ones.")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 when done, 2 after a wrong input."""
     try:
-        _import_tyro().extras.subcommand_cli_from_dict(
-            COMMANDS, prog="cutwork", description="Structured sparse training for PyTorch.", args=arguments
+        tyro = _import_tyro()
+        groups = {name: _group(tyro, commands, title) for name, (commands, title) in GROUPS.items()}
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS | groups,
+            prog="cutwork",
+            description="Structured sparse training for PyTorch.",
+            args=arguments,
+            # Options are called by their own names alone, wherever they are defined.
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except USER_ERRORS as error:
         print(f"cutwork: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _group(tyro: ModuleType, commands: Mapping[str, Callable[..., None]], title: str) -> Callable[..., None]:
+    """Return a command whose only argument is one of several commands; tyro runs that one to build it."""
+    choices = [Annotated[Any, tyro.conf.subcommand(name=name, constructor=run)] for name, run in commands.items()]
+
+    def group(command: Any) -> None:
+        pass
+
+    kind: Any = Annotated[reduce(or_, choices), tyro.conf.arg(name="")]  # pyrefly: ignore
+    group.__annotations__ = {"command": kind, "return": None}
+    group.__doc__ = title
+    return group
 
 
 def _import_tyro() -> ModuleType:

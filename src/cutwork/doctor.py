@@ -22,6 +22,7 @@ OPTIONAL = (
     "torchvision",
     "timm",
     "matplotlib",
+    "scipy",
     "huggingface-hub",
     "onnx",
     "onnxscript",

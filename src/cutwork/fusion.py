@@ -91,11 +91,13 @@ def _passes_through(module: Module) -> bool:
 def _activation(module: nn.Module) -> str | None:
     if type(module) is nn.GELU:
         return "gelu_tanh" if module.approximate == "tanh" else "gelu"
-    return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(module))
+    return "relu" if type(module) is nn.ReLU else "silu" if type(module) is nn.SiLU else None
 
 
 def _is_learned(module: nn.Module) -> bool:
-    return type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and not module.training and module.track_running_stats
+    if type(module) is not nn.BatchNorm1d and type(module) is not nn.BatchNorm2d:
+        return False
+    return not module.training and module.track_running_stats
 
 
 @torch.no_grad()

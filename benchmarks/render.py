@@ -1,0 +1,115 @@
+"""Write RESULTS.md and the table in README.md from the results.json of each piece, so that nobody types a number.
+
+python benchmarks/render.py
+"""
+
+from itertools import groupby
+from pathlib import Path
+
+from cutwork.benchmark.results import HEAD, Results, Row, cells, title_of
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+# The pieces of which the README shows something, and the densities that it shows.
+SHOWN = (
+    "linear-197",
+    "linear-1576",
+    "linear-step",
+    "conv",
+    "train-layer",
+    "vit-b16",
+    "vit-b16-train",
+    "resnet50",
+    "llama-small",
+)
+DENSITIES = (0.5, 0.2, 0.1, 0.05)
+OWN = ("tile", "packed")
+NOTHING = "Nothing was measured for this version yet: `make bench` does it, `benchmarks/RESULTS.md` will have it."
+
+
+def pieces() -> dict[str, Results]:
+    """Return what was measured, by the name of the piece."""
+    return {file.parent.name: Results.from_json(file.read_text()) for file in sorted(HERE.glob("*/results.json"))}
+
+
+def results_page(measured: dict[str, Results]) -> str:
+    """Return RESULTS.md."""
+    head = (
+        "# Results\n\nWritten by `benchmarks/render.py` from the `results.json` of each piece. "
+        "`docs/benchmarks.md` says what the columns mean.\n"
+    )
+    return "\n".join([head, *([NOTHING + "\n"] if not measured else []), *map(_piece, measured, measured.values())])
+
+
+def readme_table(measured: dict[str, Results]) -> str:
+    """Return the table of the README: times as fast as dense, from the slowest to the fastest tile measured."""
+    shown = {name: measured[name] for name in SHOWN if name in measured}
+    lines = [line for results in shown.values() for line in _summary(results)]
+    if not lines:
+        return NOTHING
+    machine = next(iter(shown.values())).machine
+    return "\n".join(
+        [
+            f"| weights kept | compared with | {' | '.join(f'{density:.0%}' for density in DENSITIES)} |",
+            f"|---|---|{'---|' * len(DENSITIES)}",
+            *lines,
+            "",
+            f"Times as fast as dense, from the slowest to the fastest tile shape, on {machine.cpu} with "
+            f"{machine.threads} threads, torch {machine.torch}. All that was measured: `benchmarks/RESULTS.md`.",
+        ]
+    )
+
+
+def with_table(page: str, table: str) -> str:
+    """Return the README with the table between its marks."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def write_pages() -> None:
+    """Write both pages."""
+    measured = pieces()
+    (HERE / "RESULTS.md").write_text(results_page(measured))
+    README.write_text(with_table(README.read_text(), readme_table(measured)))
+
+
+def _piece(name: str, results: Results) -> str:
+    machine = "  \n".join(str(results.machine).splitlines()[:2])
+    picture = f"![crossover curves]({name}/picture.svg)\n" if (HERE / name / "picture.svg").exists() else ""
+    lines = [f"## {name}\n", machine, "", f"    {results.machine.command}\n", picture]
+    for title, rows in groupby(results.rows, key=title_of):
+        lines += [f"**{title}**\n", _markdown(list(rows)), ""]
+    return "\n".join([*lines, *(f"- {note}" for note in results.notes), ""])
+
+
+def _markdown(rows: list[Row]) -> str:
+    sides = "|".join("---" if place < 2 or name in ("form", "precision") else "---:" for place, name in enumerate(HEAD))
+    return "\n".join([f"| {' | '.join(HEAD)} |", f"|{sides}|", *(f"| {' | '.join(cells(row))} |" for row in rows)])
+
+
+def _summary(results: Results) -> list[str]:
+    lines = []
+    for title, group in groupby(results.rows, key=title_of):
+        rows = [row for row in group if row.form in OWN]
+        for against, ratio in (("the fastest dense form", "ratio"), ("PyTorch, dense fp32", "ratio_to_fp32")):
+            found = [_range([getattr(row, ratio) for row in rows if _is_about(row, density)]) for density in DENSITIES]
+            if any(found):
+                lines.append(f"| {title} | {against} | {' | '.join(found)} |")
+    return lines
+
+
+def _is_about(row: Row, density: float) -> bool:
+    return row.equal and abs(row.density - density) <= 0.1 * density
+
+
+def _range(ratios: list[float]) -> str:
+    if not ratios:
+        return ""
+    low, high = f"{min(ratios):.1f}x", f"{max(ratios):.1f}x"
+    return low if low == high else f"{low} to {high}"
+
+
+if __name__ == "__main__":
+    write_pages()

@@ -1,0 +1,86 @@
+"""Measure everything that stands under benchmarks/, piece by piece, and write the pages anew.
+
+    python benchmarks/run.py              all pieces that have no results yet
+    python benchmarks/run.py vit-b16      these, whether they have results or not
+    python benchmarks/run.py --list       what there is, and what was measured
+
+A piece takes less than ten minutes on two cores. Let nothing else run on the machine.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from render import write_pages
+
+from cutwork.benchmark.commands import STOPPED_NOTE
+from cutwork.benchmark.results import Results
+
+HERE = Path(__file__).parent
+TILES = "--patterns block:16 block:32 block:64 vector:16 vector:64"
+WIDE = "--shapes 768x3072 3072x768"
+CONVS = "--shapes 64@32x32 128@16x16 256@8x8 --batches 64 --patterns block:16 block:32 vector:16"
+# Other packages' formats are measured once, in a piece of their own: they are slow.
+OURS = "--forms dense compiled tile"
+
+PIECES = {
+    "linear-197": f"linear {WIDE} --tokens 197 {TILES} {OURS} --seconds 150",
+    "linear-1576": f"linear {WIDE} --tokens 1576 {TILES} {OURS} --seconds 300",
+    "linear-few": f"linear {WIDE} --tokens 1 8 128 {TILES} {OURS} --seconds 200",
+    "linear-gradients": f"linear {WIDE} --tokens 1576 --passes dX dW {TILES} --forms dense tile --seconds 400",
+    "linear-step": f"linear {WIDE} --tokens 1576 --passes step {TILES} --forms dense tile --seconds 400",
+    "linear-step-128": f"linear {WIDE} --tokens 128 --passes step {TILES} {OURS} --seconds 200",
+    "linear-bf16": f"linear {WIDE} --tokens 197 1576 --precisions bf16 {TILES} {OURS} --seconds 300",
+    "linear-int8": f"linear {WIDE} --tokens 1 197 1576 --precisions int8 {TILES} {OURS} onnx --seconds 300",
+    "linear-others": "linear --tokens 197 --patterns block:16 block:32 block:64 --seconds 300",
+    "linear-batch-1": "linear --shapes 4096x11008 --tokens 1 --densities 0.2 0.1 --without bsr csr --seconds 120",
+    "conv": f"conv {CONVS} --seconds 300",
+    "conv-gradients": f"conv {CONVS} --passes dX dW --seconds 400",
+    "conv-step": f"conv {CONVS} --passes step --seconds 300",
+    "conv-others": "conv --shapes 128@16x16 --kernels 1 3 --strides 1 2 --batches 64 --passes forward dX dW "
+    "--patterns block:16 --forms dense tile --seconds 200",
+    "train-layer": "train --names linear:768x3072 mlp:768x3072 --batches 128 1576 --densities 0.5 0.2 0.1 0.05 "
+    "--patterns block:16 block:32 vector:16 --without compiled --seconds 300",
+    "vit-b16": "model --names vit-b16 --layers mlp linears --batches 1 8 --densities 0.2 0.1 --patterns block:32 "
+    "--seconds 240",
+    "vit-b16-bf16": "model --names vit-b16 --layers linears --batches 1 8 --densities 0.2 0.1 --patterns block:32 "
+    "--precisions bf16 --seconds 200",
+    "vit-b16-train": "train --names vit-b16 --layers linears --batches 8 --densities 0.2 0.1 --patterns block:32 "
+    "--without compiled --seconds 300",
+    "resnet50": "model --names resnet50 --layers convs --batches 1 8 --densities 0.2 0.1 --patterns block:16 "
+    "--seconds 200",
+    "resnet50-train": "train --names resnet50 --layers convs --batches 8 --densities 0.2 0.1 --patterns block:16 "
+    "--without compiled --seconds 300",
+    "llama-small": "model --names llama-small --layers linears --batches 1 --densities 0.2 0.1 --patterns block:32 "
+    "vector:16 --without compiled --seconds 200",
+}
+
+
+def main(names: list[str]) -> int:
+    """Measure the pieces of these names, or those that are missing; return how many failed."""
+    if names == ["--list"]:
+        for name, options in PIECES.items():
+            print(f"{'done' if is_done(name) else '    '} {name:18} cutwork benchmark {options}")
+        return 0
+    if unknown := [name for name in names if name not in PIECES]:
+        print(f"unknown piece {unknown[0]!r}; write {', '.join(PIECES)}", file=sys.stderr)
+        return 2
+    failed = 0
+    for name in names or [name for name in PIECES if not is_done(name)]:
+        print(f"\n== {name}", flush=True)
+        options = [*PIECES[name].split(), "--output", f"benchmarks/{name}"]
+        command = [sys.executable, "-m", "cutwork", "benchmark", *options]
+        # The command stands in the results, so it names no folder of this machine.
+        failed += subprocess.run(command, check=False, cwd=HERE.parent).returncode != 0
+        write_pages()
+    return failed
+
+
+def is_done(name: str) -> bool:
+    """Say whether a piece was measured to its end."""
+    file = HERE / name / "results.json"
+    return file.exists() and STOPPED_NOTE not in Results.from_json(file.read_text()).notes
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

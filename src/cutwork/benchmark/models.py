@@ -1,0 +1,215 @@
+"""Whole models, forward and a training step, with compressed layers beside their dense twins."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cache, partial
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.benchmark.baselines import compiled
+from cutwork.benchmark.choices import check_counts, check_densities, tiles
+from cutwork.benchmark.comparison import Candidate, Group, Runnable
+from cutwork.benchmark.passes import DTYPES, dense_forms
+from cutwork.benchmark.results import DENSE, Row
+from cutwork.benchmark.subjects import Subject, subject
+from cutwork.flops import Flops, flops
+from cutwork.layers.linear import SparseConv1D
+from cutwork.layers.swap import SPARSE_CLASSES, sparse_layers
+from cutwork.layers.swap import candidates as layers_that_can_be_sparse
+from cutwork.packing import pack
+from cutwork.patterns import Pattern
+from cutwork.sparsify import sparsify
+
+PACKED = "packed"
+FORMS = (DENSE, "compiled", PACKED)
+# Errors of many layers add up, and a step of AdamW may turn the sign of what is nearly zero.
+TOLERANCES = {"forward": {"fp32": 1e-4, "bf16": 0.05}, "step": {"fp32": 1e-3, "bf16": 0.05}}
+LAYERS: dict[str, Callable[[str, type[nn.Module]], bool]] = {
+    "all": lambda name, kind: True,
+    "linears": lambda name, kind: kind is not nn.Conv2d,
+    "mlp": lambda name, kind: kind is not nn.Conv2d and "mlp" in name,
+    "convs": lambda name, kind: kind is nn.Conv2d,
+}
+LEARNING_RATE = 1e-3
+
+
+def groups(
+    *,
+    what: str,
+    names: Sequence[str],
+    layers: Sequence[str],
+    batches: Sequence[int],
+    patterns: Sequence[str],
+    densities: Sequence[float],
+    precisions: Sequence[str],
+    work: str,
+    forms: Sequence[str],
+    seed: int = 0,
+) -> list[Group]:
+    """Return what to measure: a group of all densities for each model, choice of layers, batch, precision, pattern."""
+    parsed = [tiles(text) for text in patterns]
+    check_densities(densities)
+    check_counts("batch", batches)
+    subjects = {name: partial(_seeded, name, seed) for name in names}
+    found = []
+    for name, chosen, batch, precision, pattern in product(names, layers, batches, precisions, parsed):
+        title = name if chosen == "all" else f"{name} {chosen}"
+        about = Row(what, title, batch, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
+        build = partial(_candidates, about, subjects[name], chosen, pattern, densities, precision, forms)
+        found.append(Group(f"{what} {title}, batch {batch}, {work}, {precision}, {pattern}", build))
+    return found
+
+
+def names_of(model: nn.Module, choice: str) -> list[str]:
+    """Return the layers of a model by the name of a choice, or by a glob; never the first convolution.
+
+    >>> names_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)), "all")
+    ['1', '2']
+    """
+    found = layers_that_can_be_sparse(model)
+    convolutions = [name for name, layer in found.items() if layer.kind is nn.Conv2d]
+    wanted = LAYERS.get(choice, lambda name, kind: fnmatchcase(name, choice))
+    names = [name for name, layer in found.items() if wanted(name, layer.kind) and name not in convolutions[:1]]
+    if not names:
+        raise ValueError(
+            f"no layer is meant by {choice!r}; write {', '.join(LAYERS)} or a glob over the names: {', '.join(found)}"
+        )
+    return names
+
+
+def _seeded(name: str, seed: int) -> Subject:
+    torch.manual_seed(seed)
+    return subject(name)
+
+
+def _candidates(
+    about: Row,
+    make: Callable[[], Subject],
+    choice: str,
+    pattern: Pattern,
+    densities: Sequence[float],
+    precision: str,
+    forms: Sequence[str],
+) -> list[Candidate]:
+    made = make()
+    dense, inputs = made.model, made.inputs(about.tokens)
+    names = names_of(dense, choice)
+    cost = _cost(dense, inputs)
+    found = [_candidate(about, dense, dense, inputs, cost.dense)]
+    found += [
+        _candidate(replace(about, form=form, precision=kind), dense, dense, inputs, cost.dense)
+        for form, kind in dense_forms(forms, precision)
+        if form in FORMS
+    ]
+    for density in densities if PACKED in forms else ():
+        masked = copy.deepcopy(dense)
+        sparsify(masked, dict.fromkeys(names, pattern), density=density)
+        cost = _cost(masked, inputs)
+        masks = [layer.sparsity.mask for layer in sparse_layers(masked).values()]
+        row = replace(
+            about,
+            pattern=str(pattern),
+            density=sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks),
+            form=PACKED,
+            precision=precision,
+            ideal=cost.dense / cost.sparse,
+        )
+        packed = pack(copy.deepcopy(masked))
+        note = " ".join(filter(None, (_left_dense(packed, pattern), _memory(packed, masked, row))))
+        found.append(replace(_candidate(row, packed, masked, inputs, cost.sparse), note=note))
+    return found
+
+
+def _candidate(
+    row: Row, model: nn.Module, reference: nn.Module, inputs: tuple[Tensor, ...], operations: int
+) -> Candidate:
+    """Return a form of a model; `reference` computes the same on PyTorch's dense kernels in fp32."""
+    step = row.work == "step"
+    return Candidate(
+        row,
+        build=partial(_build, row, model, inputs),
+        expected=cache(lambda: _runnable(row.work, copy.deepcopy(reference), inputs, _as_it_is).results()),
+        operations=float(operations * (3 if step else 1)),
+        bytes=None if step else float(_bytes(model, DTYPES[row.precision])),
+        tolerance=TOLERANCES[row.work][row.precision],
+    )
+
+
+def _build(row: Row, model: nn.Module, inputs: tuple[Tensor, ...]) -> Runnable:
+    dtype = DTYPES[row.precision]
+    own = copy.deepcopy(model).to(dtype)
+    moved = tuple(held.to(dtype) if held.is_floating_point() else held for held in inputs)
+    return _runnable(row.work, own, moved, compiled if row.form == "compiled" else _as_it_is)
+
+
+def _runnable(
+    work: str, model: nn.Module, inputs: tuple[Tensor, ...], transform: Callable[[Callable], Callable]
+) -> Runnable:
+    if work == "forward":
+        forward = transform(model.eval())
+        return Runnable(lambda: forward(*inputs), lambda: [tensor_of(forward(*inputs))])
+    forward = transform(model.train())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+
+    @torch.enable_grad()
+    def run() -> Tensor:
+        optimizer.zero_grad()
+        y = tensor_of(forward(*inputs))
+        # Any loss will do: what it costs does not depend on its value.
+        y.float().square().mean().backward()
+        optimizer.step()
+        return y
+
+    # The second output has seen what the first step did to the weights.
+    return Runnable(run, lambda: [run().detach(), run().detach()])
+
+
+def tensor_of(output: Any) -> Tensor:
+    """Return the first tensor of what a model returns."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output
+    return next(tensor_of(part) for part in parts if part is not None)
+
+
+def _cost(model: nn.Module, inputs: tuple[Tensor, ...]) -> Flops:
+    return flops(model, *inputs)
+
+
+def _left_dense(packed: nn.Module, pattern: Pattern) -> str:
+    """Say how many sparse layers still multiply their whole weights; empty where none does."""
+    layers = sparse_layers(packed)
+    left = [name for name, layer in layers.items() if type(layer) in (*SPARSE_CLASSES.values(), SparseConv1D)]
+    if not left:
+        return ""
+    return f"{pattern}: of {len(layers)} sparse layers {len(left)} run on dense kernels (first: {left[0]})."
+
+
+def _memory(packed: nn.Module, masked: nn.Module, row: Row) -> str:
+    """Say what training the sparse layers takes in memory, as a share of what the dense ones take."""
+    if row.work != "step":
+        return ""
+    dense = sum(layer.trained.nbytes for layer in sparse_layers(masked).values())
+    layers = sparse_layers(packed).values()
+    kept = sum(layer.trained.nbytes for layer in layers)
+    index = sum(buffer.nbytes for layer in layers for buffer in layer.sparsity.buffers())
+    # The weight, its gradient and the two moments of AdamW.
+    share = (4 * kept + index) / (4 * dense)
+    about = f"{row.shape}, {row.pattern}, {row.density:.3g}"
+    return f"{about}: weights, gradients, moments and index take {share:.1%} of dense."
+
+
+def _bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bytes of all weights and indices; of tables of embeddings only single rows are read."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    held = [one for one in (*model.parameters(), *model.buffers()) if id(one) not in tables]
+    return sum(one.numel() * (dtype.itemsize if one.is_floating_point() else one.itemsize) for one in held)
+
+
+def _as_it_is(function: Callable) -> Callable:
+    return function

@@ -1,0 +1,257 @@
+"""What was measured: rows, the machine they come from, and their forms as JSON, CSV and a table."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any, final
+
+from cutwork import __version__
+from cutwork.kernels import cpu
+from cutwork.timing import STEADY_SPREAD
+
+# The form and precision that everything is compared with besides the fastest dense form.
+DENSE = "dense"
+BASE = (DENSE, "fp32")
+WIDTH = 100
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One form of one piece of work: what it is, whether it computes the right thing, and how fast.
+
+    `tokens` is the number of rows that a linear layer multiplies, or the batch of a convolution or model. A form whose
+    results differ has no times and no ratios. `gbytes_per_s` counts what must move at the least: inputs, outputs, kept
+    weights and their index, once each. `ratio` is to the fastest dense form measured beside it, `ratio_to_fp32` to
+    PyTorch's dense layer in fp32 as it is; `ideal` is one over the density.
+    """
+
+    what: str
+    shape: str
+    tokens: int
+    work: str
+    pattern: str
+    density: float
+    form: str
+    precision: str
+    equal: bool
+    error: float | None
+    median_ms: float | None = None
+    spread: float | None = None
+    rounds: int = 0
+    ratio: float | None = None
+    ratio_to_fp32: float | None = None
+    ideal: float = 1.0
+    gflops_per_s: float | None = None
+    gbytes_per_s: float | None = None
+
+    @property
+    def is_base(self) -> bool:
+        """Say whether this is PyTorch's dense layer in fp32 as it is."""
+        return (self.form, self.precision) == BASE
+
+
+@final
+@dataclass(frozen=True)
+class Machine:
+    """Where and how rows were measured."""
+
+    cpu: str
+    cores: int
+    threads: int
+    instruction_set: str
+    torch: str
+    cutwork: str
+    date: str
+    command: str
+    commit: str | None = None
+
+    @classmethod
+    def here(cls, command: str) -> "Machine":
+        """Return this machine, now."""
+        import torch
+
+        from cutwork.doctor import diagnose
+
+        processor = diagnose().cpu
+        return cls(
+            cpu=processor.name,
+            cores=processor.usable_cores,
+            threads=torch.get_num_threads(),
+            instruction_set=cpu.instruction_sets()[0] if cpu.has_tiles() else "none: the tile kernels are not built",
+            torch=str(torch.__version__),
+            cutwork=__version__,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command,
+            commit=_commit(),
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.cpu}, {self.cores} cores, {self.threads} threads, tile kernels: {self.instruction_set}",
+                f"torch {self.torch}, cutwork {self.cutwork}{f' at {self.commit}' if self.commit else ''}, {self.date}",
+                *([f"$ {self.command}"] if self.command else []),
+            ]
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Results:
+    """Rows from one run, and what there is to say about it: forms left out, and why, and an unsteady machine."""
+
+    machine: Machine
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def all_are_equal(self) -> bool:
+        """Say whether every form computed the right thing."""
+        return all(row.equal for row in self.rows)
+
+    def __str__(self) -> str:
+        """Write the results as tables that are at most 100 columns wide."""
+        return "\n\n".join([str(self.machine), *table(self.rows), *(["\n".join(self.notes)] if self.notes else [])])
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Results":
+        """Read what `to_json` has written."""
+        data = json.loads(text)
+        return cls(Machine(**data["machine"]), tuple(Row(**row) for row in data["rows"]), tuple(data["notes"]))
+
+    def to_csv(self) -> str:
+        """Return the rows as CSV with a line of names; what was not measured is empty."""
+        file = io.StringIO()
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        return file.getvalue()
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write results.json, results.csv and, where matplotlib is installed and there are curves, picture.svg."""
+        from cutwork.benchmark.picture import draw
+
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / "results.json", folder / "results.csv"]
+        files[0].write_text(self.to_json() + "\n")
+        files[1].write_text(self.to_csv())
+        return [*files, *draw(self.rows, folder / "picture.svg")]
+
+
+def rows_from_csv(text: str) -> tuple[Row, ...]:
+    """Read the rows that `Results.to_csv` has written."""
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Row)}
+    return tuple(
+        Row(**{name: _value(kinds[name], cell) for name, cell in row.items()})
+        for row in csv.DictReader(io.StringIO(text))
+    )
+
+
+def table(rows: Iterable[Row]) -> list[str]:
+    """Write rows as one table for each piece of work, each as wide as it must be."""
+    return [_piece(title, list(group)) for title, group in groupby(rows, key=title_of)]
+
+
+def title_of(row: Row) -> str:
+    """Return what a row has in common with those it is compared with."""
+    unit = "batch" if row.what in ("conv", "model", "train") else "tokens"
+    return f"{row.what} {row.shape}, {row.work}, {unit} {row.tokens}"
+
+
+HEAD = ("pattern", "density", "form", "precision", "median", "x dense", "x fp32", "ideal", "GF/s", "GB/s", "error")
+FLUSH = "<><<>>>>>>>"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return a row as texts, in the order of `HEAD`."""
+    start = (row.pattern, f"{row.density:.3g}", row.form, row.precision)
+    if not row.equal:
+        return *start, "differs", "", "", "", "", "", _error(row)
+    return (
+        *start,
+        duration(row.median_ms) + ("~" if (row.spread or 0) > STEADY_SPREAD else ""),
+        _number(row.ratio),
+        _number(row.ratio_to_fp32),
+        _number(row.ideal),
+        "" if row.gflops_per_s is None else f"{row.gflops_per_s:.0f}",
+        "" if row.gbytes_per_s is None else f"{row.gbytes_per_s:.1f}",
+        _error(row),
+    )
+
+
+def in_columns(lines: Sequence[Sequence[str]], flush: str) -> list[str]:
+    """Write cells under each other, each column flush left (<) or right (>).
+
+    >>> in_columns([("a", "b"), ("long", "10")], "<>")
+    ['a     b', 'long 10']
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        " ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, flush, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def _piece(title: str, rows: Sequence[Row]) -> str:
+    return "\n".join([title, *in_columns([HEAD, *(cells(row) for row in rows)], FLUSH)])
+
+
+def duration(milliseconds: float | None) -> str:
+    """Return a time as people read it."""
+    if milliseconds is None:
+        return ""
+    return f"{1000 * milliseconds:.3g} us" if milliseconds < 1 else f"{milliseconds:.4g} ms"
+
+
+def _number(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def _error(row: Row) -> str:
+    return "not finite" if row.error is None else f"{row.error:.0e}"
+
+
+def _value(kind: Any, cell: str) -> Any:
+    if cell == "" and kind == float | None:
+        return None
+    if kind is bool:
+        return cell == "True"
+    return float(cell) if kind == float | None else kind(cell)
+
+
+def _commit() -> str | None:
+    """Return the commit of the sources that run, with a plus if they were changed; None outside a repository.
+
+    The sources must be in the repository themselves: an environment may lie inside somebody else's.
+    """
+    here = Path(__file__)
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=False, env=environment
+            )
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if (
+        git("ls-files", "--error-unmatch", here.name) is None
+        or (commit := git("rev-parse", "--short=10", "HEAD")) is None
+    ):
+        return None
+    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

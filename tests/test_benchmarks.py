@@ -1,0 +1,102 @@
+"""The pages under benchmarks/ and the table of the README are what the measured files say."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cutwork import cli
+from cutwork.benchmark.results import Machine, Results, Row
+
+ROOT = Path(__file__).parents[1]
+MACHINE = Machine("a CPU", 2, 2, "avx512", "2.13.0", "0.1.0", "2026-01-01T00:00:00+00:00", "cutwork benchmark linear")
+TILE = Row(
+    *("linear", "768x3072", 197, "forward", "block:16", 0.1001, "tile", "fp32"),
+    equal=True,
+    error=0.0,
+    median_ms=0.5,
+    ratio=9.04,
+    ratio_to_fp32=9.5,
+)
+
+
+def load(name, monkeypatch):
+    """Import a script of benchmarks/."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def render(monkeypatch):
+    return load("render", monkeypatch)
+
+
+def test_the_readme_and_the_results_page_say_what_the_files_say(render):
+    measured = render.pieces()
+    readme = (ROOT / "README.md").read_text()
+    assert render.with_table(readme, render.readme_table(measured)) == readme
+    assert render.results_page(measured) == (ROOT / "benchmarks" / "RESULTS.md").read_text()
+
+
+def test_committed_results_are_all_equal(render):
+    assert all(results.all_are_equal for results in render.pieces().values())
+
+
+def test_the_readme_shows_the_range_over_tiles_and_both_comparisons(render):
+    rows = (
+        TILE,
+        replace(TILE, pattern="vector:16", ratio=8.5),
+        replace(TILE, density=0.5, ratio=2.04, ratio_to_fp32=2.0),
+        replace(TILE, form="csr", ratio=0.5),
+        replace(TILE, pattern="block:64", equal=False, ratio=None, ratio_to_fp32=None),
+    )
+    table = render.readme_table({"linear-197": Results(MACHINE, rows)}).splitlines()
+    assert table[:4] == [
+        "| weights kept | compared with | 50% | 20% | 10% | 5% |",
+        "|---|---|---|---|---|---|",
+        "| linear 768x3072, forward, tokens 197 | the fastest dense form | 2.0x |  | 8.5x to 9.0x |  |",
+        "| linear 768x3072, forward, tokens 197 | PyTorch, dense fp32 | 2.0x |  | 9.5x |  |",
+    ]
+
+
+def test_the_results_page_has_machine_command_rows_and_notes(render):
+    page = render.results_page({"linear-197": Results(MACHINE, (TILE,), ("a note",))})
+    for part in (
+        "## linear-197",
+        "a CPU, 2 cores",
+        "    cutwork benchmark linear\n",
+        "| block:16 | 0.1 | tile |",
+        "- a note",
+    ):
+        assert part in page
+
+
+def test_every_piece_is_a_legal_command(monkeypatch, capsys):
+    from cutwork.benchmark import commands
+
+    load("render", monkeypatch)
+    pieces = load("run", monkeypatch).PIECES
+    titles = {}
+
+    def only_list(settings, groups):
+        titles[name] = [group.title for group in groups()]
+
+    monkeypatch.setattr(commands, "_measure", only_list)
+    for name, options in pieces.items():
+        assert cli.main(["benchmark", *options.split()]) == 0, capsys.readouterr().err
+        assert titles[name]
+
+
+def test_an_unknown_piece_is_refused(monkeypatch, capsys):
+    load("render", monkeypatch)
+    run = load("run", monkeypatch)
+    assert run.main(["linear-198"]) == 2
+    assert "unknown piece 'linear-198'; write linear-197" in capsys.readouterr().err
+    assert run.main(["--list"]) == 0
+    assert "linear-197" in capsys.readouterr().out
