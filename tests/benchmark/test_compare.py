@@ -13,7 +13,8 @@ def sparse_and_dense(pattern="block:16"):
     cw.sparsify(model, {"0": pattern}, density=0.25)
     dense = copy.deepcopy(model)
     cw.bake(dense)
-    return cw.pack(model), dense
+    cw.pack(model, forms="tiles")
+    return model, dense
 
 
 def test_the_whole_model_comes_first_then_each_sparse_layer():

@@ -229,16 +229,11 @@ def _measure(settings: Settings, groups: Callable[[], "list[Group]"]) -> None:
     The exit code is 1 if a form computed something else. Whatever ends it early, what was measured is kept.
     """
     from cutwork.benchmark.comparison import MIN_ROUNDS, Run
-    from cutwork.kernels import activate, cpu
-    from cutwork.kernels.cpu import conv as conv_kernels
-    from cutwork.kernels.cpu import narrow
+    from cutwork.kernels import activate
 
     if settings.seconds <= 0:
         raise ValueError(f"seconds {settings.seconds:g}; give more than 0")
     activate()
-    if cpu.has_tiles():
-        conv_kernels.register()
-        narrow.register()
     run = Run()
     stopped: BaseException | None = None
     with _threads(settings.threads):

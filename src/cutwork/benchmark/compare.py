@@ -55,7 +55,8 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
     >>> sparsifier = sparsify(model, "block:16", density=0.25)
     >>> dense = copy.deepcopy(model)
     >>> masks = bake(dense)
-    >>> compared = benchmark(pack(model), against=dense, inputs=torch.rand(8, 64), seconds=0.01)
+    >>> plan = pack(model, forms="tiles")
+    >>> compared = benchmark(model, against=dense, inputs=torch.rand(8, 64), seconds=0.01)
     >>> compared.ratio is not None, [row.shape for row in compared.results.rows if row.form == "sparse"]
     (True, ['the whole model', '0', '2'])
     """

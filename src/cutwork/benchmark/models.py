@@ -18,15 +18,16 @@ from cutwork.benchmark.passes import DTYPES, dense_forms
 from cutwork.benchmark.results import DENSE, Row
 from cutwork.benchmark.subjects import Subject, subject
 from cutwork.flops import Flops, flops
+from cutwork.fusion import fuse
 from cutwork.layers.linear import SparseConv1D
 from cutwork.layers.swap import SPARSE_CLASSES, sparse_layers
 from cutwork.layers.swap import candidates as layers_that_can_be_sparse
-from cutwork.packing import pack
 from cutwork.patterns import Pattern
+from cutwork.plan import pack
 from cutwork.sparsify import sparsify
 
-PACKED = "packed"
-FORMS = (DENSE, "compiled", PACKED)
+PACKED, FUSED = "packed", "fused"
+FORMS = (DENSE, "compiled", PACKED, FUSED)
 # Errors of many layers add up, and a step of AdamW may turn the sign of what is nearly zero.
 TOLERANCES = {"forward": {"fp32": 1e-4, "bf16": 0.05}, "step": {"fp32": 1e-3, "bf16": 0.05}}
 LAYERS: dict[str, Callable[[str, type[nn.Module]], bool]] = {
@@ -106,7 +107,7 @@ def _candidates(
         for form, kind in dense_forms(forms, precision)
         if form in FORMS
     ]
-    for density in densities if PACKED in forms else ():
+    for density in densities if PACKED in forms or FUSED in forms else ():
         masked = copy.deepcopy(dense)
         sparsify(masked, dict.fromkeys(names, pattern), density=density)
         cost = _cost(masked, inputs)
@@ -119,9 +120,15 @@ def _candidates(
             precision=precision,
             ideal=cost.dense / cost.sparse,
         )
-        packed = pack(copy.deepcopy(masked))
+        packed = copy.deepcopy(masked)
+        pack(packed, forms="tiles")
         note = " ".join(filter(None, (_left_dense(packed, pattern), _memory(packed, masked, row))))
-        found.append(replace(_candidate(row, packed, masked, inputs, cost.sparse), note=note))
+        if PACKED in forms:
+            found.append(replace(_candidate(row, packed, masked, inputs, cost.sparse), note=note))
+        if FUSED in forms:
+            fused = copy.deepcopy(packed).train(row.work == "step")
+            fuse(fused, *inputs)
+            found.append(_candidate(replace(row, form=FUSED), fused, masked, inputs, cost.sparse))
     return found
 
 

@@ -136,7 +136,7 @@ def _llama() -> Subject:
 NAMED: dict[str, Callable[[], Subject]] = {
     "tiny": _tiny,
     "vit-b16": lambda: _timm("vit_base_patch16_224"),
-    "resnet50": lambda: _torchvision("resnet50"),
+    "resnet50": lambda: _timm("resnet50"),
     "llama-small": _llama,
 }
 KINDS: dict[str, Callable[[str], Subject]] = {

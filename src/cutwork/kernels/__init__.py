@@ -7,7 +7,7 @@ from importlib import metadata
 import torch
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu import conv, tiles
+from cutwork.kernels.cpu import conv, narrow, tiles
 
 # Plain PyTorch, wherever no kernel is registered.
 REFERENCE = "reference"
@@ -30,15 +30,19 @@ def activate() -> str:
     """
     if not cpu.has_tiles():
         return ""
-    tiles.register()
-    conv.register()
+    for family in (tiles, conv, narrow):
+        family.register()
     return f"cpu-tiles {cpu.instruction_sets()[0]}"
 
 
-def tile_kernel(device: torch.device, dtype: torch.dtype) -> str:
+def tile_kernel(device: torch.device, dtype: torch.dtype, *, is_convolution: bool = False) -> str:
     """Return the name of what multiplies compressed weights of this kind here."""
-    if device.type == "cpu" and dtype == torch.float32:
-        return activate() or REFERENCE
+    if device.type != "cpu" or not activate():
+        return REFERENCE
+    if dtype == torch.float32:
+        return activate()
+    if dtype == torch.bfloat16 and not is_convolution:
+        return f"cpu-tiles {narrow.instruction_sets()[0]}"
     return REFERENCE
 
 
@@ -58,7 +62,10 @@ def survey() -> list[Kernel]:
 
 def _tiles() -> Kernel:
     if cpu.has_tiles():
-        reason = f"layers with compressed storage in float32 run on them with {cpu.instruction_sets()[0]}"
+        reason = (
+            f"layers with compressed storage run on them: in float32 with {cpu.instruction_sets()[0]}, linear ones in "
+            f"bfloat16 with {narrow.instruction_sets()[0]}"
+        )
         return Kernel("cpu-tiles", True, reason)
     missing = (
         "is built without them, which takes GCC or Clang" if cpu.is_built() else f"is not built ({cpu.why_missing()})"

@@ -38,7 +38,8 @@ class Compressed(nn.Module):
     @property
     def kernel(self) -> str:
         """Return the name of what computes this layer: compiled tile kernels, or the reference in plain PyTorch."""
-        return tile_kernel(self.values.device, self.values.dtype)
+        is_convolution = isinstance(self, CompressedConv2d)
+        return tile_kernel(self.values.device, self.values.dtype, is_convolution=is_convolution)
 
     @torch.no_grad()
     def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
