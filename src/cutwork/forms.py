@@ -13,6 +13,8 @@ from cutwork import __version__
 from cutwork.kernels import cpu
 from cutwork.layers.compress import compress, expand, why_not_compressed
 from cutwork.layers.compressed import Compressed
+from cutwork.layers.conv2d import SparseConv2d
+from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.swap import SparseLayer
 from cutwork.sparsity import Fixed
 from cutwork.timing import measure
@@ -86,11 +88,14 @@ def change(layers: Mapping[str, nn.Module], form: str, *, training: bool) -> Non
     elif form == DENSE:
         expand({name: layer for name, layer in layers.items() if isinstance(layer, Compressed)})
         for layer in layers.values():
-            sparsity = layer.get_submodule("sparsity")
-            if isinstance(sparsity, Fixed):
-                sparsity.is_at_rest = not training
+            if isinstance(layer, SparseLinear | SparseConv2d | SparseConv1D):
+                layer.is_resting = not training and _may_rest(layer)
     else:
         raise ValueError(f"unknown form {form!r}; write {DENSE!r} or {TILES!r}")
+
+
+def _may_rest(layer: SparseLinear | SparseConv2d | SparseConv1D) -> bool:
+    return isinstance(layer.sparsity, Fixed) and layer.sparsity.fits(layer.weight)
 
 
 def time_forms(

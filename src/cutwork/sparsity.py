@@ -159,8 +159,6 @@ class Fixed(Masked):
     ) -> None:
         super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
         self.estimate = estimate
-        # Whether the weight may be read as it lies there; said by whoever finishes a model for inference.
-        self.is_at_rest = False
         # The same number twice: the buffer is what compiled code reads, the other spares a device a question each step.
         self.loudness = 0.0
         self.register_buffer("leak", torch.zeros((), device=mask.device), persistent=False)
@@ -174,8 +172,6 @@ class Fixed(Masked):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, zero outside the mask, with the gradient masked or let through in a whisper."""
         self.was_used = True
-        if self.is_at_rest and not torch.is_grad_enabled():
-            return weight
         # On a CPU a product with a bool mask takes a third of the time of a selection; compiled code has one form.
         if self.estimate or not (self.loudness or torch.compiler.is_compiling()):
             return weight * self.mask

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 
 if TYPE_CHECKING:
     from cutwork.benchmark.comparison import Group
+    from cutwork.benchmark.results import Row
 
 Choice = TypeVar("Choice")
 
@@ -187,7 +188,27 @@ def train(
     _measure_models(settings, "train", "step", names, layers, batches, patterns, densities, precisions)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"linear": linear, "conv": conv, "model": model, "train": train}
+def chance(settings: Settings, *, count: int = 200) -> None:
+    """Measure layers of random shapes, masks and inputs as `pack` leaves them: is one ever slower than dense?
+
+    Args:
+        settings: What all measurements share; forms cannot be chosen.
+        count: How many layers.
+    """
+    from cutwork.benchmark import chance as measured
+
+    if count < 1:
+        raise ValueError(f"count {count}; give at least 1")
+    _measure(settings, lambda: settings.few(measured.groups(count, settings.seed)), summary=measured.summary)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "linear": linear,
+    "conv": conv,
+    "model": model,
+    "train": train,
+    "chance": chance,
+}
 
 
 def _measure_models(
@@ -223,7 +244,11 @@ def _measure_models(
     )
 
 
-def _measure(settings: Settings, groups: Callable[[], "list[Group]"]) -> None:
+def _measure(
+    settings: Settings,
+    groups: Callable[[], "Sequence[Group]"],
+    summary: "Callable[[Sequence[Row]], str] | None" = None,
+) -> None:
     """Measure groups with a bar of progress, print what came out and write it to the folder.
 
     The exit code is 1 if a form computed something else. Whatever ends it early, what was measured is kept.
@@ -248,6 +273,8 @@ def _measure(settings: Settings, groups: Callable[[], "list[Group]"]) -> None:
                 raise
             stopped = error
             run.notes[STOPPED_NOTE] = None
+        if summary is not None:
+            run.notes[summary(run.rows)] = None
         results = run.results("cutwork " + shlex.join(sys.argv[1:]))
     print(results)
     if settings.output is not None:
@@ -260,7 +287,7 @@ def _measure(settings: Settings, groups: Callable[[], "list[Group]"]) -> None:
         raise SystemExit(1)
 
 
-def _with_progress(groups: "list[Group]") -> "Iterator[Group]":
+def _with_progress(groups: "Sequence[Group]") -> "Iterator[Group]":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -2,6 +2,7 @@
 
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from cutwork.sparsity import Masked
@@ -13,6 +14,8 @@ class SparseConv2d(nn.Conv2d):
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
     sparsity: Masked
+    # As in a sparse linear layer.
+    is_resting: bool = False
 
     @property
     def trained(self) -> nn.Parameter:
@@ -21,4 +24,6 @@ class SparseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input with the effective weight."""
+        if self.is_resting and not torch.is_grad_enabled():
+            return self._conv_forward(input, self.weight, self.bias)
         return self.sparsity.watch(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)

@@ -2,6 +2,7 @@
 
 from typing import final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ class SparseLinear(nn.Linear):
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
     sparsity: Masked
+    # Whether the weight is known to be zero outside the mask, and may be read as it lies there while nothing trains.
+    is_resting: bool = False
 
     @property
     def trained(self) -> nn.Parameter:
@@ -22,6 +25,8 @@ class SparseLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""
+        if self.is_resting and not torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
         return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight), self.bias), -1)
 
 
@@ -32,6 +37,7 @@ class SparseConv1D(nn.Module):
     sparsity: Masked
     weight: nn.Parameter
     bias: nn.Parameter
+    is_resting: bool = False
     nf: int
     nx: int
 
@@ -42,6 +48,8 @@ class SparseConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""
+        if self.is_resting and not torch.is_grad_enabled():
+            return F.linear(x, self.weight.T, self.bias)
         return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight).T, self.bias), -1)
 
     def extra_repr(self) -> str:
