@@ -24,8 +24,8 @@ CONVS = "--shapes 64@32x32 128@16x16 256@8x8 --batches 64 --patterns block:16 bl
 OURS = "--forms dense compiled tile"
 
 PIECES = {
-    "linear-197": f"linear {WIDE} --tokens 197 {TILES} {OURS} --seconds 50",
-    "linear-1576": f"linear {WIDE} --tokens 1576 {TILES} {OURS} --seconds 90",
+    "linear-197": f"linear {WIDE} --tokens 197 {TILES} {OURS} onnx --seconds 50",
+    "linear-1576": f"linear {WIDE} --tokens 1576 {TILES} {OURS} onnx --seconds 90",
     "linear-few": f"linear {WIDE} --tokens 1 8 128 {TILES} {OURS} --seconds 50",
     "linear-gradients": f"linear {WIDE} --tokens 1576 --passes dX dW {TILES} --forms dense tile --seconds 110",
     "linear-step": f"linear {WIDE} --tokens 1576 --passes step {TILES} --forms dense tile --seconds 110",
