@@ -24,6 +24,7 @@ FLOORS = [
         "exploration",
         "tensor_file",
         "timing",
+        "columns",
         "timing_cache",
     },
     {"matrix", "topology", "kernels", "tensor_tree"},

@@ -180,3 +180,21 @@ def test_dropout_between_an_activation_and_a_layer_parts_them_while_it_drops():
     x = torch.randn(3, 12)
     assert [fusion.when for fusion in cw.fuse(copy.deepcopy(model), x)] == ["after"]
     assert [fusion.when for fusion in cw.fuse(model.eval(), x)] == ["before"]
+
+
+def test_a_fused_layer_cannot_go_back_to_dense_storage():
+    model = packed(Mlp(nn.GELU()))
+    cw.fuse(model, torch.randn(3, 12))
+    for undo in (cw.unpack, cw.bake):
+        with pytest.raises(ValueError, match=r"fc2: it does an activation itself, .* unpack\(\) before fuse"):
+            undo(model)
+    assert isinstance(model.fc1, Compressed)
+
+
+def test_a_fused_layer_stays_as_it_is_in_a_plan():
+    model = packed(Mlp(nn.GELU()))
+    x = torch.randn(3, 12)
+    cw.fuse(model, x)
+    row = cw.plan(model, x, cache=False, seconds=0.01).rows[1]
+    assert row.form == "tiles"
+    assert "does an activation itself" in row.reason

@@ -1,5 +1,6 @@
 import copy
 import logging
+import pickle
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 import cutwork as cw
 from cutwork import forms
 from cutwork.layers.compressed import CompressedLinear
+from cutwork.layers.int8 import Int8Linear
 from cutwork.sparsity import Fixed
 from cutwork.timing import Timing
 from cutwork.timing_cache import TimingCache, cache_file
@@ -22,7 +24,7 @@ def empty_cache(monkeypatch, tmp_path):
 @pytest.fixture
 def speed(monkeypatch):
     """Let every form of every layer take the seconds set here, whatever it really takes."""
-    seconds = {"dense": 2e-3, "tiles": 1e-3, "calls": 0}
+    seconds = {"dense": 2e-3, "tiles": 1e-3, "tiles-bf16": 5e-4, "tiles-int8": 3e-4, "calls": 0}
 
     def measure(calls, **options):
         seconds["calls"] += 1
@@ -104,7 +106,9 @@ def test_forms_are_forced_and_forbidden_by_name(speed):
     plan = cw.plan(model, x, forms={"*": "!tiles", "2": "tiles"})
     assert [(row.form, row.reason) for row in plan.rows[:2]] == [("dense", "tiles is forbidden"), ("tiles", "as asked")]
     assert speed["calls"] == 0
-    with pytest.raises(ValueError, match="unknown form 'fast'; write one of 'dense', 'tiles'"):
+    with pytest.raises(
+        ValueError, match="unknown form 'fast'; write one of 'dense', 'tiles', 'tiles-bf16', 'tiles-int8'"
+    ):
         cw.plan(model, x, forms="fast")
     with pytest.raises(ValueError, match="no sparse layer matches 'head'; they are '0', '2', '4'"):
         cw.plan(model, x, forms={"head": "dense"})
@@ -277,3 +281,61 @@ def test_a_proposal_needs_a_goal_inputs_and_no_forms():
         cw.plan(model, speedup=2)
     with pytest.raises(ValueError, match="forms are for a sparse model"):
         cw.plan(model, torch.ones(1, 4), speedup=2, forms="tiles")
+
+
+def test_fewer_bits_are_taken_only_on_request(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    assert [row.form for row in cw.plan(model, x).rows] == ["tiles", "tiles", "dense"]
+    assert [row.form for row in cw.plan(model, x, precisions=["bf16"]).rows] == ["tiles-bf16", "tiles-bf16", "dense"]
+    y = model(x)
+    plan = cw.pack(model, x, precisions=["bf16", "int8"])
+    assert [row.form for row in plan.rows] == ["tiles-int8", "tiles-int8", "dense"]
+    assert plan.rows[0].reason == "6.7x faster than dense for 5x32"
+    assert isinstance(model[0], Int8Linear)
+    with torch.no_grad():
+        error = (model(x) - y).norm() / y.norm()
+    assert 0 < error < 0.05
+    assert "kernel=" in repr(model[0])
+
+
+def test_bfloat16_tiles_take_and_return_what_the_model_computes_with(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    y = model(x)
+    cw.pack(model, x, precisions=["bf16"])
+    assert model[0].values.dtype == torch.bfloat16
+    found = model(x)
+    assert found.dtype == torch.float32
+    with pytest.raises(ValueError, match="0: its values were rounded to bfloat16"):
+        cw.unpack(model)
+    torch.testing.assert_close(found, y, rtol=0.05, atol=0.05)
+    found.sum().backward()
+    assert model[0].values.grad is not None
+
+
+def test_int8_layers_infer_only_and_stand_alone(speed, tmp_path):
+    model, x = sparse_model(), torch.randn(2, 3, 32)
+    cw.pack(model, x, precisions=["int8"])
+    twin = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        assert torch.equal(model(x), twin(x))
+        assert torch.equal(model(x), torch.compile(model, backend="eager", fullgraph=True)(x))
+    report = cw.report(model)
+    assert report.rows[0].kernel.startswith(("cpu-tiles int8", "reference"))
+    assert report.rows[0].bytes < 32 * 64
+    with pytest.raises(ValueError, match=r"save: 0 computes in int8, .* save before pack"):
+        cw.save(model, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="its last size must be 32"):
+        model[0](torch.ones(2, 5))
+    with pytest.raises(ValueError, match="int8 is for inference"):
+        cw.plan(sparse_model(), torch.randn(5, 32), precisions=["int8"], training=True)
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; write one of 'bf16', 'int8'"):
+        cw.plan(sparse_model(), torch.randn(5, 32), precisions=["fp8"])
+
+
+def test_convolutions_have_no_form_of_fewer_bits(speed):
+    model = nn.Sequential(nn.Conv2d(8, 8, 3))
+    cw.sparsify(model, "block:4", density=0.5)
+    x = torch.randn(1, 8, 6, 6)
+    assert cw.plan(model, x, precisions=["int8"]).rows[0].form == "tiles"
+    with pytest.raises(ValueError, match="0 cannot take the form 'tiles-int8': convolutions have kernels for float32"):
+        cw.plan(model, x, forms={"0": "tiles-int8"})

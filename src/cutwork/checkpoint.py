@@ -9,6 +9,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.sharding import is_sharded
 from cutwork.sparsifier import STATE_KEY, Sparsifier
@@ -235,6 +236,12 @@ def _check_version(path: str | Path, description: State) -> None:
 
 
 def _check_model(what: str, model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, Int8Linear):
+            raise ValueError(
+                f"{what}: {name or 'the model itself'} computes in int8, from which its weights do not come back; save "
+                "before pack(precisions=['int8']), and pack again after loading"
+            )
     for key, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and is_sharded(value):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import copy
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from cutwork import __version__
 from cutwork.kernels import cpu
-from cutwork.layers.compress import compress, expand, why_not_compressed
-from cutwork.layers.compressed import Compressed
+from cutwork.layers.compress import compress, expand, why_not_compressed, why_not_expanded
+from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
 from cutwork.layers.conv2d import SparseConv2d
+from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.swap import SparseLayer
 from cutwork.sparsity import Fixed
@@ -21,9 +22,12 @@ from cutwork.timing import measure
 from cutwork.timing_cache import TimingCache
 
 DENSE, TILES = "dense", "tiles"
+# In fewer bits than the model: only on request, because results change.
+BF16, INT8 = "tiles-bf16", "tiles-int8"
 
-# How far results may lie apart, relative to their size: the order of the sums differs.
+# How far results may lie apart, relative to their size: the order of the sums differs, or numbers are rounded.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+COARSE = {BF16: 3e-2, INT8: 6e-2}
 
 
 @final
@@ -75,23 +79,34 @@ def _usage(called: list[Tensor]) -> Usage:
 
 def obstacle(layer: nn.Module, form: str) -> str:
     """Say why a sparse layer cannot take a form; empty where it can."""
-    return why_not_compressed(layer) if form == TILES and not isinstance(layer, Compressed) else ""
+    if form == DENSE:
+        return why_not_expanded(layer) if isinstance(layer, Compressed) else ""
+    if not isinstance(layer, Compressed) and (reason := why_not_compressed(layer)):
+        return reason
+    if form in COARSE and isinstance(layer, SparseConv2d | CompressedConv2d):
+        return "convolutions have kernels for float32 only"
+    return ""
 
 
-def change(layers: Mapping[str, nn.Module], form: str, *, training: bool) -> None:
-    """Give layers a form, in place.
+def change(model: nn.Module, names: Sequence[str], form: str, *, training: bool) -> None:
+    """Give layers of a model a form, in place; those of fewer bits take the places of the others.
 
     Where nothing trains, the dense form reads the weight as it lies there: it is zero where the mask is.
     """
-    if form == TILES:
-        compress({name: layer for name, layer in layers.items() if not isinstance(layer, Compressed)})
-    elif form == DENSE:
+    layers = {name: model.get_submodule(name) for name in names}
+    if form == DENSE:
         expand({name: layer for name, layer in layers.items() if isinstance(layer, Compressed)})
         for layer in layers.values():
             if isinstance(layer, SparseLinear | SparseConv2d | SparseConv1D):
                 layer.is_resting = not training and _may_rest(layer)
-    else:
-        raise ValueError(f"unknown form {form!r}; write {DENSE!r} or {TILES!r}")
+        return
+    compress({name: layer for name, layer in layers.items() if not isinstance(layer, Compressed)})
+    for name, layer in layers.items():
+        if form == BF16:
+            layer.bfloat16().converts = True  # pyrefly: ignore
+        elif form == INT8:
+            assert isinstance(layer, CompressedLinear)
+            model.set_submodule(name, Int8Linear(layer))
 
 
 def _may_rest(layer: SparseLinear | SparseConv2d | SparseConv1D) -> bool:
@@ -123,8 +138,9 @@ def _twin(layer: SparseLayer, form: str, *, training: bool) -> nn.Module:
     twin = copy.deepcopy(layer).train(training)
     for hooks in (twin._forward_hooks, twin._forward_pre_hooks, twin._backward_hooks, twin._backward_pre_hooks):
         hooks.clear()
-    change({"": twin}, form, training=training)
-    return twin
+    holder = nn.ModuleDict({"layer": twin})
+    change(holder, ["layer"], form, training=training)
+    return holder["layer"]
 
 
 def _call(twin: nn.Module, x: Tensor, *, training: bool) -> Callable[[], object]:
@@ -153,7 +169,7 @@ def _check_equal(twins: Mapping[str, nn.Module], x: Tensor) -> None:
     (first, expected), *others = results.items()
     for form, found in others:
         error = float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
-        if not error <= TOLERANCES.get(x.dtype, 1e-4):
+        if not error <= COARSE.get(form, TOLERANCES.get(x.dtype, 1e-4)):
             raise ValueError(
                 f"the forms {first!r} and {form!r} of a layer give results that differ by {error:.2g} for an input of "
                 f"{list(x.shape)}; this is a defect of a kernel on this machine: please report it, with the output of "

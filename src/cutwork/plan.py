@@ -1,14 +1,15 @@
 """Which form each layer should take on this machine, measured at the shapes that a model really sees, and why."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, final
 
 from torch import nn
 
-from cutwork.forms import DENSE, TILES, Usage, change, obstacle, time_forms, usages
+from cutwork.columns import in_columns
+from cutwork.forms import BF16, DENSE, INT8, TILES, Usage, change, obstacle, time_forms, usages
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.swap import SparseLayer, sparse_layers
@@ -16,7 +17,9 @@ from cutwork.packing import check_free, grouped
 from cutwork.proposal import DENSITIES, PATTERNS, propose
 from cutwork.timing_cache import TimingCache, cache_file
 
-FORMS = (DENSE, TILES)
+FORMS = (DENSE, TILES, BF16, INT8)
+# By the names under which people ask for fewer bits.
+PRECISIONS = {"bf16": BF16, "int8": INT8}
 # Another form must be faster by this much: a smaller difference may be chance, and dense layers are simpler.
 MARGIN = 1.03
 # What a linear layer is measured with when nobody says what it will see.
@@ -67,12 +70,12 @@ class Plan:
         groups = grouped(layers)
         check_free("pack", layers)
         for form in FORMS:
-            chosen = {name: layers[name] for row in self.rows if row.form == form for name in groups[row.layer]}
-            change(chosen, form, training=self.training)
+            chosen = [name for row in self.rows if row.form == form for name in groups[row.layer]]
+            change(model, chosen, form, training=self.training)
 
     def __str__(self) -> str:
         """Write the plan as a table."""
-        return "\n".join(_lines(self))
+        return "\n".join(in_columns([HEAD, *map(_cells, self.rows)], FLUSH))
 
     def to_json(self) -> str:
         """Write the plan as JSON, with exact numbers."""
@@ -86,6 +89,7 @@ def plan(
     patterns: Sequence[str] = PATTERNS,
     densities: Sequence[float] = DENSITIES,
     forms: Forms | None = None,
+    precisions: Sequence[str] = (),
     training: bool = False,
     seconds: float = 0.2,
     cache: bool = True,
@@ -95,8 +99,9 @@ def plan(
     The `inputs` are those of the model: they tell what each layer sees. Without any, linear layers are measured with a
     few usual numbers of tokens, and leave dense only where that is faster for all of them. `forms` forces a form, or
     forbids one with an exclamation mark ("!tiles"), everywhere or by globs over layer names, of which the last that
-    matches decides. With `training` the backward pass counts too. Each distinct layer is measured for `seconds`, and
-    the result kept in the user's cache folder unless `cache` is False.
+    matches decides. `precisions` adds forms of linear layers in fewer bits, "bf16" and, for inference, "int8", whose
+    results differ by their rounding. With `training` the backward pass counts too. Each distinct layer is measured for
+    `seconds`, and the result kept in the user's cache folder unless `cache` is False.
 
     With a `speedup`, the model is one to be made sparse: return the `Proposal` of `patterns` and `densities` by which
     the whole model would get so much faster, with most weights left.
@@ -119,6 +124,7 @@ def plan(
         raise ValueError("plan: the model has no sparse layer; sparsify() it or load a sparse checkpoint first")
     groups = grouped(layers)
     wanted = _wanted(layers, groups, forms)
+    offered = _offered(precisions, training=training)
     seen = usages(model, layers, *inputs) if inputs else {}
     measured: dict[Any, list[dict[str, float]]] = {}
     rows = []
@@ -127,7 +133,11 @@ def plan(
         uses = [seen[name] for name in sharers if name in seen] if inputs else _usual(layer)
         rows.append(
             _plan_layer(
-                first, layer, uses, wanted[first], training=training, seconds=seconds, cache=kept, known=measured
+                *(first, layer, uses, wanted[first], offered),
+                training=training,
+                seconds=seconds,
+                cache=kept,
+                known=measured,
             )
         )
     return Plan(tuple(rows), training)
@@ -137,6 +147,7 @@ def pack(
     model: nn.Module,
     *inputs: Any,
     forms: Forms | None = None,
+    precisions: Sequence[str] = (),
     training: bool = False,
     seconds: float = 0.2,
     cache: bool = True,
@@ -155,7 +166,8 @@ def pack(
     >>> model[0].values.shape
     torch.Size([4, 16, 16])
     """
-    result = plan(model, *inputs, forms=forms, training=training, seconds=seconds, cache=cache)
+    options = {"forms": forms, "precisions": precisions, "training": training, "seconds": seconds, "cache": cache}
+    result = plan(model, *inputs, **options)  # pyrefly: ignore
     result.apply(model)
     return result
 
@@ -165,6 +177,7 @@ def _plan_layer(
     layer: SparseLayer,
     uses: Sequence[Usage],
     wanted: str | None,
+    offered: Sequence[str],
     *,
     training: bool,
     seconds: float,
@@ -175,48 +188,66 @@ def _plan_layer(
     matrix = sparsity.mask_matrix()
     density = float(matrix.double().mean())
     times: list[dict[str, float]] = []
-    impossible = obstacle(layer, TILES)
-    if wanted == TILES and impossible:
-        raise ValueError(f"plan: {name or 'the model itself'} cannot take the form {wanted!r}: {impossible}")
-    if impossible:
-        form, reason = DENSE, impossible
-    elif wanted is not None and not wanted.startswith("!"):
-        form, reason = wanted, "as asked"
-    elif wanted is not None:
-        form, reason = next(form for form in FORMS if form != wanted[1:]), f"{wanted[1:]} is forbidden"
+    is_forced = wanted is not None and not wanted.startswith("!")
+    if is_forced and (reason := obstacle(layer, wanted or "")):
+        raise ValueError(f"plan: {name or 'the model itself'} cannot take the form {wanted!r}: {reason}")
+    possible = [form for form in offered if not obstacle(layer, form) and f"!{form}" != wanted]
+    if not possible:
+        raise ValueError(
+            f"plan: {name or 'the model itself'} has no form left: {DENSE} is forbidden, and the others not possible"
+        )
+    if is_forced:
+        form, reason = wanted or "", "as asked"
+    elif len(possible) < 2:
+        form = possible[0]
+        reason = f"{wanted[1:]} is forbidden" if wanted else obstacle(layer, TILES if form == DENSE else DENSE)
     elif not uses:
         form, reason = DENSE, "not called, so nothing was measured; pass inputs of the model that reach it"
     else:
-        key = (tuple(matrix.shape), str(sparsity.pattern), round(density, 3), layer.trained.dtype, *uses)
+        key = (tuple(matrix.shape), str(sparsity.pattern), round(density, 3), layer.trained.dtype, *possible, *uses)
         if key not in known:
             known[key] = [
-                time_forms(layer, use, list(FORMS), training=training, seconds=seconds, cache=cache) for use in uses
+                time_forms(layer, use, possible, training=training, seconds=seconds, cache=cache) for use in uses
             ]
         times = known[key]
         form, reason = _choose(times, uses)
-    worst = min(times, key=lambda taken: taken[DENSE] / taken[TILES], default={})
+    least = min(times, key=lambda taken: taken.get(DENSE, 0.0) / taken[form], default={})
     return LayerPlan(
         layer=name,
         shape=tuple(matrix.shape),
         pattern=str(sparsity.pattern),
         density=density,
-        input=uses[times.index(worst)].shape if times else (),
+        input=uses[times.index(least)].shape if times else (),
         calls=sum(use.calls for use in uses),
-        seconds=worst,
+        seconds=least,
         form=form,
         reason=reason,
     )
 
 
 def _choose(times: Sequence[Mapping[str, float]], uses: Sequence[Usage]) -> tuple[str, str]:
-    gains = [taken[DENSE] / taken[TILES] for taken in times]
-    worst = min(gains)
-    at = "x".join(map(str, uses[gains.index(worst)].shape))
-    if worst >= MARGIN:
-        return TILES, f"{worst:.1f}x faster than dense for {at}"
-    if worst >= 1:
-        return DENSE, f"tiles only {worst:.2f}x faster for {at}, which may be chance"
-    return DENSE, f"tiles {1 / worst:.1f}x slower here for {at}"
+    """Return the form that gains most where it gains least, and why."""
+    base, *others = times[0]
+    gains = {form: min((taken[base] / taken[form], place) for place, taken in enumerate(times)) for form in others}
+    best = max(gains, key=lambda form: gains[form][0])
+    gain, place = gains[best]
+    at = "x".join(map(str, uses[place].shape))
+    if gain >= MARGIN:
+        return best, f"{gain:.1f}x faster than {base} for {at}"
+    if gain >= 1:
+        return base, f"{best} only {gain:.2f}x faster for {at}, which may be chance"
+    return base, f"{best} {1 / gain:.1f}x slower here for {at}"
+
+
+def _offered(precisions: Sequence[str], *, training: bool) -> list[str]:
+    """Return the forms that a layer may take if it can, dense first."""
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            names = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"plan: unknown precision {precision!r}; write one of {names}, or none")
+    if training and "int8" in precisions:
+        raise ValueError("plan: int8 is for inference; leave it out, or training=True")
+    return [DENSE, TILES, *(PRECISIONS[precision] for precision in precisions)]
 
 
 def _wanted(
@@ -259,15 +290,8 @@ def _usual(layer: SparseLayer) -> list[Usage]:
     return [Usage((tokens, inputs), layer.trained.dtype) for tokens in USUAL_TOKENS]
 
 
-COLUMNS = {"layer": "<", "shape": "<", "pattern": "<", "density": ">", "form": "<", "gain": ">", "reason": "<"}
-
-
-def _lines(plan: Plan) -> Iterator[str]:
-    table = [list(COLUMNS), *(_cells(row) for row in plan.rows)]
-    widths = [max(len(cells[column]) for cells in table) for column in range(len(COLUMNS))]
-    for cells in table:
-        aligned = zip(cells, COLUMNS.values(), widths, strict=True)
-        yield "  ".join(f"{cell:{side}{width}}" for cell, side, width in aligned).rstrip()
+HEAD = ("layer", "shape", "pattern", "density", "form", "gain", "reason")
+FLUSH = "<<<><><"
 
 
 def _cells(row: LayerPlan) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from cutwork.columns import in_columns
 from cutwork.forms import DENSE, TILES, Usage, obstacle, time_forms, usages
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.patterns import Pattern, parse
@@ -237,16 +238,17 @@ def _row(
     )
 
 
-COLUMNS = {"layer": "<", "shape": "<", "input": "<", "form": "<", "dense": ">", "then": ">", "": "<"}
+HEAD = ("layer", "shape", "input", "form", "dense", "then", "")
+FLUSH = "<<<<>><"
 
 
 def _lines(proposal: Proposal) -> Iterator[str]:
     yield "Predicted speedup of the whole model by pattern and density, from each layer measured alone"
     densities = list(next(iter(proposal.speedups.values())))
-    width = max(map(len, proposal.speedups))
-    yield "  ".join([" " * width, *(f"{density:>6g}" for density in densities)])
+    table = [["", *(f"{density:g}" for density in densities)]]
     for pattern, by_density in proposal.speedups.items():
-        yield "  ".join([f"{pattern:{width}}", *(f"{by_density[density]:5.2f}x" for density in densities)])
+        table.append([pattern, *(f"{by_density[density]:.2f}x" for density in densities)])
+    yield from in_columns(table, "<" + ">" * len(densities))
     yield ""
     if proposal.pattern is None:
         yield (
@@ -255,11 +257,7 @@ def _lines(proposal: Proposal) -> Iterator[str]:
             "end of all sparsity."
         )
         return
-    table = [list(COLUMNS), *(_cells(row) for row in proposal.rows)]
-    widths = [max(len(cells[column]) for cells in table) for column in range(len(COLUMNS))]
-    for cells in table:
-        aligned = zip(cells, COLUMNS.values(), widths, strict=True)
-        yield "  ".join(f"{cell:{side}{width}}" for cell, side, width in aligned).rstrip()
+    yield from in_columns([HEAD, *map(_cells, proposal.rows)], FLUSH)
     yield ""
     chosen = f"{proposal.pattern} at density {proposal.density:g}"
     yield f"{proposal.goal:g}x is reached by {chosen}, {proposal.speedup:.2f}x:"

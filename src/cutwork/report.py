@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from torch import nn
 
+from cutwork.columns import in_columns
 from cutwork.flops import Flops, LayerFlops, flops, has_matrix, kind_of
 from cutwork.layers.compressed import Compressed
+from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method, named
 from cutwork.sparsity import Sparsity
@@ -152,7 +154,9 @@ def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
     taken: set[nn.Parameter] = set()
     for name, module in model.named_modules():
         own = [parameter for parameter in module.parameters(recurse=False) if parameter not in taken]
-        if has_matrix(module) or name in costs:
+        if isinstance(module, Int8Linear):
+            rows.append(_int8_row(name, module))
+        elif has_matrix(module) or name in costs:
             rows.append(_row(name, module, own, costs.get(name)))
             taken.update(own)
         elif isinstance(module, Sparsity):
@@ -207,6 +211,28 @@ def _compressed_row(name: str, layer: Compressed, own: Sequence[nn.Parameter], c
     )
 
 
+def _int8_row(name: str, layer: Int8Linear) -> Row:
+    """Return the row of a layer that has no parameters any more."""
+    topology = layer.topology
+    bias = 0 if layer.bias is None else len(layer.bias)
+    total = math.prod(topology.shape)
+    stored = sum(tensor.nbytes for tensor in layer.buffers())
+    return Row(
+        layer=name,
+        kind="Linear",
+        shape=topology.shape,
+        pattern=str(layer.pattern),
+        density=topology.num_kept() / total,
+        parameters=total + bias,
+        kept_parameters=topology.num_kept() + bias,
+        flops=None,
+        kept_flops=None,
+        bytes=stored,
+        kept_bytes=stored,
+        kernel=layer.kernel,
+    )
+
+
 def _num_kept(parameter: nn.Parameter, layer: nn.Module | None) -> int:
     is_masked = isinstance(layer, SparseLayer) and parameter is layer.weight
     return int(layer.sparsity.mask.sum()) if is_masked else parameter.numel()  # pyrefly: ignore
@@ -234,9 +260,8 @@ def _lines(report: Report) -> Iterator[str]:
     table = [list(COLUMNS), *(_cells(row) for row in (*report.rows, report.total))]
     widths = [max(len(cells[column]) for cells in table) for column in range(len(COLUMNS))]
     widths[0] = min(widths[0], max(12, WIDTH - sum(widths[1:]) - len(GAP) * len(widths[1:])))
-    for cells in table:
-        aligned = zip([_shorten(cells[0], widths[0]), *cells[1:]], COLUMNS.values(), widths, strict=True)
-        yield GAP.join(f"{cell:{side}{width}}" for cell, side, width in aligned).rstrip()
+    table = [[_shorten(cells[0], widths[0]), *cells[1:]] for cells in table]
+    yield from in_columns(table, "".join(COLUMNS.values()), gap=GAP, widths=widths)
     if any(row.kept_parameters < row.parameters for row in report.rows):
         yield ""
         is_multiplied = any(row.kept_parameters < row.parameters and row.kernel == DENSE for row in report.rows)

@@ -18,11 +18,15 @@ FLAGS = [
     *("-std=c++17", "-O1", "-g", "-fopenmp", "-ffp-contract=fast", "-Wno-psabi"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-I{SOURCES}"),
 ]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 OPTIONS = {
     "generic": [],
     "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"],
+    "avx512": AVX512,
+    "avx512vnni": [*AVX512, "-mavx512vnni"],
+    "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
+KERNELS = {"tiles": cpu.INSTRUCTION_SETS, "conv": cpu.INSTRUCTION_SETS, "narrow": cpu.NARROW_INSTRUCTION_SETS}
 
 
 def can_sanitize(folder):
@@ -33,12 +37,12 @@ def can_sanitize(folder):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize("kernels", ["tiles"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_sanitizers_find_nothing(kernels, tmp_path):
     if not can_sanitize(tmp_path):
         pytest.skip("this compiler has no sanitizers")
-    names = [name for name in OPTIONS if name in cpu.instruction_sets()] if cpu.is_built() else ["generic"]
-    wanted = list(OPTIONS) if platform.machine() in ("x86_64", "AMD64") else ["generic"]
+    names = cpu.instruction_sets(KERNELS[kernels]) if cpu.is_built() else ["generic"]
+    wanted = list(KERNELS[kernels]) if platform.machine() in ("x86_64", "AMD64") else ["generic"]
 
     def compile_one(source, options):
         to = tmp_path / f"{source.stem}.o"

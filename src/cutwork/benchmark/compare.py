@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from cutwork.benchmark.comparison import Candidate, Group, Run, Runnable
 from cutwork.benchmark.models import TOLERANCES, tensor_of
 from cutwork.benchmark.passes import DTYPES
-from cutwork.benchmark.results import DENSE, Results, Row, duration, in_columns
+from cutwork.benchmark.results import DENSE, Results, Row, duration
+from cutwork.columns import in_columns
 from cutwork.layers.swap import sparse_layers
 
 SPARSE = "sparse"
@@ -39,7 +40,9 @@ class ModelComparison:
         rows = self.results.rows
         dense = {row.shape: row for row in rows if row.form == DENSE}
         lines = [_line(dense[row.shape], row) for row in rows if row.form == SPARSE]
-        return "\n".join([str(self.results.machine), "", *in_columns([HEAD, *lines], FLUSH), *self.results.notes])
+        return "\n".join(
+            [str(self.results.machine), "", *in_columns([HEAD, *lines], FLUSH, gap=" "), *self.results.notes]
+        )
 
 
 def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: float = 10.0) -> ModelComparison:

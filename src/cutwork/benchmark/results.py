@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from cutwork import __version__
+from cutwork.columns import in_columns
 from cutwork.kernels import cpu
 from cutwork.timing import STEADY_SPREAD
 
@@ -192,21 +193,8 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def in_columns(lines: Sequence[Sequence[str]], flush: str) -> list[str]:
-    """Write cells under each other, each column flush left (<) or right (>).
-
-    >>> in_columns([("a", "b"), ("long", "10")], "<>")
-    ['a     b', 'long 10']
-    """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        " ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, flush, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-
-
 def _piece(title: str, rows: Sequence[Row]) -> str:
-    return "\n".join([title, *in_columns([HEAD, *(cells(row) for row in rows)], FLUSH)])
+    return "\n".join([title, *in_columns([HEAD, *(cells(row) for row in rows)], FLUSH, gap=" ")])
 
 
 def duration(milliseconds: float | None) -> str:

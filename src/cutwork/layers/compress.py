@@ -11,6 +11,7 @@ from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.fixed_index import FixedIndex, Window, indexed
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.matrix import from_matrix, to_matrix
+from cutwork.ops.activations import NONE
 from cutwork.sharding import is_sharded
 from cutwork.sparsity import Fixed
 from cutwork.topology import Topology
@@ -69,6 +70,9 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
 @torch.no_grad()
 def expand(layers: Mapping[str, nn.Module]) -> None:
     """Undo `compress`."""
+    for name, layer in layers.items():
+        if reason := why_not_expanded(layer):
+            raise ValueError(f"{name or 'the model itself'}: {reason}")
     for index, sharers in _by_sparsity(layers).items():
         assert isinstance(index, FixedIndex)
         values = sharers[0].values
@@ -86,6 +90,15 @@ def expand(layers: Mapping[str, nn.Module]) -> None:
         weight = nn.Parameter(dense, requires_grad=values.requires_grad)
         for layer in sharers:
             _become_expanded(layer, fixed, weight)
+
+
+def why_not_expanded(layer: nn.Module) -> str:
+    """Say why a compressed layer cannot go back to dense storage, and what to do; empty where it can."""
+    if any(vars(layer).get(when, NONE) != NONE for when in ("before", "after")):
+        return "it does an activation itself, which its dense form could not; unpack() before fuse()"
+    if vars(layer).get("converts"):
+        return "its values were rounded to bfloat16 for it alone; load the model anew, or keep it as it is"
+    return ""
 
 
 def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> None:

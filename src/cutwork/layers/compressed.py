@@ -121,9 +121,13 @@ class CompressedLinear(Compressed):
     out_features: int
     # The activation that the layer does itself, of what it is given.
     before: str = NONE
+    # Whether inputs of another precision are brought to that of the values, and results back.
+    converts: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the weight, plus the bias."""
+        if self.converts and x.dtype != self.values.dtype:
+            return self.forward(x.to(self.values.dtype)).to(x.dtype)
         self._check(x, -1, self.in_features)
         index, before, after = self.sparsity, self.before, self.after
         if index.is_watching:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu.tiles import check, choose, dense, weight
+from cutwork.kernels.cpu.arguments import address, check, choose, contiguous
+from cutwork.kernels.cpu.tiles import weight
 from cutwork.ops import block_conv2d as ops
 from cutwork.ops.activations import number
 from cutwork.ops.direct import register_kernel
@@ -44,13 +45,13 @@ def forward(
     rows, columns = ops.sizes_out(x.shape[2:], *geometry[:4])
     if _straddles(outputs, values.shape[2], order, groups) or min(rows, columns) < 1:
         return ops.block_conv2d._init_fn(x, values, ptr, col, order, bias, outputs, *geometry, after)
-    x, values, bias = _channels_last(x), dense(values), dense(bias)
+    x, values, bias = _channels_last(x), contiguous(values), contiguous(bias)
     check("the bias", bias, (outputs,))
     y = x.new_empty(len(x), rows, columns, outputs)
     kernels(isa).forward(
         _conv(values, ptr, col, order, outputs, x.shape, geometry),
         x.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
+        address(bias),
         y.data_ptr(),
         number(after),
         cpu.num_threads(),
@@ -77,7 +78,7 @@ def input_gradient(
     images, outputs = dy.shape[:2]
     if _straddles(outputs, values.shape[2], order, groups):
         return ops.input_gradient._init_fn(dy, values, ptr, col, order, size, *geometry)
-    dy, values = _channels_last(dy), dense(values)
+    dy, values = _channels_last(dy), contiguous(values)
     channels, height, width = size
     check("the gradient of the output", dy, (images, outputs, *ops.sizes_out((height, width), *geometry[:4])))
     dx = dy.new_empty(images, height, width, channels)

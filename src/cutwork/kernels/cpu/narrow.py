@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cutwork.kernels import cpu
+from cutwork.kernels.cpu.arguments import address, check, check_index
 from cutwork.ops.activations import activate, backward
 from cutwork.ops.direct import register_kernel
 from cutwork.ops.int8_linear import int8_linear
@@ -41,6 +42,8 @@ def forward(
 ) -> Tensor:
     """Compute `block_linear` in bfloat16."""
     x_MI, values = activate(before, x_MI).contiguous(), values.contiguous()
+    check("the bias", bias_O, (outputs,))
+    check("the residual", residual_MO, (len(x_MI), outputs))
     y_MO = x_MI.new_empty(x_MI.shape[0], outputs)
     bias_O = None if bias_O is None else bias_O.float().contiguous()
     # The residual comes after the activation, which has a pass of its own.
@@ -48,7 +51,7 @@ def forward(
     residual = None if residual_MO is None or apart else residual_MO.contiguous()
     weight = _weight(values, ptr, col, order, outputs, x_MI.shape[1])
     kernels(isa).forward(
-        weight, x_MI.data_ptr(), _at(bias_O), _at(residual), y_MO.data_ptr(), len(x_MI), cpu.num_threads()
+        weight, x_MI.data_ptr(), address(bias_O), address(residual), y_MO.data_ptr(), len(x_MI), cpu.num_threads()
     )
     y_MO = activate(after, y_MO)
     return y_MO + residual_MO if apart else y_MO
@@ -86,6 +89,7 @@ def weight_gradient(
 ) -> Tensor:
     """Compute `block_linear_weight_gradient` in bfloat16."""
     dy_MO, x_MI = dy_MO.contiguous(), activate(before, x_MI).contiguous()
+    check("the gradient of the output", dy_MO, (len(x_MI), dy_MO.shape[1]))
     dvalues = x_MI.new_empty(len(col), columns, rows)
     weight = _weight(dvalues, ptr, col, order, dy_MO.shape[1], x_MI.shape[1])
     kernels(isa).weight_gradient(
@@ -108,35 +112,34 @@ def int8_forward(
     after: str,
 ) -> Tensor:
     """Compute `int8_linear`."""
-    x_MI, values, scales_O = x_MI.contiguous(), values.contiguous(), scales_O.contiguous()
+    if values.dtype != torch.int8 or values.dim() != 3 or x_MI.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"int8_linear got values of {values.dtype} with {values.dim()} dimensions and an input of {x_MI.dtype}; "
+            "quantize() returns int8 values with 3, and the input must be torch.float32 or torch.bfloat16"
+        )
+    check("the scales", scales_O, (outputs,))
+    check("the bias", bias_O, (outputs,))
+    x_MI, values, scales_O = x_MI.contiguous(), values.contiguous(), scales_O.float().contiguous()
     y_MO = x_MI.new_empty(x_MI.shape[0], outputs)
     bias_O = None if bias_O is None else bias_O.float().contiguous()
     _, rows, _ = values.shape
+    groups = check_index(ptr, col, order, outputs=outputs, rows=rows, units=len(col))
     weight = cpu.extension().NarrowWeight(
-        values.data_ptr(),
-        ptr.data_ptr(),
-        col.data_ptr(),
-        _at(order),
-        outputs,
-        x_MI.shape[1],
-        len(ptr) - 1,
-        rows,
-        columns,
+        *(values.data_ptr(), ptr.data_ptr(), col.data_ptr(), address(order)),
+        *(outputs, x_MI.shape[1], groups, rows, columns),
     )
     run = kernels(isa).int8_forward_bf16 if x_MI.dtype == torch.bfloat16 else kernels(isa).int8_forward
-    run(weight, scales_O.data_ptr(), x_MI.data_ptr(), _at(bias_O), y_MO.data_ptr(), len(x_MI), cpu.num_threads())
+    run(weight, scales_O.data_ptr(), x_MI.data_ptr(), address(bias_O), y_MO.data_ptr(), len(x_MI), cpu.num_threads())
     return activate(after, y_MO)
 
 
 def _weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Any:
-    _, columns, rows = values.shape
+    units, columns, rows = values.shape
+    groups = check_index(ptr, col, order, outputs=outputs, rows=rows, units=units)
     return cpu.extension().NarrowWeight(
-        values.data_ptr(), ptr.data_ptr(), col.data_ptr(), _at(order), outputs, inputs, len(ptr) - 1, rows, columns
+        *(values.data_ptr(), ptr.data_ptr(), col.data_ptr(), address(order)),
+        *(outputs, inputs, groups, rows, columns),
     )
-
-
-def _at(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def register() -> None:

@@ -5,7 +5,6 @@ where the extension is missing.
 """
 
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cutwork.kernels import cpu
 from cutwork.kernels.cpu import narrow
+from cutwork.kernels.cpu.arguments import address, check, check_index, choose, contiguous
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import NONE, number
 from cutwork.ops.direct import register_kernel
@@ -39,15 +39,20 @@ def forward(
 ) -> Tensor:
     """Compute `block_linear`."""
     tokens, inputs = x_MI.shape
-    x_MI, values, bias_O, residual_MO = dense(x_MI), dense(values), dense(bias_O), dense(residual_MO)
+    x_MI, values, bias_O, residual_MO = (
+        contiguous(x_MI),
+        contiguous(values),
+        contiguous(bias_O),
+        contiguous(residual_MO),
+    )
     check("the bias", bias_O, (outputs,))
     check("the residual", residual_MO, (tokens, outputs))
     y_MO = x_MI.new_empty(tokens, outputs)
     kernels(isa).forward(
         weight(values, ptr, col, order, outputs, inputs),
         x_MI.data_ptr(),
-        0 if bias_O is None else bias_O.data_ptr(),
-        0 if residual_MO is None else residual_MO.data_ptr(),
+        address(bias_O),
+        address(residual_MO),
         y_MO.data_ptr(),
         tokens,
         number(before),
@@ -70,13 +75,13 @@ def input_gradient(
 ) -> Tensor:
     """Compute `block_linear_input_gradient`."""
     tokens, outputs = dy_MO.shape
-    dy_MO, values, x_MI = dense(dy_MO), dense(values), dense(None if before == NONE else x_MI)
+    dy_MO, values, x_MI = contiguous(dy_MO), contiguous(values), contiguous(None if before == NONE else x_MI)
     check("the input", x_MI, (tokens, inputs))
     dx_MI = dy_MO.new_empty(tokens, inputs)
     kernels(isa).input_gradient(
         weight(values, ptr, col, order, outputs, inputs),
         dy_MO.data_ptr(),
-        0 if x_MI is None else x_MI.data_ptr(),
+        address(x_MI),
         dx_MI.data_ptr(),
         tokens,
         number(before),
@@ -98,7 +103,7 @@ def weight_gradient(
 ) -> Tensor:
     """Compute `block_linear_weight_gradient`."""
     tokens, inputs = x_MI.shape
-    dy_MO, x_MI = dense(dy_MO), dense(x_MI)
+    dy_MO, x_MI = contiguous(dy_MO), contiguous(x_MI)
     check("the gradient of the output", dy_MO, (tokens, dy_MO.shape[1]))
     dvalues = x_MI.new_empty(len(col), columns, rows)
     kernels(isa).weight_gradient(
@@ -128,42 +133,11 @@ def register() -> None:
         register_kernel(operator, "cpu", choose(operator._init_fn, by_dtype))
 
 
-def choose(
-    reference: Callable[..., Tensor], by_dtype: Mapping[torch.dtype, Callable[..., Tensor]]
-) -> Callable[..., Tensor]:
-    """Return what calls the kernel for the dtype of its arguments, or the reference if they are not all of one."""
-
-    def chosen(first: Tensor, *rest: Any) -> Tensor:
-        dtype = first.dtype
-        is_uniform = all(
-            argument.is_cpu and argument.dtype in (dtype, torch.int32)
-            for argument in (first, *rest)
-            if isinstance(argument, Tensor)
-        )
-        return (by_dtype.get(dtype, reference) if is_uniform else reference)(first, *rest)
-
-    return chosen
-
-
 def weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Any:
+    """Return a compressed weight as the kernels know it; it keeps nothing alive."""
     units, columns, rows = values.shape
-    groups = -(-outputs // rows)
-    for name, index, count in (("ptr", ptr, groups + 1), ("col", col, units), ("order", order, outputs)):
-        if index is not None and (index.dtype != torch.int32 or index.shape != (count,) or not index.is_contiguous()):
-            raise ValueError(
-                f"{name} is {index.dtype} of shape {tuple(index.shape)}; {outputs} outputs in groups of {rows} with "
-                f"{units} units need a contiguous torch.int32 of shape ({count},)"
-            )
-    at = 0 if order is None else order.data_ptr()
+    groups = check_index(ptr, col, order, outputs=outputs, rows=rows, units=units)
     return cpu.extension().Weight(
-        values.data_ptr(), ptr.data_ptr(), col.data_ptr(), at, outputs, inputs, groups, rows, columns
+        *(values.data_ptr(), ptr.data_ptr(), col.data_ptr(), address(order)),
+        *(outputs, inputs, groups, rows, columns),
     )
-
-
-def dense(tensor: Any) -> Any:
-    return tensor if tensor is None else tensor.contiguous()
-
-
-def check(what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    if tensor is not None and tensor.shape != shape:
-        raise ValueError(f"{what} has the shape {tuple(tensor.shape)}; expected {shape}")

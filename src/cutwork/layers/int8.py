@@ -1,0 +1,70 @@
+"""Linear layers for inference in int8."""
+
+from typing import final
+
+from torch import Tensor, nn
+
+from cutwork.kernels import cpu
+from cutwork.kernels.cpu import narrow
+from cutwork.layers.compressed import CompressedLinear
+from cutwork.ops.activations import NONE, activate
+from cutwork.ops.direct import can_skip_dispatcher, kernel_of
+from cutwork.ops.int8_linear import int8_linear, quantize
+from cutwork.topology import Topology
+
+
+@final
+class Int8Linear(nn.Module):
+    """A compressed linear layer with weights in int8, and inputs brought to 8 bits row by row as they come.
+
+    It does not train, and what was rounded does not come back.
+    """
+
+    scales: Tensor
+    ptr: Tensor
+    col: Tensor
+    order: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, layer: CompressedLinear) -> None:
+        super().__init__()
+        index = layer.sparsity
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.pattern, self.rows, self.columns = index.pattern, index.rows, index.columns
+        self.before, self.after = layer.before, layer.after
+        integers, scales = quantize(layer.values.detach().float(), index.ptr, index.col, index.order, self.out_features)
+        bias = None if layer.bias is None else layer.bias.detach().clone()
+        held = {"integers": integers, "scales": scales, "ptr": index.ptr, "col": index.col, "order": index.order}
+        for name, tensor in {**held, "bias": bias}.items():
+            self.register_buffer(name, tensor)
+
+    @property
+    def topology(self) -> Topology:
+        """Return the index."""
+        shape = (self.out_features, self.in_features)
+        return Topology(shape, self.rows, self.columns, self.ptr, self.col, self.order)
+
+    @property
+    def kernel(self) -> str:
+        """Return the name of what computes this layer."""
+        return f"cpu-tiles int8 {narrow.instruction_sets()[0]}" if cpu.has_tiles() else "reference"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` times the weight, plus the bias; in a graph of gradients there is none for this."""
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"an int8 linear layer of {self.in_features} inputs got an input of shape {list(x.shape)}; its last "
+                f"size must be {self.in_features}"
+            )
+        flat = activate(self.before, x.detach()).reshape(-1, self.in_features)
+        product = kernel_of(int8_linear, flat) if can_skip_dispatcher(flat) else int8_linear
+        held = (self.integers, self.scales, self.ptr, self.col, self.order, self.bias)
+        y = product(flat, *held, self.out_features, self.columns, NONE)
+        return activate(self.after, y).view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Describe the layer, and what computes it."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"pattern={self.pattern}, kernel={self.kernel}"
+        )
