@@ -134,6 +134,11 @@ def time_forms(
     return taken
 
 
+def dense_call(layer: SparseLayer, usage: Usage) -> Callable[[], object]:
+    """Return a call of a layer in dense form, for inference, on an input like the one it saw."""
+    return _call(_twin(layer, DENSE, training=False), usage.example(layer.trained.device), training=False)
+
+
 def _twin(layer: SparseLayer, form: str, *, training: bool) -> nn.Module:
     twin = copy.deepcopy(layer).train(training)
     for hooks in (twin._forward_hooks, twin._forward_pre_hooks, twin._backward_hooks, twin._backward_pre_hooks):

@@ -110,12 +110,16 @@ def plan(
     if speedup is not None:
         if forms is not None:
             raise ValueError("plan: forms are for a sparse model, and a speedup for one to be made sparse; give one")
+        if training or precisions:
+            raise ValueError(
+                "plan: a speedup is predicted for inference at the model's own precision; leave training and "
+                "precisions out, and measure the step of a sparse model with 'cutwork benchmark train'"
+            )
         return propose(
             *(model, inputs),
             speedup=speedup,
             patterns=patterns,
             densities=densities,
-            training=training,
             seconds=seconds,
             cache=kept,
         )

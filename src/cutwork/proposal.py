@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from cutwork.columns import in_columns
-from cutwork.forms import DENSE, TILES, Usage, obstacle, time_forms, usages
+from cutwork.forms import DENSE, TILES, Usage, dense_call, obstacle, time_forms, usages
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.patterns import Pattern, parse
 from cutwork.sparsify import sparsify
@@ -86,7 +85,6 @@ def propose(
     speedup: float,
     patterns: Sequence[str],
     densities: Sequence[float],
-    training: bool,
     seconds: float,
     cache: TimingCache | None,
 ) -> Proposal:
@@ -102,16 +100,12 @@ def propose(
     sparsify(trial, "unstructured", density=0.5)
     layers = sparse_layers(trial)
     seen = usages(trial, layers, *inputs)
-    dense_s = _time_model(model, inputs, training=training)
-    forms = _measure_all(layers, seen, patterns, densities, training=training, seconds=seconds, cache=cache)
-    dense_of = {name: seen[name].calls * forms[name][None] for name in forms}
+    forms = _measure_all(layers, seen, patterns, densities, seconds=seconds, cache=cache)
+    dense_s, dense_of = _time_dense(model, inputs, layers, seen)
     outside = max(0.0, 1 - sum(dense_of.values()) / dense_s)
 
     def predicted(pattern: str, density: float) -> float:
-        saved = sum(
-            max(0.0, dense_of[name] - seen[name].calls * taken.get((pattern, density), float("inf")))
-            for name, taken in forms.items()
-        )
+        saved = sum(dense_of[name] * max(0.0, 1 - taken.get((pattern, density), 1.0)) for name, taken in forms.items())
         return dense_s / max(dense_s - saved, 1e-12)
 
     speedups = {pattern: {density: predicted(pattern, density) for density in densities} for pattern in patterns}
@@ -123,7 +117,9 @@ def propose(
     ]
     density, _, pattern = max(reaching, default=(None, 0, None))
     rows = tuple(
-        _row(name, layers[name], seen[name], forms[name], pattern, density) for name in layers if name in forms
+        _row(name, layers[name], seen[name], dense_of[name], forms[name], pattern, density)
+        for name in layers
+        if name in forms
     )
     return Proposal(speedup, pattern, density, rows, speedups, dense_s, outside)
 
@@ -134,11 +130,10 @@ def _measure_all(
     patterns: Sequence[str],
     densities: Sequence[float],
     *,
-    training: bool,
     seconds: float,
     cache: TimingCache | None,
 ) -> dict[str, dict[Any, float]]:
-    """Return the seconds of a call of each layer by pattern and density, and dense under None."""
+    """Return what share of its dense time each layer takes as tiles, by pattern and density."""
     known: dict[Any, dict[Any, float]] = {}
     found = {}
     for name, layer in layers.items():
@@ -146,7 +141,7 @@ def _measure_all(
             continue
         key = (type(layer), tuple(layer.trained.shape), str(layer.extra_repr()), seen[name])
         if key not in known:
-            known[key] = _measure_one(layer, seen[name], patterns, densities, training, seconds, cache)
+            known[key] = _measure_one(layer, seen[name], patterns, densities, seconds, cache)
         found[name] = known[key]
     return found
 
@@ -156,7 +151,6 @@ def _measure_one(
     usage: Usage,
     patterns: Sequence[str],
     densities: Sequence[float],
-    training: bool,
     seconds: float,
     cache: TimingCache | None,
 ) -> dict[Any, float]:
@@ -165,13 +159,11 @@ def _measure_one(
         pattern = parse(text)
         for density in densities:
             masked = _with_mask(layer, pattern, density)
-            forms = [DENSE, TILES] if masked is not None and not obstacle(masked, TILES) else [DENSE]
-            times = time_forms(
-                layer if masked is None else masked, usage, forms, training=training, seconds=seconds, cache=cache
-            )
-            taken[None] = min(times[DENSE], taken.get(None, float("inf")))
-            if TILES in times:
-                taken[text, density] = times[TILES]
+            if masked is None or obstacle(masked, TILES):
+                continue
+            forms = [DENSE, TILES]
+            times = time_forms(masked, usage, forms, training=False, seconds=seconds, cache=cache)
+            taken[text, density] = times[TILES] / times[DENSE]
     return taken
 
 
@@ -199,33 +191,42 @@ def _with_mask(layer: SparseLayer, pattern: Pattern, density: float) -> SparseLa
     return twin
 
 
-def _time_model(model: nn.Module, inputs: Sequence[Any], *, training: bool) -> float:
-    # A copy: a step leaves gradients, and batch norm would learn from it.
-    twin = copy.deepcopy(model).train(training)
+def _time_dense(
+    model: nn.Module, inputs: Sequence[Any], layers: Mapping[str, SparseLayer], seen: Mapping[str, Usage]
+) -> tuple[float, dict[str, float]]:
+    """Return the seconds of a pass of the model, and of those all calls of each layer take, from the same rounds."""
+    # A copy: hooks may count calls, and the mode of each module is its own.
+    twin = copy.deepcopy(model).eval()
 
     def infer() -> None:
         with torch.no_grad():
             twin(*inputs)
 
-    def train() -> None:
-        leaves = [leaf for leaf in tree_leaves(twin(*inputs)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        torch.autograd.backward(leaves, [torch.ones_like(leaf) for leaf in leaves])
-        twin.zero_grad()
-
-    return measure({"model": train if training else infer}, seconds=1.0, min_rounds=3)["model"].median_s
+    # Layers that are alike take as long as each other.
+    alike = {name: (type(layers[name]), tuple(layers[name].trained.shape), seen[name]) for name in seen}
+    first = {key: name for name, key in reversed(alike.items())}
+    calls = {name: dense_call(layers[name], seen[name]) for name in first.values()}
+    timings = measure({"": infer, **calls}, seconds=3.0, min_rounds=3)
+    each = {name: seen[name].calls * timings[first[key]].median_s for name, key in alike.items()}
+    return timings[""].median_s, each
 
 
 def _row(
-    name: str, layer: SparseLayer, usage: Usage, taken: Mapping[Any, float], pattern: str | None, density: float | None
+    name: str,
+    layer: SparseLayer,
+    usage: Usage,
+    dense_s: float,
+    taken: Mapping[Any, float],
+    pattern: str | None,
+    density: float | None,
 ) -> LayerProposal:
-    dense_s = usage.calls * taken[None]
-    tiles = taken.get((pattern, density))
-    if tiles is None or pattern is None or density is None:
+    share = taken.get((pattern, density))
+    if share is None or pattern is None or density is None:
         form, proposed, reason = None, dense_s, "no tiles of this pattern fit" if pattern else ""
-    elif tiles < taken[None]:
-        form, proposed, reason = pattern, usage.calls * tiles, f"{taken[None] / tiles:.1f}x faster"
+    elif share < 1:
+        form, proposed, reason = pattern, dense_s * share, f"{1 / share:.1f}x faster"
     else:
-        form, proposed, reason = None, dense_s, f"tiles {tiles / taken[None]:.1f}x slower here"
+        form, proposed, reason = None, dense_s, f"tiles {share:.1f}x slower here"
     return LayerProposal(
         layer=name,
         shape=tuple(layer.sparsity.mask_matrix().shape),
