@@ -320,6 +320,13 @@ def test_int8_layers_infer_only_and_stand_alone(speed, tmp_path):
     assert report.rows[0].bytes < 32 * 64
     with pytest.raises(ValueError, match=r"save: 0 computes in int8, .* save before pack"):
         cw.save(model, tmp_path / "model.safetensors")
+    state = model.state_dict()
+    model.load_state_dict(state)
+    for key, damage in (("0.col", 9999), ("0.ptr", 1)):
+        damaged = {**state, key: state[key] + damage}
+        with pytest.raises(ValueError, match=r"0: its int8 weight is damaged: .*; load what state_dict"):
+            model.load_state_dict(damaged)
+        assert torch.equal(model.state_dict()[key], state[key])
     with pytest.raises(ValueError, match="its last size must be 32"):
         model[0](torch.ones(2, 5))
     with pytest.raises(ValueError, match="int8 is for inference"):

@@ -36,11 +36,13 @@ def can_sanitize(folder):
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler; install g++ or clang++, or name one in CXX")
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_sanitizers_find_nothing(kernels, tmp_path):
     if not can_sanitize(tmp_path):
-        pytest.skip("this compiler has no sanitizers")
+        pytest.skip(
+            f"{COMPILER} cannot link the address and undefined-behaviour sanitizers; install libasan and libubsan"
+        )
     names = cpu.instruction_sets(KERNELS[kernels]) if cpu.is_built() else ["generic"]
     wanted = list(KERNELS[kernels]) if platform.machine() in ("x86_64", "AMD64") else ["generic"]
 

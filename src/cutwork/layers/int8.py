@@ -1,6 +1,7 @@
 """Linear layers for inference in int8."""
 
-from typing import final
+from dataclasses import replace
+from typing import Any, final
 
 from torch import Tensor, nn
 
@@ -9,8 +10,11 @@ from cutwork.kernels.cpu import narrow
 from cutwork.layers.compressed import CompressedLinear
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.direct import can_skip_dispatcher, kernel_of
-from cutwork.ops.int8_linear import int8_linear, quantize
+from cutwork.ops.int8_linear import int8_linear, num_steps, quantize
 from cutwork.topology import Topology
+
+# What must fit each other, or a kernel would read past an end.
+INDEX = ("integers", "ptr", "col", "order")
 
 
 @final
@@ -61,6 +65,33 @@ class Int8Linear(nn.Module):
         held = (self.integers, self.scales, self.ptr, self.col, self.order, self.bias)
         y = product(flat, *held, self.out_features, self.columns, NONE)
         return activate(self.after, y).view(*x.shape[:-1], self.out_features)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Refuse an index that the kernel, which trusts it, could not use."""
+        given = {name: state_dict.get(f"{prefix}{name}", self._buffers.get(name)) for name in INDEX}
+        # Of another shape a tensor is refused by PyTorch, and not copied.
+        if all(tensor is None or tensor.shape == self._buffers[name].shape for name, tensor in given.items()):
+            try:
+                replace(self.topology, **{name: given[name] for name in ("ptr", "col", "order")}).check()
+                if num_steps(given["ptr"], self.columns) != len(given["integers"]):
+                    raise ValueError("it does not fit the number of its weights")
+            except ValueError as error:
+                raise ValueError(
+                    f"{prefix.removesuffix('.') or 'the model itself'}: its int8 weight is damaged: {error}; load what "
+                    "state_dict() has written"
+                ) from error
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         """Describe the layer, and what computes it."""

@@ -93,6 +93,11 @@ def _quantize_rows(x_MI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return numbers_MI, torch.where(finite_M, scales_M, torch.nan), zeros_M
 
 
+def num_steps(ptr: Tensor, columns: int) -> int:
+    """Return how many steps the int8 form of units of so many columns has."""
+    return int(((ptr.diff().long() * columns + STEP - 1) // STEP).sum())
+
+
 def _groups(ptr: Tensor) -> Tensor:
     counts = ptr.diff().long()
     return torch.arange(len(counts), device=ptr.device).repeat_interleave(counts)
