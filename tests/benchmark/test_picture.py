@@ -49,3 +49,8 @@ def test_the_same_numbers_give_the_same_svg(tmp_path):
 def test_without_matplotlib_there_is_no_picture(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert draw(ROWS, tmp_path / "picture.svg") == []
+
+
+@pytest.mark.parametrize("rows", [[], [replace(ROW, form="dense", density=1.0, ratio=1.0)]])
+def test_rows_without_curves_have_no_picture(rows, tmp_path):
+    assert draw(rows, tmp_path / "picture.svg") == []

@@ -2,8 +2,6 @@ import json
 import subprocess
 from dataclasses import replace
 
-import pytest
-
 from cutwork.benchmark import results as results_file
 from cutwork.benchmark.results import Machine, Results, Row, rows_from_csv
 
@@ -85,7 +83,7 @@ def test_a_wide_table_fits_100_columns():
 def test_everything_is_written_to_a_folder(tmp_path):
     points = [replace(TILE, density=density, ideal=1 / density, ratio=0.9 / density) for density in (0.1, 0.5)]
     files = Results(MACHINE, (DENSE, *points)).write(tmp_path / "new" / "folder")
-    assert [file.name for file in files] == ["results.json", "results.csv", "picture.svg"]
+    assert [file.name for file in files] == ["results.json", "results.csv"]
     assert all(file.stat().st_size for file in files)
     assert Results.from_json(files[0].read_text()).rows == (DENSE, *points)
 
@@ -106,8 +104,3 @@ def test_without_git_there_is_no_commit(monkeypatch):
 def test_this_machine_describes_itself():
     machine = Machine.here("a command")
     assert machine.cpu and machine.cores >= 1 and machine.threads >= 1 and machine.command == "a command"
-
-
-@pytest.mark.parametrize("rows", [(), (DENSE,)])
-def test_results_without_curves_have_no_picture(rows, tmp_path):
-    assert [file.name for file in Results(MACHINE, rows).write(tmp_path)] == ["results.json", "results.csv"]

@@ -254,6 +254,7 @@ def _measure(
     The exit code is 1 if a form computed something else. Whatever ends it early, what was measured is kept.
     """
     from cutwork.benchmark.comparison import MIN_ROUNDS, Run
+    from cutwork.benchmark.picture import draw
     from cutwork.kernels import activate
 
     if settings.seconds <= 0:
@@ -278,7 +279,8 @@ def _measure(
         results = run.results("cutwork " + shlex.join(sys.argv[1:]))
     print(results)
     if settings.output is not None:
-        print("\nWritten: " + ", ".join(map(str, results.write(settings.output))))
+        files = [*results.write(settings.output), *draw(results.rows, settings.output / "picture.svg")]
+        print("\nWritten: " + ", ".join(map(str, files)))
     if isinstance(stopped, KeyboardInterrupt):
         raise SystemExit(STOPPED)
     if stopped is not None:

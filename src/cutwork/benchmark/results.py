@@ -142,14 +142,12 @@ class Results:
         return file.getvalue()
 
     def write(self, folder: Path) -> list[Path]:
-        """Write results.json, results.csv and, where matplotlib is installed and there are curves, picture.svg."""
-        from cutwork.benchmark.picture import draw
-
+        """Write results.json and results.csv, and return them."""
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / "results.json", folder / "results.csv"]
         files[0].write_text(self.to_json() + "\n")
         files[1].write_text(self.to_csv())
-        return [*files, *draw(self.rows, folder / "picture.svg")]
+        return files
 
 
 def rows_from_csv(text: str) -> tuple[Row, ...]:

@@ -77,11 +77,12 @@ class Int8Linear(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Refuse an index that the kernel, which trusts it, could not use."""
-        given = {name: state_dict.get(f"{prefix}{name}", self._buffers.get(name)) for name in INDEX}
+        held = {name: tensor for name, tensor in self._buffers.items() if name in INDEX and tensor is not None}
+        given: dict[str, Any] = {name: state_dict.get(f"{prefix}{name}", tensor) for name, tensor in held.items()}
         # Of another shape a tensor is refused by PyTorch, and not copied.
-        if all(tensor is None or tensor.shape == self._buffers[name].shape for name, tensor in given.items()):
+        if all(tensor.shape == held[name].shape for name, tensor in given.items()):
             try:
-                replace(self.topology, **{name: given[name] for name in ("ptr", "col", "order")}).check()
+                replace(self.topology, ptr=given["ptr"], col=given["col"], order=given.get("order")).check()
                 if num_steps(given["ptr"], self.columns) != len(given["integers"]):
                     raise ValueError("it does not fit the number of its weights")
             except ValueError as error:
