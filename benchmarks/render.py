@@ -3,10 +3,11 @@
 python benchmarks/render.py
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from cutwork.benchmark.comparison import DENSE_FORMS
 from cutwork.benchmark.results import HEAD, Results, Row, cells, title_of
 
 HERE = Path(__file__).parent
@@ -26,6 +27,10 @@ SHOWN = (
 )
 DENSITIES = (0.5, 0.2, 0.1, 0.05)
 OWN = ("tile", "packed", "fused")
+# Columns that are read from the left.
+WORDS = ("layer", "pattern", "density", "form", "precision")
+# Of more tables than this nobody reads one.
+MOST_TABLES = 50
 NOTHING = "Nothing was measured for this version yet: `make bench` does it, `benchmarks/RESULTS.md` will have it."
 
 
@@ -81,14 +86,25 @@ def _piece(name: str, results: Results) -> str:
     machine = "  \n".join(str(results.machine).splitlines()[:2])
     picture = f"![crossover curves]({name}/picture.svg)\n" if (HERE / name / "picture.svg").exists() else ""
     lines = [f"## {name}\n", machine, "", f"    {results.machine.command}\n", picture]
-    for title, rows in groupby(results.rows, key=title_of):
-        lines += [f"**{title}**\n", _markdown(list(rows)), ""]
+    groups = {title: list(rows) for title, rows in groupby(results.rows, key=title_of)}
+    if len(groups) > MOST_TABLES:
+        lines += [_by_gain(groups), ""]
+    else:
+        for title, rows in groups.items():
+            lines += [f"**{title}**\n", _markdown(HEAD, [cells(row) for row in rows]), ""]
     return "\n".join([*lines, *(f"- {note}" for note in results.notes), ""])
 
 
-def _markdown(rows: list[Row]) -> str:
-    sides = "|".join("---" if place < 2 or name in ("form", "precision") else "---:" for place, name in enumerate(HEAD))
-    return "\n".join([f"| {' | '.join(HEAD)} |", f"|{sides}|", *(f"| {' | '.join(cells(row))} |" for row in rows)])
+def _by_gain(groups: dict[str, list[Row]]) -> str:
+    """Return the sparse rows of all groups as one table, what gains least first."""
+    rows = [(title, row) for title, rows in groups.items() for row in rows if row.form not in DENSE_FORMS]
+    rows.sort(key=lambda pair: pair[1].ratio or 0.0)
+    return _markdown(("layer", *HEAD), [(title, *cells(row)) for title, row in rows])
+
+
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    sides = "|".join("---" if name in WORDS else "---:" for name in head)
+    return "\n".join([f"| {' | '.join(head)} |", f"|{sides}|", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def _summary(results: Results) -> list[str]:

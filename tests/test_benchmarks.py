@@ -44,6 +44,25 @@ def test_the_readme_and_the_results_page_say_what_the_files_say(render):
     assert render.results_page(measured) == (ROOT / "benchmarks" / "RESULTS.md").read_text()
 
 
+def test_many_small_comparisons_make_one_table_with_the_least_gain_first(render):
+    rows = [
+        row
+        for number in range(60)
+        for row in (
+            replace(TILE, shape=f"{number}x8", pattern="dense", form="dense", ratio=1.0),
+            replace(TILE, shape=f"{number}x8", ratio=1 + (7 * number) % 60),
+        )
+    ]
+    page = render.results_page({"chance": Results(MACHINE, tuple(rows))})
+    lines = [line for line in page.splitlines() if line.startswith("| linear")]
+    assert len(lines) == 60
+    assert lines[0].startswith(
+        "| linear 0x8, forward, tokens 197 | block:16 | 0.1 | tile | fp32 | 500 us | 1.00 | 9.50 |"
+    )
+    gains = [float(line.split(" | ")[6]) for line in lines]
+    assert gains == sorted(gains)
+
+
 def test_committed_results_are_all_equal(render):
     assert all(results.all_are_equal for results in render.pieces().values())
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import cutwork as cw
 from cutwork import forms
@@ -89,6 +90,19 @@ def test_a_dense_form_reads_the_weight_as_it_is_where_nothing_trains(speed, monk
     with torch.no_grad():
         model(x)
     assert len(reads) == 6
+
+
+def test_a_resting_layer_reads_what_others_compute_of_its_weight(speed):
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    model, x = sparse_model(), torch.randn(5, 32)
+    cw.pack(model, x, forms="dense")
+    with torch.no_grad():
+        expected = 2 * (model[0](x) - model[0].bias)
+        parametrize.register_parametrization(model[0], "weight", Doubled())
+        torch.testing.assert_close(model[0](x) - model[0].bias, expected)
 
 
 def test_a_packed_model_trains(speed):

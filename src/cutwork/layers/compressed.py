@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cutwork.kernels import activate as activate_kernels
 from cutwork.kernels import tile_kernel
 from cutwork.layers.fixed_index import FixedIndex, replace_numbers
+from cutwork.layers.held import held
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_conv2d import conv2d
 from cutwork.ops.block_linear import linear
@@ -61,8 +62,7 @@ class Compressed(nn.Module):
         """Return what errors call this layer."""
 
     @final
-    def _check(self, x: Tensor, channel_dim: int, channels: int) -> None:
-        values = self.values
+    def _check(self, x: Tensor, values: Tensor, channel_dim: int, channels: int) -> None:
         if x.dim() < -channel_dim or x.shape[channel_dim] != channels:
             where = "last size" if channel_dim == -1 else "number of channels"
             raise ValueError(
@@ -126,14 +126,15 @@ class CompressedLinear(Compressed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the weight, plus the bias."""
-        if self.converts and x.dtype != self.values.dtype:
-            return self.forward(x.to(self.values.dtype)).to(x.dtype)
-        self._check(x, -1, self.in_features)
+        values = held(self, "values")
+        if self.converts and x.dtype != values.dtype:
+            return self.forward(x.to(values.dtype)).to(x.dtype)
+        self._check(x, values, -1, self.in_features)
         index, before, after = self.sparsity, self.before, self.after
         if index.is_watching:
             x, before, after = activate(before, x), NONE, NONE
         y = linear(
-            *(x, self.values, index.ptr, index.col, index.order, self.bias),
+            *(x, values, *index.tensors, held(self, "bias")),
             outputs=self.out_features,
             before=before,
             after=after,
@@ -172,12 +173,13 @@ class CompressedConv2d(Compressed):
             raise ValueError(
                 f"{self._described()} got an input of shape {list(input.shape)}; it must be an image or some"
             )
-        self._check(input, -3, self.in_channels)
+        values = held(self, "values")
+        self._check(input, values, -3, self.in_channels)
         index = self.sparsity
         after = NONE if index.is_watching else self.after
         x, padding = self._padded(input)
         y = conv2d(
-            *(x, self.values, index.ptr, index.col, index.order, self.bias),
+            *(x, values, *index.tensors, held(self, "bias")),
             outputs=self.out_channels,
             kernel_size=self.kernel_size,
             stride=self.stride,

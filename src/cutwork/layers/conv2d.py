@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from cutwork.layers.held import held
 from cutwork.sparsity import Masked
 
 
@@ -25,5 +26,5 @@ class SparseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input with the effective weight."""
         if self.is_resting and not torch.is_grad_enabled():
-            return self._conv_forward(input, self.weight, self.bias)
+            return self._conv_forward(input, held(self, "weight"), held(self, "bias"))
         return self.sparsity.watch(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)

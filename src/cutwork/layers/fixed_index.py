@@ -79,6 +79,12 @@ class FixedIndex(Sparsity):
         """Return the index."""
         return Topology(self.shape, self.rows, self.columns, self.ptr, self.col, self.order)
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return `ptr`, `col` and `order`, past `nn.Module.__getattr__`."""
+        held = self._buffers
+        return held["ptr"], held["col"], held["order"]  # pyrefly: ignore
+
     @topology.setter
     def topology(self, topology: Topology) -> None:
         for name, index in (("ptr", topology.ptr), ("col", topology.col), ("order", topology.order)):

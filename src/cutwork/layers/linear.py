@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutwork.layers.held import held
 from cutwork.sparsity import Masked
 
 
@@ -26,7 +27,7 @@ class SparseLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""
         if self.is_resting and not torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, held(self, "weight"), held(self, "bias"))
         return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight), self.bias), -1)
 
 
@@ -49,7 +50,7 @@ class SparseConv1D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""
         if self.is_resting and not torch.is_grad_enabled():
-            return F.linear(x, self.weight.T, self.bias)
+            return F.linear(x, held(self, "weight").T, held(self, "bias"))
         return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight).T, self.bias), -1)
 
     def extra_repr(self) -> str:
