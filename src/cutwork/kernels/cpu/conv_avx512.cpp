@@ -2,9 +2,9 @@
 
 #define CUTWORK_ISA conv_avx512
 #define LANES 16
-#define PIXELS_1 16, 14, 12, 8, 7, 4, 2
-#define PIXELS_2 14, 12, 8, 7, 4, 2
-#define TILES_AT_ONCE 3
+#define PIXELS_1 16
+#define PIXELS_2 14
+#define OUTPUTS_3 8
 #define ROWS_1 16
 #define ROWS_2 12
 #include "conv.inc"
