@@ -92,6 +92,7 @@ void run(const NarrowKernels &kernels) {
     for (size_t i = 0; i < x.count; ++i) wide_x[i] = number_of(x[i]);
     const bool has_bias = between(0, 1), has_residual = between(0, 1);
     const int threads = static_cast<int>(between(1, 4));
+    const auto before = static_cast<Activation>(between(0, 4)), after = static_cast<Activation>(between(0, 4));
     const float *b = has_bias ? bias.data.get() : nullptr;
     NarrowWeight w{values.data.get(), ptr.data.get(), col.data.get(), shuffled ? order.data.get() : nullptr,
                    outputs,           inputs,         groups,         bo,
@@ -102,11 +103,12 @@ void run(const NarrowKernels &kernels) {
     for (const Exact<uint16_t> *memory : {&y, &dx, &dvalues, &y8_bf16})
         for (size_t i = 0; i < memory->count; ++i) (*memory)[i] = 0x7fc0;
     for (size_t i = 0; i < y8.count; ++i) y8[i] = NAN;
-    kernels.bf16_forward(w, x.data.get(), b, has_residual ? residual.data.get() : nullptr, y.data.get(), tokens, threads);
+    kernels.bf16_forward(w, x.data.get(), b, has_residual ? residual.data.get() : nullptr, y.data.get(), tokens,
+                         before, after, threads);
     kernels.bf16_input_gradient(w, dy.data.get(), dx.data.get(), tokens, threads);
     w.values = integers.data.get();
-    kernels.int8_forward(w, scales.data.get(), wide_x.data.get(), b, y8.data.get(), tokens, threads);
-    kernels.int8_forward_bf16(w, scales.data.get(), x.data.get(), b, y8_bf16.data.get(), tokens, threads);
+    kernels.int8_forward(w, scales.data.get(), wide_x.data.get(), b, y8.data.get(), tokens, after, threads);
+    kernels.int8_forward_bf16(w, scales.data.get(), x.data.get(), b, y8_bf16.data.get(), tokens, after, threads);
     w.values = nullptr;
     kernels.bf16_weight_gradient(w, x.data.get(), dy.data.get(), dvalues.data.get(), tokens, threads);
 
@@ -115,16 +117,16 @@ void run(const NarrowKernels &kernels) {
             const double first = has_bias ? bias[o] : 0;
             double sum = first, sum8 = first, size = std::fabs(first), size8 = size;
             for (int64_t i = 0; i < inputs; ++i) {
-                const double input = wide_x[t * inputs + i];
-                sum += input * dense[o * inputs + i], size += std::fabs(input * dense[o * inputs + i]);
+                const double input = wide_x[t * inputs + i], active = activated(before, input);
+                sum += active * dense[o * inputs + i], size += std::fabs(active * dense[o * inputs + i]);
                 // Each input may lie half a step off, and a step is a part of the row's whole width.
                 sum8 += input * dense8[o * inputs + i], size8 += 4 * std::fabs(dense8[o * inputs + i]);
             }
             const int64_t at = t * outputs + o;
-            expect("bfloat16 forward", shape, number_of(y[at]), sum + (has_residual ? number_of(residual[at]) : 0),
-                   size + 4, 1e-2);
-            expect("int8 forward", shape, y8[at], sum8, size8, 1e-2);
-            expect("int8 forward of bfloat16", shape, number_of(y8_bf16[at]), sum8, size8, 2e-2);
+            const double wanted = activated(after, sum) + (has_residual ? number_of(residual[at]) : 0);
+            expect("bfloat16 forward", shape, number_of(y[at]), wanted, size + 4, 1e-2);
+            expect("int8 forward", shape, y8[at], activated(after, sum8), size8, 1e-2);
+            expect("int8 forward of bfloat16", shape, number_of(y8_bf16[at]), activated(after, sum8), size8, 2e-2);
         }
         for (int64_t i = 0; i < inputs; ++i) {
             double sum = 0, size = 0;

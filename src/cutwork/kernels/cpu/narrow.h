@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include "tiles.h"
+
 #include <cstdint>
 
 struct NarrowWeight {
@@ -16,21 +18,21 @@ struct NarrowWeight {
 
 struct NarrowKernels {
     const char *isa;
-    // y[M, O] = x[M, I] W^T + bias + residual; bias and residual may be null
+    // y[M, O] = after(before(x[M, I]) W^T + bias) + residual; bias and residual may be null
     void (*bf16_forward)(const NarrowWeight &, const uint16_t *x, const float *bias, const uint16_t *residual,
-                         uint16_t *y, int64_t tokens, int threads);
+                         uint16_t *y, int64_t tokens, Activation before, Activation after, int threads);
     // dx[M, I] = dy[M, O] W
     void (*bf16_input_gradient)(const NarrowWeight &, const uint16_t *dy, uint16_t *dx, int64_t tokens, int threads);
     // dvalues = dy^T x where W keeps something; the order of the sum is the same for any number of threads
     void (*bf16_weight_gradient)(const NarrowWeight &, const uint16_t *x, const uint16_t *dy, uint16_t *dvalues,
                                  int64_t tokens, int threads);
-    // y[M, O] = x[M, I] W^T + bias. A step is four kept inputs of a group, in the order of its units and their columns;
-    // the last of a group is filled with zeros. `scales` turn the int8 numbers of each output into its weight. Each row
-    // of x is cut into 255 parts between the least and the greatest number in it, zero included.
+    // y[M, O] = after(x[M, I] W^T + bias). A step is four kept inputs of a group, in the order of its units and their
+    // columns; the last of a group is filled with zeros. `scales` turn the int8 numbers of each output into its weight.
+    // Each row of x is cut into 255 parts between the least and the greatest number in it, zero included.
     void (*int8_forward)(const NarrowWeight &, const float *scales, const float *x, const float *bias, float *y,
-                         int64_t tokens, int threads);
+                         int64_t tokens, Activation after, int threads);
     void (*int8_forward_bf16)(const NarrowWeight &, const float *scales, const uint16_t *x, const float *bias,
-                              uint16_t *y, int64_t tokens, int threads);
+                              uint16_t *y, int64_t tokens, Activation after, int threads);
 };
 
 extern const NarrowKernels GENERIC_NARROW, AVX2_NARROW, AVX512_NARROW, AVX512_VNNI_NARROW, AVX512_BF16_NARROW;

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu.arguments import address, check, check_index
-from cutwork.ops.activations import activate, backward
+from cutwork.kernels.cpu.arguments import address, check, check_index, contiguous
+from cutwork.ops.activations import activate, backward, number
 from cutwork.ops.direct import register_kernel
 from cutwork.ops.int8_linear import int8_linear
 
@@ -41,20 +41,17 @@ def forward(
     after: str,
 ) -> Tensor:
     """Compute `block_linear` in bfloat16."""
-    x_MI, values = activate(before, x_MI).contiguous(), values.contiguous()
+    x_MI, values, residual_MO = contiguous(x_MI), contiguous(values), contiguous(residual_MO)
     check("the bias", bias_O, (outputs,))
     check("the residual", residual_MO, (len(x_MI), outputs))
     y_MO = x_MI.new_empty(x_MI.shape[0], outputs)
     bias_O = None if bias_O is None else bias_O.float().contiguous()
-    # The residual comes after the activation, which has a pass of its own.
-    apart = after != "none" and residual_MO is not None
-    residual = None if residual_MO is None or apart else residual_MO.contiguous()
     weight = _weight(values, ptr, col, order, outputs, x_MI.shape[1])
     kernels(isa).forward(
-        weight, x_MI.data_ptr(), address(bias_O), address(residual), y_MO.data_ptr(), len(x_MI), cpu.num_threads()
+        *(weight, x_MI.data_ptr(), address(bias_O), address(residual_MO), y_MO.data_ptr(), len(x_MI)),
+        *(number(before), number(after), cpu.num_threads()),
     )
-    y_MO = activate(after, y_MO)
-    return y_MO + residual_MO if apart else y_MO
+    return y_MO
 
 
 def input_gradient(
@@ -129,8 +126,11 @@ def int8_forward(
         *(outputs, x_MI.shape[1], groups, rows, columns),
     )
     run = kernels(isa).int8_forward_bf16 if x_MI.dtype == torch.bfloat16 else kernels(isa).int8_forward
-    run(weight, scales_O.data_ptr(), x_MI.data_ptr(), address(bias_O), y_MO.data_ptr(), len(x_MI), cpu.num_threads())
-    return activate(after, y_MO)
+    run(
+        *(weight, scales_O.data_ptr(), x_MI.data_ptr(), address(bias_O), y_MO.data_ptr(), len(x_MI)),
+        *(number(after), cpu.num_threads()),
+    )
+    return y_MO
 
 
 def _weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Any:

@@ -1,10 +1,8 @@
 // The narrow kernels for AVX2 and FMA.
 
 #define CUTWORK_ISA avx2_narrow
-#define LANES 16
-#define TOKENS_1 6
-#define TOKENS_2 3
-#define TOKENS_4 1
+#define LANES 8
+#define OUTPUTS_AT_ONCE 4
 #include "narrow.inc"
 
 extern const NarrowKernels AVX2_NARROW = {

@@ -2,9 +2,7 @@
 
 #define CUTWORK_ISA avx512vnni_narrow
 #define LANES 16
-#define TOKENS_1 16
-#define TOKENS_2 12
-#define TOKENS_4 6
+#define OUTPUTS_AT_ONCE 8
 #include "narrow.inc"
 
 extern const NarrowKernels AVX512_VNNI_NARROW = {

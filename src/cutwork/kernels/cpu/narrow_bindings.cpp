@@ -32,9 +32,10 @@ class Narrow {
     }
 
     void forward(const NarrowWeight &weight, uintptr_t x, uintptr_t bias, uintptr_t residual, uintptr_t y,
-                 int64_t tokens, int threads) const {
+                 int64_t tokens, int before, int after, int threads) const {
         kernels->bf16_forward(weight, at<const uint16_t>(x), at<const float>(bias), at<const uint16_t>(residual),
-                              at<uint16_t>(y), tokens, threads);
+                              at<uint16_t>(y), tokens, static_cast<Activation>(before),
+                              static_cast<Activation>(after), threads);
     }
 
     void input_gradient(const NarrowWeight &weight, uintptr_t dy, uintptr_t dx, int64_t tokens, int threads) const {
@@ -48,15 +49,15 @@ class Narrow {
     }
 
     void int8_forward(const NarrowWeight &weight, uintptr_t scales, uintptr_t x, uintptr_t bias, uintptr_t y,
-                      int64_t tokens, int threads) const {
+                      int64_t tokens, int after, int threads) const {
         kernels->int8_forward(weight, at<const float>(scales), at<const float>(x), at<const float>(bias),
-                              at<float>(y), tokens, threads);
+                              at<float>(y), tokens, static_cast<Activation>(after), threads);
     }
 
     void int8_forward_bf16(const NarrowWeight &weight, uintptr_t scales, uintptr_t x, uintptr_t bias, uintptr_t y,
-                           int64_t tokens, int threads) const {
+                           int64_t tokens, int after, int threads) const {
         kernels->int8_forward_bf16(weight, at<const float>(scales), at<const uint16_t>(x), at<const float>(bias),
-                                   at<uint16_t>(y), tokens, threads);
+                                   at<uint16_t>(y), tokens, static_cast<Activation>(after), threads);
     }
 
   private:

@@ -1,10 +1,8 @@
 // The narrow kernels for no particular instruction set: SSE2 on x86, NEON on ARM.
 
 #define CUTWORK_ISA generic_narrow
-#define LANES 16
-#define TOKENS_1 4
-#define TOKENS_2 2
-#define TOKENS_4 1
+#define LANES 4
+#define OUTPUTS_AT_ONCE 4
 #include "narrow.inc"
 
 extern const NarrowKernels GENERIC_NARROW = {
