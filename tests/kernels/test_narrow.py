@@ -136,6 +136,15 @@ def test_int8_kernels_do_not_saturate(isa):
 
 
 @EVERY_ISA
+def test_int8_kernels_refuse_values_that_do_not_fit_the_index(isa):
+    index, values, x, _, bias = problem((63, 100), Block(16, 1), 0.5, 5, torch.float32)
+    x, integers, *rest = int8_arguments(index, values, x, bias)
+    for wrong in (integers[:-1], torch.cat([integers, integers[:1]])):
+        with pytest.raises(ValueError, match=f"values of {len(wrong)} steps.* make {len(integers)}"):
+            narrow.int8_forward(isa, x, wrong, *rest)
+
+
+@EVERY_ISA
 @pytest.mark.parametrize("tokens", [3, 20])
 def test_a_row_that_is_not_finite_spoils_no_other(isa, tokens):
     index, values, x, _, bias = problem((64, 64), Block(16, 16), 0.5, tokens, torch.float32)

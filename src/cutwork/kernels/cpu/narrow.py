@@ -13,7 +13,7 @@ from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, check_index, contiguous
 from cutwork.ops.activations import activate, backward, number
 from cutwork.ops.direct import register_kernel
-from cutwork.ops.int8_linear import int8_linear
+from cutwork.ops.int8_linear import STEP, int8_linear
 
 
 @functools.cache
@@ -125,6 +125,11 @@ def int8_forward(
         *(values.data_ptr(), ptr.data_ptr(), col.data_ptr(), address(order)),
         *(outputs, x_MI.shape[1], groups, rows, columns),
     )
+    if (steps := weight.steps(STEP)) != len(values):
+        raise ValueError(
+            f"int8_linear got values of {len(values)} steps, but the units of ptr with {columns} columns each make "
+            f"{steps}; pass ptr and columns as they were when quantize() was called"
+        )
     run = kernels(isa).int8_forward_bf16 if x_MI.dtype == torch.bfloat16 else kernels(isa).int8_forward
     run(
         *(weight, scales_O.data_ptr(), x_MI.data_ptr(), address(bias_O), y_MO.data_ptr(), len(x_MI)),

@@ -79,7 +79,16 @@ void bind_narrow(nb::module_ &module) {
                                     groups,
                                     bo,
                                     bi};
-        });
+        })
+        .def(
+            "steps",
+            [](const NarrowWeight &w, int64_t size) {
+                int64_t steps = 0;
+                for (int64_t group = 0; group < w.groups; ++group)
+                    steps += ((w.ptr[group + 1] - w.ptr[group]) * w.bi + size - 1) / size;
+                return steps;
+            },
+            "Return how many steps of so many kept inputs the groups have.");
     nb::class_<Narrow>(module, "Narrow", "The bfloat16 and int8 kernels of one instruction set.")
         .def(nb::init<const char *>())
         .def("forward", &Narrow::forward, nb::call_guard<nb::gil_scoped_release>())
