@@ -149,7 +149,9 @@ def test_a_name_that_is_all_numbers_is_cut_at_its_beginning():
     assert _shorten("1.2.3.4.5.6.7.8.9", 6) == "..8..9"
 
 
-def test_pictures_are_png_and_svg(tmp_path):
+def test_pictures_are_png_and_svg(tmp_path, monkeypatch):
+    # Another test may have loaded it.
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     network = nn.Sequential(
         nn.Linear(64, 32), nn.Conv2d(8, 8, 3), nn.Linear(600, 300), nn.Linear(8, 8), nn.Linear(8, 8)
     )
