@@ -1,14 +1,16 @@
-"""Write RESULTS.md and the table in README.md from the results.json of each piece, so that nobody types a number.
+"""Write RESULTS.md, the README's table and the pictures from the results.json of each piece: nobody types a number.
 
 python benchmarks/render.py
 """
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from cutwork.benchmark.comparison import DENSE_FORMS
-from cutwork.benchmark.results import HEAD, Results, Row, cells, title_of
+from cutwork.benchmark.picture import draw
+from cutwork.benchmark.results import DENSE_FORMS, HEAD, Results, Row, cells, counted, fastest, title_of, with_dense
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
@@ -27,6 +29,11 @@ SHOWN = (
 )
 DENSITIES = (0.5, 0.2, 0.1, 0.05)
 OWN = ("tile", "packed", "fused")
+UNSTEADY = "~"
+UNSTEADY_NOTE = (
+    "`~`: the times of the dense form, or of most tile shapes, have quartiles more than a tenth apart. The machine was "
+    "busy or the form itself is uneven: believe no small difference."
+)
 # Columns that are read from the left.
 WORDS = ("layer", "pattern", "density", "form", "precision")
 # Of more tables than this nobody reads one.
@@ -36,7 +43,7 @@ NOTHING = "Nothing was measured for this version yet: `make bench` does it, `ben
 
 def pieces() -> dict[str, Results]:
     """Return what was measured, by the name of the piece."""
-    return {file.parent.name: Results.from_json(file.read_text()) for file in sorted(HERE.glob("*/results.json"))}
+    return {file.parent.name: _read(file) for file in sorted(HERE.glob("*/results.json"))}
 
 
 def results_page(measured: dict[str, Results]) -> str:
@@ -62,8 +69,10 @@ def readme_table(measured: dict[str, Results]) -> str:
             *lines,
             "",
             f"Times as fast as dense, from the slowest to the fastest tile shape, on {machine.cpu} with "
-            f"{machine.threads} threads, torch {machine.torch}. All that was measured: `benchmarks/RESULTS.md`.",
-            *_peaks(shown.values()),
+            f"{counted(machine.threads, 'thread')}, torch {machine.torch}. All that was measured: "
+            "`benchmarks/RESULTS.md`.",
+            *([UNSTEADY_NOTE] if any(UNSTEADY in line for line in lines) else []),
+            *_rates(shown.values()),
         ]
     )
 
@@ -76,10 +85,24 @@ def with_table(page: str, table: str) -> str:
 
 
 def write_pages() -> None:
-    """Write both pages."""
+    """Write both pages, and the pictures where matplotlib is installed."""
     measured = pieces()
+    for name, results in measured.items():
+        draw(results, HERE / name / "picture.svg")
     (HERE / "RESULTS.md").write_text(results_page(measured))
     README.write_text(with_table(README.read_text(), readme_table(measured)))
+
+
+def _read(file: Path) -> Results:
+    """Read a file; one from before shapes had arrows gets them."""
+    results = Results.from_json(file.read_text())
+    return replace(results, rows=tuple(replace(row, shape=_with_arrow(row)) for row in results.rows))
+
+
+def _with_arrow(row: Row) -> str:
+    shape = re.sub(r"(\d+):(\d+)@", r"\1->\2@", row.shape)
+    # In convolutions an x stands between the sides of images and kernels.
+    return shape if "@" in shape else re.sub(r"(\d+)x(\d+)", r"\1->\2", shape)
 
 
 def _piece(name: str, results: Results) -> str:
@@ -110,27 +133,35 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def _summary(results: Results) -> list[str]:
     lines = []
     for title, group in groupby(results.rows, key=title_of):
-        rows = [row for row in group if row.form in OWN]
+        pairs = [(row, dense) for row, dense in list(with_dense(group)) if row.form in OWN]
         found = {
-            against: [_range([getattr(row, ratio) for row in rows if _is_about(row, density)]) for density in DENSITIES]
-            for against, ratio in (("the fastest dense form", "ratio"), ("PyTorch, dense fp32", "ratio_to_fp32"))
+            "the fastest dense form": [(row, row.ratio, fastest(dense)) for row, dense in pairs],
+            "PyTorch, dense fp32": [
+                (row, row.ratio_to_fp32, next((one for one in dense if one.is_base), None)) for row, dense in pairs
+            ],
+        }
+        cells_of = {
+            against: [_range([one for one in ratios if _is_about(one[0], density)]) for density in DENSITIES]
+            for against, ratios in found.items()
         }
         # Where PyTorch's own is the fastest, or as good as, one line says both.
-        once = {" | ".join(ranges): against for against, ranges in reversed(found.items()) if any(ranges)}
+        once = {" | ".join(ranges): against for against, ranges in reversed(cells_of.items()) if any(ranges)}
         lines += [f"| {title} | {against} | {ranges} |" for ranges, against in reversed(once.items())]
     return lines
 
 
-def _peaks(measured: Iterable[Results]) -> list[str]:
-    """Say why some ratios pass one over the density, if they do."""
-    rows = [row for results in measured for row in results.rows if row.what == "linear" and row.gflops_per_s]
-    dense = max((row.gflops_per_s or 0.0 for row in rows if row.is_base), default=0.0)
-    tiles = max((row.gflops_per_s or 0.0 for row in rows if row.form in OWN), default=0.0)
-    if tiles <= dense:
+def _rates(measured: Iterable[Results]) -> list[str]:
+    """Say what a ratio is made of, if one passes one over the density."""
+    rows = [row for results in measured for row in results.rows if row.gflops_per_s and row.is_steady]
+    if not any(row.form in OWN and (row.ratio or 0.0) > row.ideal for row in rows):
         return []
+    linear = [row for row in rows if row.what == "linear" and row.precision == "fp32" and row.work == "forward"]
+    best = {row.form: row.gflops_per_s for row in sorted(linear, key=lambda row: row.gflops_per_s or 0.0)}
+    named = ", ".join(f"{form} {best[form]:.0f}" for form in (*DENSE_FORMS, *OWN) if form in best)
     return [
-        "Ratios pass one over the share kept because PyTorch's dense fp32 product of linear layers reaches "
-        f"{dense:.0f} GF/s on this processor, and tile kernels up to {tiles:.0f}."
+        "A ratio is one over the share kept, times the operations a second of the tiles (on kept weights) over those "
+        "of the dense form. So it passes one over the share kept where tiles do more operations a second than that "
+        f"dense form does. The highest steady rates of the linear layers above, forward, in GF/s: {named}."
     ]
 
 
@@ -138,11 +169,15 @@ def _is_about(row: Row, density: float) -> bool:
     return row.equal and abs(row.density - density) <= 0.1 * density
 
 
-def _range(ratios: list[float]) -> str:
-    if not ratios:
+def _range(ratios: Sequence[tuple[Row, float | None, Row | None]]) -> str:
+    """Write ratios, each with its row and the dense one below it, as a range; `~` where they rest on unsteady times."""
+    found = [(row, ratio, base) for row, ratio, base in ratios if ratio is not None]
+    if not found:
         return ""
-    low, high = f"{min(ratios):.1f}x", f"{max(ratios):.1f}x"
-    return low if low == high else f"{low} to {high}"
+    low, high = (f"{choose(ratio for _, ratio, _ in found):.1f}x" for choose in (min, max))
+    unsteady = any(base and not base.is_steady for _, _, base in found)
+    unsteady |= sum(not row.is_steady for row, _, _ in found) > len(found) / 2
+    return (low if low == high else f"{low} to {high}") + (UNSTEADY if unsteady else "")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The pages under benchmarks/ and the table of the README are what the measured files say."""
 
 import importlib.util
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -119,3 +120,54 @@ def test_an_unknown_piece_is_refused(monkeypatch, capsys):
     assert "unknown piece 'linear-198'; write linear-197" in capsys.readouterr().err
     assert run.main(["--list"]) == 0
     assert "linear-197" in capsys.readouterr().out
+
+
+def test_an_unsteady_dense_form_is_marked_in_the_readme_and_explained(render):
+    dense = replace(TILE, pattern="dense", density=1.0, form="dense", median_ms=4.0, spread=0.02, ratio=0.9)
+    onnx = replace(dense, form="onnx", median_ms=3.6, spread=0.5, ratio=1.0)
+    table = render.readme_table({"linear-197": Results(MACHINE, (dense, onnx, TILE))})
+    assert "| the fastest dense form |  |  | 9.0x~ |  |" in table
+    assert "| PyTorch, dense fp32 |  |  | 9.5x |  |" in table
+    assert "`~`: the times of the dense form, or of most tile shapes" in table
+    steady = render.readme_table({"linear-197": Results(MACHINE, (dense, replace(onnx, spread=0.05), TILE))})
+    assert "~" not in steady
+
+
+def test_most_tiles_must_be_unsteady_to_mark_a_range_of_them(render):
+    dense = replace(TILE, pattern="dense", density=1.0, form="dense", median_ms=4.0, spread=0.02, ratio=1.0)
+    tiles = [replace(TILE, pattern=f"block:{size}", ratio=float(size), ratio_to_fp32=float(size)) for size in (4, 8, 9)]
+    unsteady = [replace(tile, spread=0.3) for tile in tiles]
+    one = render.readme_table({"conv": Results(MACHINE, (dense, *tiles[:2], unsteady[2]))})
+    two = render.readme_table({"conv": Results(MACHINE, (dense, tiles[0], *unsteady[1:]))})
+    assert "4.0x to 9.0x |" in one
+    assert "4.0x to 9.0x~ |" in two
+
+
+def test_a_ratio_above_one_over_the_density_is_explained_by_the_rates_of_every_dense_form(render):
+    dense = replace(TILE, pattern="dense", density=1.0, form="dense", ratio=0.9, gflops_per_s=228.0)
+    onnx = replace(dense, form="onnx", ratio=1.0, gflops_per_s=385.0)
+    tile = replace(TILE, ratio=12.0, ideal=10.0, gflops_per_s=460.0)
+    table = render.readme_table({"linear-197": Results(MACHINE, (dense, onnx, tile))})
+    assert "in GF/s: dense 228, onnx 385, tile 460." in table
+    below = replace(tile, ratio=9.0)
+    assert "GF/s" not in render.readme_table({"linear-197": Results(MACHINE, (dense, onnx, below))})
+
+
+@pytest.mark.parametrize(("spreads", "told"), [([0.02], 0), ([0.5, 0.02], 1), ([0.5, 0.4, 0.3], 3)])
+def test_a_piece_with_an_unsteady_dense_form_is_measured_again(spreads, told, monkeypatch, capsys, tmp_path):
+    load("render", monkeypatch)
+    run = load("run", monkeypatch)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    left = list(spreads)
+
+    def measured(command, **options):
+        dense = replace(TILE, pattern="dense", density=1.0, form="dense", spread=left.pop(0))
+        Results(MACHINE, (dense, TILE)).write(tmp_path / command[-1])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run.subprocess, "run", measured)
+    assert run.measure("linear-197")
+    assert not left
+    err = capsys.readouterr().err
+    assert err.count("unsteady: 1 dense times") == told
+    assert ("so it stays" in err) == (told == 3)

@@ -1,10 +1,11 @@
 import json
+import re
 
 import pytest
 
 from cutwork import cli
-from cutwork.benchmark import commands, linear, passes
-from cutwork.benchmark.comparison import Runnable
+from cutwork.benchmark import commands, conv, linear, models, passes
+from cutwork.benchmark.comparison import Run, Runnable
 
 QUICK = ["--quick", "--seconds", "0.05", "--densities", "0.5", "0.2", "--patterns", "block:16"]
 SMALL = {
@@ -99,7 +100,8 @@ def test_help_explains_every_option(command, capsys):
         cli.main(["benchmark", command, "--help"])
     assert exit_info.value.code == 0
     out = capsys.readouterr().out
-    assert all(option in out for option in ("--forms", "--without", "--quick", "--output", "--seconds", "--threads"))
+    assert all(option in out for option in ("--quick", "--output", "--seconds", "--threads"))
+    assert all(option in out for option in ("--forms", "--without")) or command == "chance"
 
 
 def test_help_lists_the_subcommands(capsys):
@@ -116,3 +118,82 @@ def test_the_number_of_threads_is_put_back(capsys):
     assert cli.main(["benchmark", "linear", *SMALL["linear"], "--threads", str(before + 1)]) == 0
     assert f"{before + 1} threads" in capsys.readouterr().out
     assert torch.get_num_threads() == before
+
+
+def test_stopped_before_anything_was_measured_it_ends_quietly(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(linear, "candidates", interrupted)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path)])
+    assert exit_info.value.code == commands.STOPPED
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.splitlines()[-1] == "cutwork: stopped before anything was measured; nothing is written"
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside", "/proc/foo"])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(place, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(Run, "compare", lambda *arguments, **options: pytest.fail("it measured"))
+    assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path / place)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"cutwork: output {tmp_path / place}: ")
+    assert err.endswith("; name a folder, there or not yet there\n")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_fails_at_the_end_still_leaves_the_table(tmp_path, capsys):
+    (tmp_path / "results.json").mkdir()
+    assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "linear 32->48, forward, tokens 5" in out
+    assert "the table above is all that is left" in err
+
+
+@pytest.mark.parametrize("name", ["timm:nope", "torchvision:nope"])
+def test_an_unknown_model_is_a_usage_error(name, capsys):
+    pytest.importorskip("timm")
+    assert cli.main(["benchmark", "model", "--names", name]) == 2
+    err = capsys.readouterr().err
+    assert f"cutwork: {name}: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "forms"),
+    [("linear", linear.FORMS), ("conv", conv.FORMS), ("model", models.FORMS), ("train", models.FORMS)],
+)
+def test_help_lists_the_forms(command, forms, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", command, "--help"])
+    words = set(re.findall(r"[\w-]+", capsys.readouterr().out))
+    assert set(forms) <= words
+
+
+def test_chance_has_no_option_that_it_does_not_honour(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["benchmark", "chance", "--help"])
+    out = capsys.readouterr().out
+    assert not any(option in out for option in ("--forms", "--without", "--patterns", "--densities"))
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["benchmark", "chance", "--forms", "tile"])
+    assert exit_info.value.code == 2
+
+
+def test_without_a_terminal_each_piece_is_announced_before_it_is_built(capsys):
+    assert cli.main(["benchmark", "linear", *SMALL["linear"]]) == 0
+    assert "measuring 1/1: linear 32->48, 5 tokens, forward, fp32, block:16" in capsys.readouterr().err
+
+
+def test_on_a_narrow_terminal_the_title_is_cut_not_the_time(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(["benchmark", "linear", *SMALL["linear"]]) == 0
+    err = capsys.readouterr().err
+    assert "0:00:0" in err
+    assert "0:00:…" not in err
+    assert "…" in err

@@ -29,7 +29,7 @@ def test_the_whole_model_comes_first_then_each_sparse_layer():
     assert all(row.equal and row.ratio for row in compared.results.rows)
     assert compared.ratio == compared.results.rows[1].ratio
     assert [row.tokens for row in compared.results.rows] == [5] * 4
-    assert str(compared).splitlines()[4].startswith("the whole model block:16    0.25")
+    assert str(compared).splitlines()[4].startswith("the whole model tiles block:16    0.25")
 
 
 def test_a_model_with_other_outputs_gets_no_ratio():
@@ -94,3 +94,42 @@ def test_other_precisions_are_refused():
     model, dense = sparse_and_dense()
     with pytest.raises(ValueError, match=r"computes in torch.float64; measured are torch.float32, torch.bfloat16"):
         cw.benchmark(model.double(), against=dense.double(), inputs=torch.randn(5, 64).double())
+
+
+def test_the_table_says_which_form_each_layer_has():
+    model, dense = sparse_and_dense()
+    cw.sparsify(model, {"3": "block:16"}, density=0.5)
+    dense = copy.deepcopy(model)
+    cw.unpack(dense)
+    cw.bake(dense)
+    compared = cw.benchmark(model, against=dense, inputs=torch.randn(5, 64), seconds=0.01)
+    assert compared.forms == {"the whole model": "tiles dense", "0": "tiles", "3": "dense"}
+    head, *lines = str(compared).splitlines()[3:7]
+    assert head.split()[:3] == ["layer", "form", "pattern"]
+    assert [line.split("block:16")[0].split()[-1] for line in lines] == ["dense", "tiles", "dense"]
+
+
+@pytest.mark.parametrize("form", ["tiles-bf16", "tiles-int8"])
+def test_layers_in_fewer_bits_are_measured_with_their_own_tolerance(form):
+    model, dense = sparse_and_dense()
+    cw.pack(model, forms=form)
+    compared = cw.benchmark(model, against=dense, inputs=torch.randn(5, 64), seconds=0.01)
+    assert compared.forms == {"the whole model": form, "0": form}
+    rows = [row for row in compared.results.rows if row.form == "sparse"]
+    assert [(row.equal, row.density) for row in rows] == [(True, 0.25)] * 2
+    assert all(row.error > 1e-4 for row in rows)
+
+
+def test_inputs_that_are_not_finite_are_called_so_not_wrong_results():
+    model, dense = sparse_and_dense()
+    compared = cw.benchmark(model, against=dense, inputs=torch.full((5, 64), torch.nan), seconds=0.01)
+    assert compared.ratio is None
+    assert "inputs or results are not finite numbers" in str(compared)
+    assert "wrong" not in str(compared)
+
+
+@pytest.mark.parametrize("seconds", [-1, 0])
+def test_no_time_is_refused_as_it_was_given(seconds):
+    model, dense = sparse_and_dense()
+    with pytest.raises(ValueError, match=f"benchmark: seconds={seconds}; give more than 0"):
+        cw.benchmark(model, against=dense, inputs=torch.randn(5, 64), seconds=seconds)

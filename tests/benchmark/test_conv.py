@@ -34,7 +34,7 @@ def test_all_passes_of_all_patterns_and_precisions_are_equal_to_the_dense_ones()
 def test_operations_and_bytes_are_those_of_what_is_kept():
     (group,) = conv.groups(**SMALL | ONE | {"shapes": ["32:64@8x6"], "strides": [2], "passes": ["forward"]})
     dense, tile = group.candidates()
-    assert dense.row.shape == "32:64@8x6 3x3/2"
+    assert dense.row.shape == "32->64@8x6 3x3/2"
     assert dense.operations == 2 * (2 * 4 * 3) * 32 * 64 * 9
     assert dense.bytes == 4 * (2 * 32 * 8 * 6 + 2 * 64 * 4 * 3 + 32 * 64 * 9)
     assert tile.operations == dense.operations / 2

@@ -43,7 +43,7 @@ def test_a_step_that_does_not_train_is_noticed():
 def test_the_ideal_counts_the_layers_that_stay_dense():
     (group,) = models.groups(**SMALL | {"layers": ["fc1"]})
     row = group.candidates()[-1].row
-    assert (row.density, row.ideal, row.shape) == (0.25, 2 / (1 + 0.25), "mlp:32x64 fc1")
+    assert (row.density, row.ideal, row.shape) == (0.25, 2 / (1 + 0.25), "mlp:32->64 fc1")
 
 
 def test_choices_of_layers_leave_the_first_convolution_out():
@@ -100,3 +100,20 @@ def test_bytes_are_those_of_kept_weights_and_their_index_without_embeddings():
     assert dense.bytes == 4 * (64 * 64 + 64)
     # The index has at least a column for each tile and a pointer for each group.
     assert 4 * (64 * 16 + 64 + 4 + 5) <= packed.bytes < 4 * (64 * 16 + 64 + 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("timm:resnet5O", "resnet50"), ("timm:resnet50.nope", "resnet50"), ("torchvision:resnet5O", "resnet50")],
+)
+def test_an_unknown_model_of_a_package_is_a_wrong_input_with_near_misses(name, near):
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=rf"^{name}: .*; did you mean .*{near}"):
+        subjects.subject(name)
+    with pytest.raises(ValueError, match="list_models"):
+        subjects.subject(name.partition(":")[0] + ":zzzzzzzz")
+
+
+def test_what_only_decodes_is_not_trained():
+    with pytest.raises(ValueError, match="train cannot take llama-small: it decodes one token from a cache"):
+        models.groups(**SMALL | {"names": ["llama-small"], "work": "step", "what": "train"})

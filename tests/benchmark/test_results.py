@@ -3,7 +3,7 @@ import subprocess
 from dataclasses import replace
 
 from cutwork.benchmark import results as results_file
-from cutwork.benchmark.results import Machine, Results, Row, rows_from_csv
+from cutwork.benchmark.results import Machine, Results, Row, rows_from_csv, unsteady_bases
 
 MACHINE = Machine(
     "a CPU", 2, 2, "avx512", "2.13.0", "0.1.0", "2026-01-01T00:00:00+00:00", "cutwork benchmark linear", "abc"
@@ -104,3 +104,14 @@ def test_without_git_there_is_no_commit(monkeypatch):
 def test_this_machine_describes_itself():
     machine = Machine.here("a command")
     assert machine.cpu and machine.cores >= 1 and machine.threads >= 1 and machine.command == "a command"
+
+
+def test_one_of_a_thing_is_not_called_several():
+    assert str(replace(MACHINE, cores=1, threads=1)).startswith("a CPU, 1 core, 1 thread, tile kernels")
+
+
+def test_unsteady_bases_are_the_dense_forms_that_ratios_rest_on():
+    slow, fast = replace(DENSE, spread=0.3), replace(DENSE, form="onnx", median_ms=4.0, spread=0.4)
+    between = replace(DENSE, form="compiled", median_ms=5.0, spread=0.5)
+    assert unsteady_bases((DENSE, between, TILE)) == [between]
+    assert unsteady_bases((slow, between, fast, TILE, DENSE, TILE)) == [slow, fast]

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from cutwork.benchmark.choices import arrow
 from cutwork.benchmark.comparison import Candidate, Group, Runnable
 from cutwork.benchmark.results import DENSE, Row
 from cutwork.forms import TILES
@@ -59,12 +60,12 @@ def _group(chance: random.Random, number: int) -> Group:
     pattern, density = chance.choice(PATTERNS), chance.choice(DENSITIES)
     if chance.random() < 0.7:
         inputs, outputs, tokens = chance.choice(WIDTHS), chance.choice(WIDTHS), chance.choice(TOKENS)
-        title = f"linear {inputs}x{outputs}"
+        title = f"linear {arrow(inputs, outputs)}"
         make = partial(_linear, inputs, outputs, tokens)
     else:
         channels, size, kernel = chance.choice(CHANNELS), chance.choice(SIZES), chance.choice((1, 3))
         outputs, stride, tokens = chance.choice(CHANNELS), chance.choice((1, 1, 2)), chance.choice((1, 4, 16))
-        title = f"conv {channels}:{outputs}@{size}x{size} k{kernel} s{stride}"
+        title = f"conv {arrow(channels, outputs)}@{size}x{size} k{kernel} s{stride}"
         make = partial(_conv, channels, outputs, size, kernel, stride, tokens)
     about = Row("random", title, tokens, "forward", DENSE, 1.0, DENSE, "fp32", equal=False, error=None)
     return Group(

@@ -23,13 +23,22 @@ def tiles(text: str) -> Pattern:
 def shape_of(text: str) -> tuple[int, int]:
     """Read inputs x outputs.
 
-    >>> shape_of("768x3072")
-    (768, 3072)
+    >>> shape_of("768x3072"), shape_of("768->3072")
+    ((768, 3072), (768, 3072))
     """
-    sizes = text.split("x")
+    sizes = text.replace("->", "x").split("x")
     if len(sizes) != 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise ValueError(f"unknown shape {text!r}; write inputs x outputs, for example 768x3072")
     return int(sizes[0]), int(sizes[1])
+
+
+def arrow(inputs: int, outputs: int) -> str:
+    """Write a shape so that nobody takes one side for the other; with an x it would be a weight's, or a kernel's.
+
+    >>> arrow(768, 3072)
+    '768->3072'
+    """
+    return f"{inputs}->{outputs}"
 
 
 def check_densities(densities: Iterable[float]) -> None:
@@ -56,9 +65,3 @@ def chosen(what: str, given: Sequence[str], legal: Sequence[str]) -> tuple[str, 
         if name not in legal:
             raise ValueError(f"unknown {what} {name!r}; write one of {', '.join(legal)}")
     return tuple(given) or tuple(legal)
-
-
-def forms_of(given: Sequence[str], without: Sequence[str], legal: Sequence[str]) -> tuple[str, ...]:
-    """Return the forms to measure."""
-    left_out = chosen("form", without, legal) if without else ()
-    return tuple(form for form in chosen("form", given, legal) if form not in left_out)

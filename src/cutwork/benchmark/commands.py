@@ -1,5 +1,6 @@
 """The subcommands of `cutwork benchmark`. Nothing heavy is imported before one of them runs."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 
 if TYPE_CHECKING:
     from cutwork.benchmark.comparison import Group
-    from cutwork.benchmark.results import Row
+    from cutwork.benchmark.results import Results, Row
 
 Choice = TypeVar("Choice")
 
@@ -28,17 +29,14 @@ class Settings:
     """What all measurements share.
 
     Args:
-        forms: The forms to measure; without it all that there are. Dense fp32 is always measured.
-        without: Forms to leave out, for example the slow bsr and csr.
         threads: Threads to compute with; without it PyTorch's own number.
         seconds: Time to measure for, about. A large grid takes longer: each form runs in five rounds at least.
-        quick: Take the first of each list except densities, three rounds, and some 20 seconds altogether.
+        quick: Take the first of each list except densities, three rounds, and at most 10 seconds of measuring. Building
+            and compiling come on top: seconds for layers, minutes for large models.
         output: Folder for results.json, results.csv and a picture of the curves.
         seed: Fixes every random number.
     """
 
-    forms: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
     threads: int | None = None
     seconds: float = 100.0
     quick: bool = False
@@ -50,29 +48,83 @@ class Settings:
         return choices[:1] if self.quick else choices
 
 
+@final
+@dataclass(frozen=True)
+class Grid:
+    """What is sparse, and in which forms it is measured.
+
+    Args:
+        patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
+        densities: Shares of the weights that are kept.
+        precisions: fp32, bf16; of linear layers also int8 (weights, and inputs as they come; forward only).
+        forms: The forms to measure; without it all that there are. Dense fp32 is always measured. Layers: dense,
+            compiled, tile; linear ones also onnx, bsr, bsr-left, csr, csr-left, scipy. Models: dense, compiled, packed,
+            fused.
+        without: Forms to leave out, for example the slow bsr and csr.
+    """
+
+    patterns: tuple[str, ...] = ("block:16", "block:32", "vector:16")
+    densities: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05)
+    precisions: tuple[str, ...] = ("fp32",)
+    forms: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def precisions_of(self, known: Sequence[str]) -> tuple[str, ...]:
+        """Return the precisions to measure, if all are known."""
+        from cutwork.benchmark.choices import chosen
+
+        return chosen("precision", self.precisions, known)
+
+    def forms_of(self, known: Sequence[str]) -> tuple[str, ...]:
+        """Return the forms to measure, if all are known."""
+        from cutwork.benchmark.choices import chosen
+
+        without = chosen("form", self.without, known) if self.without else ()
+        return tuple(form for form in chosen("form", self.forms, known) if form not in without)
+
+
+@final
+@dataclass(frozen=True)
+class Models:
+    """Which models are measured, and which of their layers are sparse.
+
+    Args:
+        names: tiny, vit-b16, resnet50, llama-small (decodes one token; not to train), linear:768x3072, mlp:768x3072
+            (norm, linear, GELU, linear, residual), timm:NAME, torchvision:NAME.
+        layers: Which layers are sparse: all, linears, mlp, convs, or a glob over names. The first convolution never is.
+        batches: Numbers of images, sequences or, for mlp and linear, tokens.
+    """
+
+    names: tuple[str, ...] = ("tiny", "mlp:768x3072")
+    layers: tuple[str, ...] = ("all",)
+    batches: tuple[int, ...] = (1, 197)
+
+
+OF_LAYERS = Grid()
+OF_MODELS = Grid(patterns=("block:16",), densities=(0.5, 0.2, 0.1))
+TO_RUN = Models()
+TO_TRAIN = Models(names=("linear:768x3072", "mlp:768x3072"), batches=(197,))
+
+
 def linear(
     settings: Settings,
+    grid: Grid = OF_LAYERS,
     *,
     shapes: tuple[str, ...] = ("768x3072",),
     tokens: tuple[int, ...] = (197,),
-    patterns: tuple[str, ...] = ("block:16", "block:32", "vector:16"),
-    densities: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05),
-    precisions: tuple[str, ...] = ("fp32",),
     passes: tuple[str, ...] = ("forward",),
 ) -> None:
     """Measure linear layers: tile kernels against dense ones and other packages' sparse formats.
 
     Args:
         settings: What all measurements share.
-        shapes: Sizes of layers, inputs x outputs.
+        grid: What is sparse, and in which forms it is measured.
+        shapes: Sizes of layers, inputs x outputs: 768x3072 has 768 inputs and is called 768->3072 in the results.
         tokens: Numbers of rows that a layer multiplies at once.
-        patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
-        densities: Shares of the weights that are kept.
-        precisions: fp32, bf16, int8 (weights, and inputs as they come; forward only).
         passes: forward, dX, dW (the gradients of input and weight), step (all of them, and AdamW).
     """
     from cutwork.benchmark import linear as measured
-    from cutwork.benchmark.choices import chosen, forms_of
+    from cutwork.benchmark.choices import chosen
     from cutwork.benchmark.passes import PASSES, TILE
 
     few = settings.few
@@ -81,11 +133,11 @@ def linear(
         lambda: measured.groups(
             shapes=few(shapes),
             tokens=few(tokens),
-            patterns=few(patterns),
-            densities=densities,
-            precisions=few(chosen("precision", precisions, tuple(measured.FORMS[TILE]))),
+            patterns=few(grid.patterns),
+            densities=grid.densities,
+            precisions=few(grid.precisions_of(tuple(measured.FORMS[TILE]))),
             passes=few(chosen("pass", passes, PASSES)),
-            forms=forms_of(settings.forms, settings.without, tuple(measured.FORMS)),
+            forms=grid.forms_of(tuple(measured.FORMS)),
             seed=settings.seed,
         ),
     )
@@ -93,31 +145,27 @@ def linear(
 
 def conv(
     settings: Settings,
+    grid: Grid = OF_LAYERS,
     *,
     shapes: tuple[str, ...] = ("128@16x16",),
     kernels: tuple[int, ...] = (3,),
     strides: tuple[int, ...] = (1,),
     batches: tuple[int, ...] = (16,),
-    patterns: tuple[str, ...] = ("block:16", "block:32", "vector:16"),
-    densities: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05),
-    precisions: tuple[str, ...] = ("fp32",),
     passes: tuple[str, ...] = ("forward",),
 ) -> None:
     """Measure 2-d convolutions in channels-last memory: tile kernels against dense ones.
 
     Args:
         settings: What all measurements share.
+        grid: What is sparse, and in which forms it is measured.
         shapes: Channels @ height x width: 64@32x32, or 64:128@32x32 for other channels out than in.
         kernels: Heights of the kernels, which are square; padding keeps the size at stride 1.
         strides: Steps between the places of the kernel.
         batches: Numbers of images.
-        patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
-        densities: Shares of the weights that are kept.
-        precisions: fp32, bf16.
         passes: forward, dX, dW (the gradients of input and weight), step (all of them, and AdamW).
     """
     from cutwork.benchmark import conv as measured
-    from cutwork.benchmark.choices import chosen, forms_of
+    from cutwork.benchmark.choices import chosen
     from cutwork.benchmark.passes import PASSES, TILE
 
     few = settings.few
@@ -128,71 +176,43 @@ def conv(
             kernels=few(kernels),
             strides=few(strides),
             batches=few(batches),
-            patterns=few(patterns),
-            densities=densities,
-            precisions=few(chosen("precision", precisions, tuple(measured.FORMS[TILE]))),
+            patterns=few(grid.patterns),
+            densities=grid.densities,
+            precisions=few(grid.precisions_of(tuple(measured.FORMS[TILE]))),
             passes=few(chosen("pass", passes, PASSES)),
-            forms=forms_of(settings.forms, settings.without, tuple(measured.FORMS)),
+            forms=grid.forms_of(tuple(measured.FORMS)),
             seed=settings.seed,
         ),
     )
 
 
-def model(
-    settings: Settings,
-    *,
-    names: tuple[str, ...] = ("tiny", "mlp:768x3072"),
-    layers: tuple[str, ...] = ("all",),
-    batches: tuple[int, ...] = (1, 197),
-    patterns: tuple[str, ...] = ("block:16",),
-    densities: tuple[float, ...] = (0.5, 0.2, 0.1),
-    precisions: tuple[str, ...] = ("fp32",),
-) -> None:
+def model(settings: Settings, grid: Grid = OF_MODELS, models: Models = TO_RUN) -> None:
     """Measure whole models, forward: compressed layers against dense ones.
 
     Args:
         settings: What all measurements share.
-        names: tiny, vit-b16, resnet50, llama-small (decoding one token), mlp:768x3072, linear:768x3072, timm:NAME,
-            torchvision:NAME.
-        layers: Which layers are sparse: all, linears, mlp, convs, or a glob over names. The first convolution never is.
-        batches: Numbers of images, sequences or, for mlp and linear, tokens.
-        patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
-        densities: Shares of the weights that are kept.
-        precisions: fp32, bf16.
+        grid: What is sparse, and in which forms it is measured.
+        models: Which models are measured, and which of their layers are sparse.
     """
-    _measure_models(settings, "model", "forward", names, layers, batches, patterns, densities, precisions)
+    _measure_models(settings, grid, models, "model", "forward")
 
 
-def train(
-    settings: Settings,
-    *,
-    names: tuple[str, ...] = ("linear:768x3072", "mlp:768x3072"),
-    layers: tuple[str, ...] = ("all",),
-    batches: tuple[int, ...] = (197,),
-    patterns: tuple[str, ...] = ("block:16",),
-    densities: tuple[float, ...] = (0.5, 0.2, 0.1),
-    precisions: tuple[str, ...] = ("fp32",),
-) -> None:
+def train(settings: Settings, grid: Grid = OF_MODELS, models: Models = TO_TRAIN) -> None:
     """Measure whole training steps: forward, backward and AdamW, of layers, blocks and models.
 
     Args:
         settings: What all measurements share.
-        names: linear:768x3072, mlp:768x3072 (norm, linear, GELU, linear, residual), tiny, vit-b16, resnet50, timm:NAME,
-            torchvision:NAME.
-        layers: Which layers are sparse: all, linears, mlp, convs, or a glob over names. The first convolution never is.
-        batches: Numbers of images, sequences or, for mlp and linear, tokens.
-        patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
-        densities: Shares of the weights that are kept.
-        precisions: fp32, bf16.
+        grid: What is sparse, and in which forms it is measured.
+        models: Which models are measured, and which of their layers are sparse.
     """
-    _measure_models(settings, "train", "step", names, layers, batches, patterns, densities, precisions)
+    _measure_models(settings, grid, models, "train", "step")
 
 
 def chance(settings: Settings, *, count: int = 200) -> None:
     """Measure layers of random shapes, masks and inputs as `pack` leaves them: is one ever slower than dense?
 
     Args:
-        settings: What all measurements share; forms cannot be chosen.
+        settings: What all measurements share.
         count: How many layers.
     """
     from cutwork.benchmark import chance as measured
@@ -211,19 +231,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _measure_models(
-    settings: Settings,
-    what: str,
-    work: str,
-    names: Sequence[str],
-    layers: Sequence[str],
-    batches: Sequence[int],
-    patterns: Sequence[str],
-    densities: Sequence[float],
-    precisions: Sequence[str],
-) -> None:
+def _measure_models(settings: Settings, grid: Grid, models: Models, what: str, work: str) -> None:
     from cutwork.benchmark import models as measured
-    from cutwork.benchmark.choices import chosen, forms_of
     from cutwork.benchmark.passes import DTYPES
 
     few = settings.few
@@ -231,14 +240,14 @@ def _measure_models(
         settings,
         lambda: measured.groups(
             what=what,
-            names=few(names),
-            layers=few(layers),
-            batches=few(batches),
-            patterns=few(patterns),
-            densities=densities,
-            precisions=few(chosen("precision", precisions, tuple(DTYPES))),
+            names=few(models.names),
+            layers=few(models.layers),
+            batches=few(models.batches),
+            patterns=few(grid.patterns),
+            densities=grid.densities,
+            precisions=few(grid.precisions_of(tuple(DTYPES))),
             work=work,
-            forms=forms_of(settings.forms, settings.without, measured.FORMS),
+            forms=grid.forms_of(measured.FORMS),
             seed=settings.seed,
         ),
     )
@@ -254,7 +263,6 @@ def _measure(
     The exit code is 1 if a form computed something else. Whatever ends it early, what was measured is kept.
     """
     from cutwork.benchmark.comparison import MIN_ROUNDS, Run
-    from cutwork.benchmark.picture import draw
     from cutwork.kernels import activate
 
     if settings.seconds <= 0:
@@ -263,24 +271,28 @@ def _measure(
     run = Run()
     stopped: BaseException | None = None
     with _threads(settings.threads):
-        pieces = groups()
-        seconds = (min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds) / len(pieces)
         try:
+            pieces = groups()
+            _make_folder(settings.output)
+            seconds = (min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds) / len(pieces)
             for group in _with_progress(pieces):
                 run.compare(group, seconds=seconds, min_rounds=3 if settings.quick else MIN_ROUNDS)
         except (KeyboardInterrupt, *USER_ERRORS) as error:
             # What was measured is worth more than a clean stop.
-            if not run.rows:
-                raise
             stopped = error
+        if not run.rows and isinstance(stopped, KeyboardInterrupt):
+            print("cutwork: stopped before anything was measured; nothing is written", file=sys.stderr)
+            raise SystemExit(STOPPED)
+        if not run.rows and stopped is not None:
+            raise stopped
+        if stopped is not None:
             run.notes[STOPPED_NOTE] = None
         if summary is not None:
             run.notes[summary(run.rows)] = None
         results = run.results("cutwork " + shlex.join(sys.argv[1:]))
     print(results)
     if settings.output is not None:
-        files = [*results.write(settings.output), *draw(results.rows, settings.output / "picture.svg")]
-        print("\nWritten: " + ", ".join(map(str, files)))
+        _write(results, settings.output)
     if isinstance(stopped, KeyboardInterrupt):
         raise SystemExit(STOPPED)
     if stopped is not None:
@@ -289,18 +301,50 @@ def _measure(
         raise SystemExit(1)
 
 
+def _make_folder(folder: Path | None) -> None:
+    """Make the folder before anything is measured, so that a wrong one costs nothing."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output {folder}: {error.strerror}; name a folder, there or not yet there") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"output {folder}: nothing can be written there; name another folder")
+
+
+def _write(results: "Results", folder: Path) -> None:
+    from cutwork.benchmark.picture import draw
+
+    try:
+        files = [*results.write(folder), *draw(results, folder / "picture.svg")]
+    except OSError as error:
+        raise ValueError(f"output {folder}: {error.strerror}; the table above is all that is left") from error
+    print("\nWritten: " + ", ".join(map(str, files)))
+
+
 def _with_progress(groups: "Sequence[Group]") -> "Iterator[Group]":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
+    # Results go to standard output, alone.
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        for number, group in enumerate(groups, start=1):
+            print(f"measuring {number}/{len(groups)}: {group.title}", file=sys.stderr, flush=True)
+            yield group
+        return
     bar = Progress(
         TextColumn("measuring"),
         BarColumn(20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-        # Results go to standard output, alone. The bar is drawn by a thread: seldom, it takes the processor's time.
-        console=Console(stderr=True),
+        # What does not fit is cut from the title, not from the numbers.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        console=console,
+        expand=True,
+        # The bar is drawn by a thread: seldom, it takes the processor's time.
         refresh_per_second=1,
     )
     with bar:

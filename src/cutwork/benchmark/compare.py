@@ -1,26 +1,35 @@
 """One sparse model beside its dense form, whole and layer by layer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from cutwork.benchmark.comparison import Candidate, Group, Run, Runnable
-from cutwork.benchmark.models import TOLERANCES, tensor_of
+from cutwork.benchmark.comparison import TOLERANCES, Candidate, Group, Run, Runnable
+from cutwork.benchmark.models import TOLERANCES as OF_MODELS
+from cutwork.benchmark.models import tensor_of
 from cutwork.benchmark.passes import DTYPES
 from cutwork.benchmark.results import DENSE, Results, Row, duration
 from cutwork.columns import in_columns
-from cutwork.layers.swap import sparse_layers
+from cutwork.forms import BF16, INT8, TILES
+from cutwork.layers.compressed import Compressed
+from cutwork.layers.int8 import Int8Linear
+from cutwork.layers.swap import SparseLayer
 
 SPARSE = "sparse"
+WHOLE = "the whole model"
 # The whole model gets this share of the time, its layers the rest.
 SHARE_OF_MODEL = 0.5
-HEAD = ("layer", "pattern", "density", "dense", "sparse", "x dense", "ideal", "error")
-FLUSH = "<<>>>>>>"
+# What rounding a layer to fewer bits than the model may change; of a whole model, whose errors add up.
+ROUNDED = {BF16: TOLERANCES["bf16"], INT8: TOLERANCES["int8"]}
+ROUNDED_MODEL = {BF16: OF_MODELS["forward"]["bf16"], INT8: 2 * OF_MODELS["forward"]["bf16"]}
+HEAD = ("layer", "form", "pattern", "density", "dense", "sparse", "x dense", "ideal", "error")
+FLUSH = "<<<>>>>>>"
 
 
 @final
@@ -29,6 +38,8 @@ class ModelComparison:
     """What `benchmark` returns: the whole model and each of its sparse layers, beside their dense forms."""
 
     results: Results
+    # Of each sparse layer that it measured, and of the whole model: dense, tiles, tiles-bf16 or tiles-int8.
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float | None:
@@ -39,7 +50,7 @@ class ModelComparison:
         """Write a table: the whole model first, then the layers in the order of the model."""
         rows = self.results.rows
         dense = {row.shape: row for row in rows if row.form == DENSE}
-        lines = [_line(dense[row.shape], row) for row in rows if row.form == SPARSE]
+        lines = [_line(dense[row.shape], row, self.forms.get(row.shape, "")) for row in rows if row.form == SPARSE]
         return "\n".join(
             [str(self.results.machine), "", *in_columns([HEAD, *lines], FLUSH, gap=" "), *self.results.notes]
         )
@@ -64,9 +75,11 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
     (True, ['the whole model', '0', '2'])
     """
     arguments, options = _call_of(inputs)
-    layers = sparse_layers(model)
+    layers = _sparse_layers(model)
     if not layers:
         raise ValueError("benchmark: the model has no sparse layer; sparsify() it, or load a sparse checkpoint")
+    if seconds <= 0:
+        raise ValueError(f"benchmark: seconds={seconds:g}; give more than 0")
     training = [(module, module.training) for side in (model, against) for module in side.modules()]
     try:
         model.eval()
@@ -85,7 +98,8 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
     finally:
         for module, was_training in training:
             module.training = was_training
-    return ModelComparison(run.results(""))
+    forms = {name: _form(layers[name]) for name in seen}
+    return ModelComparison(run.results(""), {WHOLE: " ".join(dict.fromkeys(forms.values())), **forms})
 
 
 def _call_of(inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -113,9 +127,7 @@ def _inputs_of(
 def _whole(model: nn.Module, against: nn.Module, arguments: Sequence[Any], options: Mapping[str, Any]) -> Group:
     first = tensor_of([held for held in (*arguments, *options.values()) if isinstance(held, Tensor)])
     weights = next(parameter for parameter in against.parameters())
-    row = Row(
-        "model", "the whole model", len(first), "forward", "", 1.0, DENSE, _precision(weights), equal=False, error=None
-    )
+    row = Row("model", WHOLE, len(first), "forward", "", 1.0, DENSE, _precision(weights), equal=False, error=None)
     calls = [partial(side, *arguments, **options) for side in (against, model)]
     return _group(row, *calls, model=model)
 
@@ -127,14 +139,16 @@ def _layer(name: str, layer: nn.Module, twin: nn.Module, x: Tensor) -> Group:
 
 
 def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
-    layers = sparse_layers(model).values()
-    kept = sum(int(layer.sparsity.mask.sum()) for layer in layers)
-    density = kept / sum(layer.sparsity.mask.numel() for layer in layers)
-    patterns = " ".join(dict.fromkeys(str(layer.sparsity.pattern) for layer in layers))
+    layers = list(_sparse_layers(model).values())
+    kept, total = (sum(counts) for counts in zip(*map(_kept_of, layers), strict=True))
+    density = kept / total
+    patterns = " ".join(dict.fromkeys(_pattern(layer) for layer in layers))
     # Of a whole model the layers that are not sparse count too, so one over the density is none of its limits.
     ideal = 1 / density if row.what == "layer" else 1.0
     described = replace(row, pattern=patterns, density=density, form=SPARSE, ideal=ideal)
-    tolerance = TOLERANCES["forward"][row.precision] if row.what == "model" else None
+    rounded = ROUNDED_MODEL if row.what == "model" else ROUNDED
+    own = (OF_MODELS["forward"] if row.what == "model" else TOLERANCES)[row.precision]
+    tolerance = max([own, *(rounded.get(_form(layer), 0.0) for layer in layers)])
 
     def results(call: Any) -> list[Tensor]:
         return [tensor_of(call()).float()]
@@ -151,6 +165,31 @@ def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
     return Group(row.shape, lambda: candidates)
 
 
+def _sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the sparse layers by name, also those that were packed in int8 and no longer train."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer | Int8Linear)}
+
+
+def _form(layer: nn.Module) -> str:
+    if isinstance(layer, Int8Linear):
+        return INT8
+    if isinstance(layer, Compressed):
+        return BF16 if vars(layer).get("converts") else TILES
+    return DENSE
+
+
+def _kept_of(layer: nn.Module) -> tuple[int, int]:
+    """Return how many weights a sparse layer keeps, and of how many."""
+    if isinstance(layer, Int8Linear):
+        return layer.topology.num_kept(), math.prod(layer.topology.shape)
+    mask = layer.sparsity.mask  # pyrefly: ignore
+    return int(mask.sum()), mask.numel()
+
+
+def _pattern(layer: nn.Module) -> str:
+    return str(layer.pattern if isinstance(layer, Int8Linear) else layer.sparsity.pattern)  # pyrefly: ignore
+
+
 def _twin(against: nn.Module, name: str) -> nn.Module | None:
     return dict(against.named_modules(remove_duplicate=False)).get(name)
 
@@ -164,10 +203,10 @@ def _precision(tensor: Tensor) -> str:
     )
 
 
-def _line(dense: Row, row: Row) -> tuple[str, ...]:
-    wrong = "differs" if row.error is None else f"{row.error:.0e}"
+def _line(dense: Row, row: Row, form: str) -> tuple[str, ...]:
+    wrong = "not finite" if row.error is None else f"{row.error:.0e}"
     ideal = f"{row.ideal:.2f}" if row.what == "layer" else ""
-    start = (row.shape, row.pattern, f"{row.density:.3g}", duration(dense.median_ms))
+    start = (row.shape, form, row.pattern, f"{row.density:.3g}", duration(dense.median_ms))
     if row.ratio is None:
         return *start, "differs", "", ideal, wrong
     return *start, duration(row.median_ms), f"{row.ratio:.2f}", ideal, wrong

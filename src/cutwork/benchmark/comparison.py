@@ -9,14 +9,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from cutwork.benchmark.results import DENSE, Machine, Results, Row
+from cutwork.benchmark.results import DENSE_FORMS, Machine, Results, Row
 from cutwork.timing import Clock, Timing, measure
 
 # How far results may lie from those in fp32, as a share of their norm. Sums of fp32 in another order differ by 1e-6,
 # rounding to bf16 by 4e-3; int8 has 127 steps each side of zero.
 TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "int8": 4e-2}
-# Besides these every form is sparse.
-DENSE_FORMS = (DENSE, "compiled", "onnx")
 # One that has fewer says little about a median.
 MIN_ROUNDS = 5
 
@@ -81,6 +79,7 @@ class Run:
     def _compare(self, candidates: Sequence[Candidate], seconds: float, min_rounds: int, clock: Clock) -> None:
         right: dict[str, tuple[Candidate, float, Runnable]] = {}
         wrong: list[Row] = []
+        is_finite = True
         for candidate in candidates:
             row = candidate.row
             if candidate.note:
@@ -95,6 +94,7 @@ class Run:
             if error <= (candidate.tolerance or TOLERANCES[row.precision]):
                 right[str(len(right))] = (candidate, error, ready)
             else:
+                is_finite &= not math.isnan(error)
                 wrong.append(replace(row, equal=False, error=error if math.isfinite(error) else None))
         timings = measure(
             {key: ready.run for key, (_, _, ready) in right.items()},
@@ -108,7 +108,9 @@ class Run:
             self.notes["~ the runs of this form lie far apart: the machine was busy, believe no small difference"] = (
                 None
             )
-        if wrong:
+        if not is_finite:
+            self.notes["differs: inputs or results are not finite numbers, so there is nothing to compare"] = None
+        elif wrong:
             self.notes["differs: the results are wrong by more than the precision allows, so there is no ratio"] = None
 
     def results(self, command: str) -> Results:
@@ -118,6 +120,8 @@ class Run:
 
 def worst_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     """Return the largest relative distance, in the Frobenius norm, of any result from the right one.
+
+    It is infinite for another shape, and not a number where a result or the right one is not finite.
 
     >>> worst_error([torch.tensor([3.0, 4.4])], [torch.tensor([3.0, 4.0])])
     0.08...
@@ -130,7 +134,7 @@ def worst_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
         distance = torch.linalg.vector_norm(mine.float() - right, dtype=torch.float64)
         norm = torch.linalg.vector_norm(right, dtype=torch.float64)
         errors.append(float(distance / norm) if norm else float(distance))
-    return max(errors) if all(map(math.isfinite, errors)) else math.inf
+    return max(errors) if all(map(math.isfinite, errors)) else math.nan
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:

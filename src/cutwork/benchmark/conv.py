@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from cutwork.benchmark.choices import check_counts, check_densities, tiles
+from cutwork.benchmark.choices import arrow, check_counts, check_densities, tiles
 from cutwork.benchmark.comparison import Group, UnavailableError
 from cutwork.benchmark.passes import PASSES, TILE, Forms, Problem, candidates, check_measurable
 from cutwork.benchmark.results import DENSE, Row
@@ -156,7 +156,7 @@ def groups(
     ):
         if work not in FORMS[TILE].get(precision, ()):
             continue
-        width = f"{inputs}" if inputs == outputs else f"{inputs}:{outputs}"
+        width = f"{inputs}" if inputs == outputs else arrow(inputs, outputs)
         shape = f"{width}@{size[0]}x{size[1]} {kernel}x{kernel}" + (f"/{stride}" if stride > 1 else "")
         about = Row("conv", shape, batch, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
         chosen = partial(
@@ -179,7 +179,7 @@ def shape_of(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
     >>> shape_of("64@32x32"), shape_of("64:128@16x8")
     (((64, 64), (32, 32)), ((64, 128), (16, 8)))
     """
-    match = re.fullmatch(r"(\d+)(?::(\d+))?@(\d+)x(\d+)", text)
+    match = re.fullmatch(r"(\d+)(?:(?::|->)(\d+))?@(\d+)x(\d+)", text)
     sizes = [int(size) for size in match.group(1, 3, 4)] if match else [0]
     if match is None or min(sizes) < 1 or match[2] == "0":
         raise ValueError(f"unknown shape {text!r}; write channels@heightxwidth, for example 64@32x32 or 64:128@32x32")

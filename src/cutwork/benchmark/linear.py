@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cutwork.benchmark.choices import check_counts, check_densities, shape_of, tiles
+from cutwork.benchmark.choices import arrow, check_counts, check_densities, shape_of, tiles
 from cutwork.benchmark.comparison import Group
 from cutwork.benchmark.passes import PASSES, TILE, Forms, Problem, candidates, check_measurable
 from cutwork.benchmark.results import DENSE, Row
@@ -113,7 +113,7 @@ def groups(
     for (inputs, outputs), count, precision, work, pattern in product(sizes, tokens, precisions, passes, parsed):
         if work not in FORMS[TILE].get(precision, ()):
             continue
-        about = Row("linear", f"{inputs}x{outputs}", count, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
+        about = Row("linear", arrow(inputs, outputs), count, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
         chosen = partial(
             candidates,
             about,

@@ -16,7 +16,7 @@ from cutwork.benchmark.choices import check_counts, check_densities, tiles
 from cutwork.benchmark.comparison import Candidate, Group, Runnable
 from cutwork.benchmark.passes import DTYPES, dense_forms
 from cutwork.benchmark.results import DENSE, Row
-from cutwork.benchmark.subjects import Subject, subject
+from cutwork.benchmark.subjects import FORWARD_ONLY, Subject, subject, title_of
 from cutwork.flops import Flops, flops
 from cutwork.fusion import fuse
 from cutwork.layers.linear import SparseConv1D
@@ -56,10 +56,12 @@ def groups(
     parsed = [tiles(text) for text in patterns]
     check_densities(densities)
     check_counts("batch", batches)
+    if work == "step" and (refused := [name for name in names if name in FORWARD_ONLY]):
+        raise ValueError(f"train cannot take {refused[0]}: it decodes one token from a cache; `model` measures that")
     subjects = {name: partial(_seeded, name, seed) for name in names}
     found = []
     for name, chosen, batch, precision, pattern in product(names, layers, batches, precisions, parsed):
-        title = name if chosen == "all" else f"{name} {chosen}"
+        title = title_of(name) if chosen == "all" else f"{title_of(name)} {chosen}"
         about = Row(what, title, batch, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
         build = partial(_candidates, about, subjects[name], chosen, pattern, densities, precision, forms)
         found.append(Group(f"{what} {title}, batch {batch}, {work}, {precision}, {pattern}", build))

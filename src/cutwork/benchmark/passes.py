@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.benchmark.baselines import BASELINES, compiled
-from cutwork.benchmark.comparison import DENSE_FORMS, Candidate, Runnable
-from cutwork.benchmark.results import BASE, Row
+from cutwork.benchmark.comparison import Candidate, Runnable
+from cutwork.benchmark.results import BASE, DENSE_FORMS, Row
 from cutwork.patterns import Pattern
 from cutwork.topology import Topology
 
@@ -121,16 +121,29 @@ def candidates(
     for form, kind in dense_forms(forms, precision):
         if about.work in table[form].get(kind, ()):
             found.append(_candidate(replace(about, form=form, precision=kind), whole, pattern))
+    same: dict[float, list[float]] = {}
     for density in densities:
         masked = whole.masked(pattern, density)
         share = masked.kept / whole.kept
+        same.setdefault(share, []).append(density)
+        if len(same[share]) > 1:
+            continue
         kept = replace(about, pattern=str(pattern), density=share, precision=precision, ideal=1 / share)
         found += [
             _candidate(replace(kept, form=form), masked, pattern)
             for form in forms
             if form not in DENSE_FORMS and about.work in table[form].get(precision, ())
         ]
-    return found
+    return [replace(found[0], note=_too_coarse(f"{pattern} on {about.what} {about.shape}", same)), *found[1:]]
+
+
+def _too_coarse(what: str, same: Mapping[float, Sequence[float]]) -> str:
+    """Say which densities keep the same share, if any do."""
+    return " ".join(
+        f"{what} is too coarse: {', '.join(map(str, densities))} all keep {share:.3g}; one is measured."
+        for share, densities in same.items()
+        if len(densities) > 1
+    )
 
 
 def dense_forms(forms: Sequence[str], precision: str) -> list[tuple[str, str]]:

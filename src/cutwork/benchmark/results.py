@@ -6,7 +6,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -21,6 +21,8 @@ from cutwork.timing import STEADY_SPREAD
 # The form and precision that everything is compared with besides the fastest dense form.
 DENSE = "dense"
 BASE = (DENSE, "fp32")
+# Besides these every form is sparse.
+DENSE_FORMS = (DENSE, "compiled", "onnx")
 WIDTH = 100
 
 
@@ -58,6 +60,11 @@ class Row:
     def is_base(self) -> bool:
         """Say whether this is PyTorch's dense layer in fp32 as it is."""
         return (self.form, self.precision) == BASE
+
+    @property
+    def is_steady(self) -> bool:
+        """Say whether its runs agree well enough to believe differences of a tenth."""
+        return (self.spread or 0.0) <= STEADY_SPREAD
 
 
 @final
@@ -98,7 +105,8 @@ class Machine:
     def __str__(self) -> str:
         return "\n".join(
             [
-                f"{self.cpu}, {self.cores} cores, {self.threads} threads, tile kernels: {self.instruction_set}",
+                f"{self.cpu}, {counted(self.cores, 'core')}, {counted(self.threads, 'thread')}, "
+                f"tile kernels: {self.instruction_set}",
                 f"torch {self.torch}, cutwork {self.cutwork}{f' at {self.commit}' if self.commit else ''}, {self.date}",
                 *([f"$ {self.command}"] if self.command else []),
             ]
@@ -170,6 +178,26 @@ def title_of(row: Row) -> str:
     return f"{row.what} {row.shape}, {row.work}, {unit} {row.tokens}"
 
 
+def with_dense(rows: Iterable[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """Pair each row with the dense ones it took turns with; they come first, PyTorch's own at the very beginning."""
+    dense: list[Row] = []
+    for row in rows:
+        dense = [] if row.is_base else dense
+        dense += [row] if row.form in DENSE_FORMS else []
+        yield row, dense
+
+
+def fastest(rows: Iterable[Row]) -> Row | None:
+    """Return the fastest of the rows that were timed, if any was."""
+    return min((row for row in rows if row.median_ms), key=lambda row: row.median_ms or 0.0, default=None)
+
+
+def unsteady_bases(rows: Iterable[Row]) -> list[Row]:
+    """Return the dense rows that ratios rest on though their runs lie far apart: the fastest, and PyTorch's own."""
+    pairs = list(with_dense(rows))
+    return [row for row, dense in pairs if not row.is_steady and (row.is_base or row is fastest(dense))]
+
+
 HEAD = ("pattern", "density", "form", "precision", "median", "x dense", "x fp32", "ideal", "GF/s", "GB/s", "error")
 FLUSH = "<><<>>>>>>>"
 
@@ -181,7 +209,7 @@ def cells(row: Row) -> tuple[str, ...]:
         return *start, "differs", "", "", "", "", "", _error(row)
     return (
         *start,
-        duration(row.median_ms) + ("~" if (row.spread or 0) > STEADY_SPREAD else ""),
+        duration(row.median_ms) + ("" if row.is_steady else "~"),
         _number(row.ratio),
         _number(row.ratio_to_fp32),
         _number(row.ideal),
@@ -193,6 +221,15 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def _piece(title: str, rows: Sequence[Row]) -> str:
     return "\n".join([title, *in_columns([HEAD, *(cells(row) for row in rows)], FLUSH, gap=" ")])
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "core"), counted(2, "core")
+    ('1 core', '2 cores')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def duration(milliseconds: float | None) -> str:

@@ -1,16 +1,19 @@
 """The models that are measured, by name, each with a way to make inputs; all with random weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from cutwork.benchmark.choices import shape_of
+from cutwork.benchmark.choices import arrow, shape_of
 from cutwork.compat.vision import import_torchvision
 
+# They decode from a cache, in which nothing trains.
+FORWARD_ONLY = ("llama-small",)
 # What a small language model has seen before the token that is measured.
 PAST_TOKENS = 128
 
@@ -82,6 +85,16 @@ def subject(name: str) -> Subject:
     return KINDS[kind](rest)
 
 
+def title_of(name: str) -> str:
+    """Return how results call a model.
+
+    >>> title_of("mlp:768x3072"), title_of("vit-b16")
+    ('mlp:768->3072', 'vit-b16')
+    """
+    kind, _, rest = name.partition(":")
+    return f"{kind}:{arrow(*shape_of(rest))}" if kind in SIZED else name
+
+
 def _linear(text: str) -> Subject:
     inputs, outputs = shape_of(text)
     return Subject(nn.Sequential(nn.Linear(inputs, outputs)), lambda batch: (torch.randn(batch, inputs),))
@@ -101,14 +114,23 @@ def _timm(name: str) -> Subject:
     import_torchvision()
     import timm
 
-    return _of_images(timm.create_model(name))
+    return _of_images("timm", name, timm.create_model, timm.list_models)
 
 
 def _torchvision(name: str) -> Subject:
-    return _of_images(import_torchvision().models.get_model(name))
+    zoo = import_torchvision().models
+    return _of_images("torchvision", name, zoo.get_model, zoo.list_models)
 
 
-def _of_images(model: nn.Module) -> Subject:
+def _of_images(
+    package: str, name: str, make: Callable[[str], nn.Module], names: Callable[[], Iterable[str]]
+) -> Subject:
+    try:
+        model = make(name)
+    except (RuntimeError, ValueError) as error:
+        near = get_close_matches(name, list(names()))
+        advice = f"did you mean {' or '.join(near)}?" if near else f"{package} lists its own by list_models()"
+        raise ValueError(f"{package}:{name}: {error}; {advice}") from error
     return Subject(
         model.to(memory_format=torch.channels_last),  # pyrefly: ignore
         lambda batch: (torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last),),
@@ -139,9 +161,10 @@ NAMED: dict[str, Callable[[], Subject]] = {
     "resnet50": lambda: _timm("resnet50"),
     "llama-small": _llama,
 }
+# Those whose name has a shape.
+SIZED: dict[str, Callable[[str], Subject]] = {"linear": _linear, "mlp": _mlp}
 KINDS: dict[str, Callable[[str], Subject]] = {
-    "linear": _linear,
-    "mlp": _mlp,
+    **SIZED,
     "timm": _timm,
     "torchvision": _torchvision,
 }
