@@ -122,3 +122,12 @@ def test_without_tyro_the_error_has_cause_given_and_remedy(monkeypatch, capsys):
     assert message.startswith("cutwork: the command line needs the package 'tyro'")
     assert sys.executable in message
     assert message.endswith("pip install 'cutwork[cli]'\n")
+
+
+def test_a_command_that_somebody_stops_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cutwork.doctor.diagnose", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "cutwork: stopped\n"

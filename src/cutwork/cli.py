@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 from cutwork.benchmark.commands import COMMANDS as BENCHMARKS
+from cutwork.benchmark.commands import STOPPED
 
 # What a wrong input may raise. Anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError)
@@ -85,7 +86,7 @@ GROUPS = {"benchmark": (BENCHMARKS, "Measure sparse layers and models beside den
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 when done, 2 after a wrong input."""
+    """Run the command line and return its exit code: 0 when done, 2 after a wrong input, 130 when stopped."""
     try:
         tyro = _import_tyro()
         groups = {name: _group(tyro, commands, title) for name, (commands, title) in GROUPS.items()}
@@ -100,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         print(f"cutwork: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("cutwork: stopped", file=sys.stderr)
+        return STOPPED
     return 0
 
 

@@ -280,10 +280,9 @@ def _measure(
         except (KeyboardInterrupt, *USER_ERRORS) as error:
             # What was measured is worth more than a clean stop.
             stopped = error
-        if not run.rows and isinstance(stopped, KeyboardInterrupt):
-            print("cutwork: stopped before anything was measured; nothing is written", file=sys.stderr)
-            raise SystemExit(STOPPED)
-        if not run.rows and stopped is not None:
+        if stopped is not None and not run.rows:
+            if isinstance(stopped, KeyboardInterrupt):
+                print("cutwork: nothing was measured yet, nothing is written", file=sys.stderr)
             raise stopped
         if stopped is not None:
             run.notes[STOPPED_NOTE] = None
@@ -293,8 +292,6 @@ def _measure(
     print(results)
     if settings.output is not None:
         _write(results, settings.output)
-    if isinstance(stopped, KeyboardInterrupt):
-        raise SystemExit(STOPPED)
     if stopped is not None:
         raise stopped
     if not results.all_are_equal:
