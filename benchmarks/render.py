@@ -85,10 +85,8 @@ def with_table(page: str, table: str) -> str:
 
 
 def write_pages() -> None:
-    """Write both pages, and the pictures where matplotlib is installed."""
+    """Write both pages."""
     measured = pieces()
-    for name, results in measured.items():
-        draw(results, HERE / name / "picture.svg")
     (HERE / "RESULTS.md").write_text(results_page(measured))
     README.write_text(with_table(README.read_text(), readme_table(measured)))
 
@@ -103,6 +101,12 @@ def _with_arrow(row: Row) -> str:
     shape = re.sub(r"(\d+):(\d+)@", r"\1->\2@", row.shape)
     # In convolutions an x stands between the sides of images and kernels.
     return shape if "@" in shape else re.sub(r"(\d+)x(\d+)", r"\1->\2", shape)
+
+
+def draw_pictures() -> None:
+    """Draw the picture of each piece, as the command does that measures it."""
+    for name, results in pieces().items():
+        draw(results, HERE / name / "picture.svg")
 
 
 def _piece(name: str, results: Results) -> str:
@@ -181,4 +185,5 @@ def _range(ratios: Sequence[tuple[Row, float | None, Row | None]]) -> str:
 
 
 if __name__ == "__main__":
+    draw_pictures()
     write_pages()

@@ -17,8 +17,10 @@ from cutwork.benchmark.commands import STOPPED_NOTE
 from cutwork.benchmark.results import Results, title_of, unsteady_bases
 
 ROOT = Path(__file__).parents[1]
-# A piece whose dense forms were disturbed is measured so often at most; the last time stands.
+# A piece whose dense forms were disturbed is measured so often at most.
 TRIES = 3
+# Among hundreds of small layers a few are always disturbed.
+FEW = 0.05
 TILES = "--patterns block:16 block:32 block:64 vector:16 vector:64"
 WIDE = "--shapes 768x3072 3072x768"
 CONVS = "--shapes 64@32x32 128@16x16 256@8x8 --batches 64 --patterns block:16 block:32 vector:16"
@@ -77,15 +79,23 @@ def main(names: list[str]) -> int:
 
 
 def measure(name: str) -> bool:
-    """Measure a piece, again while a dense form that ratios rest on is unsteady; say whether it ran to its end."""
+    """Measure a piece, again while dense forms that ratios rest on are unsteady; say whether it ran to its end.
+
+    Of several tries the one with the fewest unsteady dense forms stands.
+    """
     # The command stands in the results, so it names no folder of this machine.
     options = [*PIECES[name].split(), "--output", f"benchmarks/{name}"]
+    folder = ROOT / "benchmarks" / name
+    fewest, files = None, {}
     for again in reversed(range(TRIES)):
         if subprocess.run([sys.executable, "-m", "cutwork", "benchmark", *options], check=False, cwd=ROOT).returncode:
             return False
-        unsteady = unsteady_bases(results_of(name).rows)
-        if not unsteady:
-            return True
+        rows = results_of(name).rows
+        unsteady = unsteady_bases(rows)
+        if fewest is None or len(unsteady) < fewest:
+            fewest, files = len(unsteady), {file: file.read_bytes() for file in folder.iterdir()}
+        if len(unsteady) <= FEW * sum(row.is_base for row in rows):
+            break
         worst = max(unsteady, key=lambda row: row.spread or 0.0)
         print(
             f"unsteady: {len(unsteady)} dense times that ratios rest on, the worst {worst.form} {worst.precision} of "
@@ -94,6 +104,8 @@ def measure(name: str) -> bool:
             file=sys.stderr,
             flush=True,
         )
+    for file, content in files.items():
+        file.write_bytes(content)
     return True
 
 

@@ -171,3 +171,20 @@ def test_a_piece_with_an_unsteady_dense_form_is_measured_again(spreads, told, mo
     err = capsys.readouterr().err
     assert err.count("unsteady: 1 dense times") == told
     assert ("so it stays" in err) == (told == 3)
+
+
+def test_of_several_tries_the_one_with_the_fewest_unsteady_dense_forms_stands(monkeypatch, tmp_path):
+    load("render", monkeypatch)
+    run = load("run", monkeypatch)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    dense = replace(TILE, pattern="dense", density=1.0, form="dense", spread=0.0)
+    left = [(0.5, 0.5), (0.5, 0.0), (0.4, 0.4)]
+
+    def measured(command, **options):
+        rows = [row for spread in left.pop(0) for row in (replace(dense, spread=spread), TILE)]
+        Results(MACHINE, tuple(rows)).write(tmp_path / command[-1])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run.subprocess, "run", measured)
+    assert run.measure("linear-197")
+    assert [row.spread for row in run.results_of("linear-197").rows if row.is_base] == [0.5, 0.0]
