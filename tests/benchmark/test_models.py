@@ -114,6 +114,15 @@ def test_an_unknown_model_of_a_package_is_a_wrong_input_with_near_misses(name, n
         subjects.subject(name.partition(":")[0] + ":zzzzzzzz")
 
 
+def test_a_forward_pass_copies_no_model_that_it_would_not_change(monkeypatch):
+    (group,) = models.groups(**SMALL)
+    found = group.candidates()
+    monkeypatch.setattr(models.copy, "deepcopy", lambda model: pytest.fail("a copy"))
+    for candidate in found:
+        candidate.build().results()
+        candidate.expected()
+
+
 def test_what_only_decodes_is_not_trained():
     with pytest.raises(ValueError, match="train cannot take llama-small: it decodes one token from a cache"):
         models.groups(**SMALL | {"names": ["llama-small"], "work": "step", "what": "train"})

@@ -142,7 +142,7 @@ def _candidate(
     return Candidate(
         row,
         build=partial(_build, row, model, inputs),
-        expected=cache(lambda: _runnable(row.work, copy.deepcopy(reference), inputs, _as_it_is).results()),
+        expected=cache(lambda: _runnable(row.work, _own(reference, row.work, "fp32"), inputs, _as_it_is).results()),
         operations=float(operations * (3 if step else 1)),
         bytes=None if step else float(_bytes(model, DTYPES[row.precision])),
         tolerance=TOLERANCES[row.work][row.precision],
@@ -151,9 +151,14 @@ def _candidate(
 
 def _build(row: Row, model: nn.Module, inputs: tuple[Tensor, ...]) -> Runnable:
     dtype = DTYPES[row.precision]
-    own = copy.deepcopy(model).to(dtype)
+    own = _own(model, row.work, row.precision)
     moved = tuple(held.to(dtype) if held.is_floating_point() else held for held in inputs)
     return _runnable(row.work, own, moved, compiled if row.form == "compiled" else _as_it_is)
+
+
+def _own(model: nn.Module, work: str, precision: str) -> nn.Module:
+    """Return a copy that may train or be rounded; a forward pass in fp32 leaves a model as it is, however large."""
+    return model if (work, precision) == ("forward", "fp32") else copy.deepcopy(model).to(DTYPES[precision])
 
 
 def _runnable(
