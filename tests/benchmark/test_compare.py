@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,3 +134,11 @@ def test_no_time_is_refused_as_it_was_given(seconds):
     model, dense = sparse_and_dense()
     with pytest.raises(ValueError, match=f"benchmark: seconds={seconds}; give more than 0"):
         cw.benchmark(model, against=dense, inputs=torch.randn(5, 64), seconds=seconds)
+
+
+def test_unsteady_times_are_marked_in_the_table():
+    model, dense = sparse_and_dense()
+    compared = cw.benchmark(model, against=dense, inputs=torch.randn(5, 64), seconds=0.01)
+    rows = [replace(row, spread=0.5 if row.form == "sparse" else 0.0) for row in compared.results.rows]
+    text = str(replace(compared, results=replace(compared.results, rows=tuple(rows))))
+    assert text.count("us~") == 2

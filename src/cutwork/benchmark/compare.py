@@ -14,7 +14,7 @@ from cutwork.benchmark.comparison import TOLERANCES, Candidate, Group, Run, Runn
 from cutwork.benchmark.models import TOLERANCES as OF_MODELS
 from cutwork.benchmark.models import tensor_of
 from cutwork.benchmark.passes import DTYPES
-from cutwork.benchmark.results import DENSE, Results, Row, duration
+from cutwork.benchmark.results import DENSE, Results, Row, time_of
 from cutwork.columns import in_columns
 from cutwork.forms import BF16, INT8, TILES
 from cutwork.layers.compressed import Compressed
@@ -206,7 +206,7 @@ def _precision(tensor: Tensor) -> str:
 def _line(dense: Row, row: Row, form: str) -> tuple[str, ...]:
     wrong = "not finite" if row.error is None else f"{row.error:.0e}"
     ideal = f"{row.ideal:.2f}" if row.what == "layer" else ""
-    start = (row.shape, form, row.pattern, f"{row.density:.3g}", duration(dense.median_ms))
+    start = (row.shape, form, row.pattern, f"{row.density:.3g}", time_of(dense))
     if row.ratio is None:
         return *start, "differs", "", ideal, wrong
-    return *start, duration(row.median_ms), f"{row.ratio:.2f}", ideal, wrong
+    return *start, time_of(row), f"{row.ratio:.2f}", ideal, wrong

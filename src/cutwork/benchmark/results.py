@@ -209,7 +209,7 @@ def cells(row: Row) -> tuple[str, ...]:
         return *start, "differs", "", "", "", "", "", _error(row)
     return (
         *start,
-        duration(row.median_ms) + ("" if row.is_steady else "~"),
+        time_of(row),
         _number(row.ratio),
         _number(row.ratio_to_fp32),
         _number(row.ideal),
@@ -232,11 +232,12 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def duration(milliseconds: float | None) -> str:
-    """Return a time as people read it."""
-    if milliseconds is None:
+def time_of(row: Row) -> str:
+    """Return the time of a row as people read it, with `~` where its runs lie far apart; empty if it was not timed."""
+    if row.median_ms is None:
         return ""
-    return f"{1000 * milliseconds:.3g} us" if milliseconds < 1 else f"{milliseconds:.4g} ms"
+    written = f"{1000 * row.median_ms:.3g} us" if row.median_ms < 1 else f"{row.median_ms:.4g} ms"
+    return written + ("" if row.is_steady else "~")
 
 
 def _number(ratio: float | None) -> str:
