@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import cutwork
 from cutwork import cli
 
 
@@ -131,3 +132,10 @@ def test_a_command_that_somebody_stops_ends_without_a_traceback(monkeypatch, cap
     monkeypatch.setattr("cutwork.doctor.diagnose", interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "cutwork: stopped\n"
+
+
+def test_the_version_is_told_without_torch():
+    code = "import sys; from cutwork.cli import main; main(['--version']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"cutwork {cutwork.__version__}\n")
+    assert "cutwork --version" in run("--help").stdout

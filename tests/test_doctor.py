@@ -58,3 +58,11 @@ def test_a_gpu_is_listed_with_its_size_and_capability(monkeypatch):
 def test_the_devices_are_those_that_torch_sees():
     devices = [gpu.device for gpu in doctor.diagnose().accelerators if gpu.device != "mps"]
     assert devices == [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+
+
+def test_the_page_says_where_timings_are_and_one_thread_is_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    page = str(doctor.diagnose())
+    assert f"which may be deleted to measure anew:\n  {tmp_path / 'cutwork' / 'timings.json'}  (not there yet)" in page
+    assert "PyTorch runs 1 thread\n" in page

@@ -78,7 +78,7 @@ def test_what_has_no_tiles_is_left_alone_unless_it_is_named():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda model: None, "plan: the model has no sparse layer; sparsify"),
+        (lambda model: None, "pack: the model has no sparse layer; sparsify"),
         (lambda model: cw.sparsify(model, "2:4"), "no layer can take the form 'tiles'; 0: 2:4 has no tiles to store"),
         (
             lambda model: cw.sparsify(model, "block:4", density=0.3, method="supermask"),

@@ -1,7 +1,12 @@
 import copy
 import logging
+import math
 import pickle
+import re
 import sys
+from functools import partial
+from time import perf_counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +17,8 @@ import cutwork as cw
 from cutwork import forms
 from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.int8 import Int8Linear
+from cutwork.patterns import Block
+from cutwork.pieces import time_pieces
 from cutwork.sparsity import Fixed
 from cutwork.timing import Timing
 from cutwork.timing_cache import TimingCache, cache_file
@@ -25,13 +32,13 @@ def empty_cache(monkeypatch, tmp_path):
 @pytest.fixture
 def speed(monkeypatch):
     """Let every form of every layer take the seconds set here, whatever it really takes."""
-    seconds = {"dense": 2e-3, "tiles": 1e-3, "tiles-bf16": 5e-4, "tiles-int8": 3e-4, "calls": 0}
+    seconds = {"dense": 2e-3, "tiles": 1e-3, "tiles-bf16": 5e-4, "tiles-int8": 3e-4, "calls": 0, "spread": 0.0}
 
     def measure(calls, **options):
         seconds["calls"] += 1
         for call in calls.values():
             call()
-        return {form: Timing(seconds[form], 0.0, 5) for form in calls}
+        return {form: Timing(seconds[form], seconds["spread"], 5) for form in calls}
 
     monkeypatch.setattr(forms, "measure", measure)
     return seconds
@@ -136,7 +143,7 @@ def test_without_inputs_a_layer_leaves_dense_only_where_that_is_faster_for_all_u
     assert cw.plan(model).rows[0].calls == 4
 
     def slow_for_one_token(layer, usage, wanted, **options):
-        return {"dense": 1.0, "tiles": 2.0 if usage.shape[0] == 1 else 0.1}
+        return {"dense": Timing(1.0, 0.0, 5), "tiles": Timing(2.0 if usage.shape[0] == 1 else 0.1, 0.0, 5)}
 
     monkeypatch.setattr(sys.modules["cutwork.plan"], "time_forms", slow_for_one_token)
     row = cw.plan(model).rows[0]
@@ -226,33 +233,139 @@ def test_a_followed_model_is_not_packed(speed):
         cw.pack(model, torch.randn(3, 32))
 
 
-def test_a_proposal_reaches_the_goal_with_most_weights_left(speed, monkeypatch):
+@pytest.fixture
+def pass_clock(monkeypatch):
+    """Let passes be timed by a clock that only moves when a layer says so."""
+    machine = SimpleNamespace(now=0.0, calls=0)
+    monkeypatch.setattr("cutwork.proposal.time_pieces", partial(time_pieces, clock=lambda: machine.now))
+    return machine
+
+
+def three_parts(clock):
+    """Return a model of 5 ms, of which two layers take 2 each."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+
+    def takes(seconds):
+        def move(*_):
+            clock.calls += 1
+            # Something else stops every pass, each time in another place.
+            clock.now += seconds + 9.0 * (clock.calls % 7 == 0)
+
+        return move
+
+    for layer, seconds in zip(model, (2e-3, 1e-3, 2e-3), strict=True):
+        layer.register_forward_hook(takes(seconds))
+    return model
+
+
+def alone(of_dense, spread=0.0):
+    """Return how long forms take alone: dense only half of what it takes in the model above."""
+
+    def time_forms(layer, usage, wanted, **options):
+        share = of_dense(layer.sparsity.density) * (3 if layer.weight.shape[0] == 3 else 1)
+        return {form: Timing(1e-3 if form == "dense" else 1e-3 * share, spread, 5) for form in wanted}
+
+    return time_forms
+
+
+def test_a_proposal_reaches_the_goal_with_most_weights_left(pass_clock, monkeypatch):
     x = torch.randn(5, 64)
-    monkeypatch.setattr(
-        "cutwork.proposal.measure",
-        lambda calls, **options: {name: Timing(2e-3 if name else 5e-3, 0.0, 5) for name in calls},
-    )
-
-    def by_density(layer, usage, wanted, **options):
-        density = layer.sparsity.density
-        return {
-            form: 2e-3 if form == "dense" else 2e-3 * density * (3 if layer.weight.shape[0] == 3 else 1)
-            for form in wanted
-        }
-
-    monkeypatch.setattr("cutwork.proposal.time_forms", by_density)
+    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: density))
+    model = three_parts(pass_clock)
     proposal = cw.plan(model, x, speedup=1.8, patterns=["vector:8", "block:8"], densities=[0.5, 0.2, 0.1])
     # 5 ms of which the layers take 2 each: at 0.2 they save 1.6 and 0.8.
     assert proposal.speedups["vector:8"][0.2] == pytest.approx(5 / (5 - 1.6 - 0.8))
     assert (proposal.pattern, proposal.density) == ("vector:8", 0.2)
     assert proposal.patterns == {"*": "dense", "0": "vector:8", "2": "vector:8"}
     assert proposal.outside == pytest.approx(0.2)
-    assert "1.8x is reached by vector:8 at density 0.2, 1.92x" in str(proposal)
+    assert [row.dense_s for row in proposal.rows] == pytest.approx([2e-3, 2e-3])
+    assert "1.8x is reached by vector:8 at density 0.2," in str(proposal)
     cw.sparsify(model, proposal.patterns, density=proposal.density)
-    far = cw.plan(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3)), x, speedup=10, densities=[0.5])
+    far = cw.plan(three_parts(pass_clock), x, speedup=10, densities=[0.5])
     assert far.patterns is None
-    assert "10x is out of reach" in str(far)
+    assert "10x is out of reach of these patterns and densities" in str(far)
+    assert "About 20% of the time" in str(far)
+    assert "end of all" not in str(far)
+
+
+def test_a_proposal_takes_one_pattern_and_one_density_alone(pass_clock, monkeypatch):
+    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: density))
+    for pattern in ("block:8", Block(8, 8)):
+        proposal = cw.plan(three_parts(pass_clock), torch.ones(5, 64), speedup=1.5, patterns=pattern, densities=0.2)
+        assert list(proposal.speedups) == ["block:8"]
+        assert list(proposal.speedups["block:8"]) == [0.2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"densities": [-0.1]}, "plan: -0.1 among the densities; one is a number above 0 and up to 1"),
+        ({"densities": [0.5, 0]}, "plan: 0 among the densities"),
+        ({"densities": [1.5]}, "1.5 among the densities"),
+        ({"densities": [math.nan]}, "nan among the densities"),
+        ({"densities": ["a"]}, "'a' among the densities"),
+        ({"densities": "a"}, "'a' among the densities"),
+        ({"densities": []}, r"densities=\[\]; give at least one"),
+        ({"patterns": []}, r"patterns=\[\]; name at least one"),
+        ({"patterns": "blok:16"}, r"unknown pattern 'blok:16' \(did you mean 'block:16'\?\)"),
+        ({"speedup": math.inf}, "speedup=inf; give a number above 1"),
+        ({"speedup": math.nan}, "speedup=nan; give a number above 1"),
+        ({"speedup": "2"}, "speedup='2'; give a number above 1"),
+        ({"seconds": 0}, "plan: seconds=0; give some time"),
+    ],
+)
+def test_a_proposal_of_nonsense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        cw.plan(nn.Sequential(nn.Linear(64, 64)), torch.ones(1, 64), **{"speedup": 2, **options})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("2:4", "2:4: no layer can take it; 0: 2:4 has no tiles to store"),
+        ("unstructured", "unstructured: no layer can take it; 0: unstructured has no tiles to store"),
+        ("block:1024", "block:1024: no layer can take it; 0: .*1024"),
+        ("block:8", "block:8: no layer is faster as tiles than dense here"),
+    ],
+)
+def test_a_proposal_says_why_a_pattern_gains_nothing(pass_clock, monkeypatch, pattern, reason):
+    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: 2.0))
+    monkeypatch.setattr("cutwork.proposal.tile_kernel", lambda *_, **options: "cpu-tiles")
+    proposal = cw.plan(three_parts(pass_clock), torch.ones(5, 64), speedup=2, patterns=pattern, densities=0.5)
+    assert proposal.patterns is None
+    assert re.search(reason, str(proposal))
+
+
+def test_a_proposal_without_kernels_says_so(pass_clock, monkeypatch):
+    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: 2.0))
+    monkeypatch.setattr("cutwork.proposal.tile_kernel", lambda *_, **options: "reference")
+    proposal = cw.plan(three_parts(pass_clock), torch.ones(5, 64), speedup=2, densities=0.5)
+    assert "block:16: no layer is faster: there are no kernels for these layers here" in str(proposal)
+
+
+def test_predictions_from_a_busy_machine_are_marked(pass_clock, monkeypatch):
+    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: density, spread=0.5))
+    proposal = cw.plan(three_parts(pass_clock), torch.ones(5, 64), speedup=1.8, patterns="block:8", densities=0.2)
+    assert not proposal.is_steady
+    assert "block:8  ~1.92x" in str(proposal)
+
+
+def test_tiles_of_a_proposal_are_timed_on_what_other_tiles_return(monkeypatch, pass_clock):
+    seen = []
+
+    def time_forms(layer, usage, wanted, **options):
+        seen.append((layer.in_channels, usage.channels_last, tuple(wanted)))
+        return {form: Timing(1.0, 0.0, 5) for form in wanted}
+
+    monkeypatch.setattr("cutwork.proposal.time_forms", time_forms)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    cw.plan(model, torch.randn(2, 8, 9, 9), speedup=2, patterns="block:8", densities=0.5)
+    assert seen == [
+        (8, False, ("dense", "tiles")),
+        (16, False, ("dense", "tiles")),
+        # Tiles return images channels last, so that is what the second one would read.
+        (16, True, ("tiles",)),
+    ]
 
 
 class SelfAttention(nn.Module):
@@ -356,3 +469,117 @@ def test_convolutions_have_no_form_of_fewer_bits(speed):
     assert cw.plan(model, x, precisions=["int8"]).rows[0].form == "tiles"
     with pytest.raises(ValueError, match="0 cannot take the form 'tiles-int8': convolutions have kernels for float32"):
         cw.plan(model, x, forms={"0": "tiles-int8"})
+
+
+def test_a_proposal_leaves_out_what_sparsify_would_refuse(pass_clock, monkeypatch):
+    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: density / 10))
+    model = three_parts(pass_clock)
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=1.5, patterns="block:32", densities=[0.1, 0.05])
+    # Of four blocks 0.1 is less than half a block, and of the 3x64 weight, which has two, even more so.
+    assert proposal.pattern is None
+    assert "too coarse to keep" in str(proposal)
+
+
+def test_what_a_busy_machine_says_is_marked_and_not_kept(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    speed["spread"] = 0.5
+    plan = cw.plan(model, x)
+    assert not plan.rows[0].is_steady
+    assert plan.rows[0].reason == "about 2.0x faster than dense for 5x32; runs lie far apart, the machine is busy"
+    assert "~2.00x" in str(plan)
+    assert not cache_file().exists()
+    speed["spread"], calls = 0.0, speed["calls"]
+    steady = cw.plan(model, x)
+    assert speed["calls"] > calls
+    assert steady.rows[0].is_steady and cw.plan(model, x).rows[0].is_steady
+    assert "~" not in str(steady)
+
+
+def test_layers_are_measured_for_as_long_as_asked():
+    model = nn.Sequential(nn.Linear(16, 16))
+    cw.sparsify(model, "block:8", density=0.5)
+    start = perf_counter()
+    cw.plan(model, torch.ones(1, 16), seconds=0.5, cache=False)
+    assert perf_counter() - start > 0.4
+
+
+def test_names_people_write_are_taken_or_named(speed):
+    model, x = sparse_model(), torch.randn(5, 32)
+    forms = {"*": "dense", "0": "int8", "2": "bf16"}
+    assert [row.form for row in cw.plan(model, x, forms=forms).rows] == ["tiles-int8", "tiles-bf16", "dense"]
+    plan = cw.plan(model, x, forms={"*": "!int8"}, precisions="int8")
+    assert [row.form for row in plan.rows] == ["tiles", "tiles", "dense"]
+    assert [row.form for row in cw.plan(model, x, precisions="bf16").rows[:1]] == ["tiles-bf16"]
+    with pytest.raises(ValueError, match=r"plan: unknown form 'tile' \(did you mean 'tiles'\?\); write one of"):
+        cw.plan(model, x, forms="tile")
+    with pytest.raises(ValueError, match=r"pack: unknown precision 'int-8' \(did you mean 'int8'\?\)"):
+        cw.pack(model, x, precisions="int-8")
+    for forms in (["tiles"], 5):
+        with pytest.raises(TypeError, match=r"pack: forms=.*; name one form, or write a mapping"):
+            cw.pack(model, x, forms=forms)
+    with pytest.raises(ValueError, match="unknown form 5"):
+        cw.plan(model, x, forms={"*": 5})
+    for function in (cw.plan, cw.pack):
+        with pytest.raises(TypeError, match=rf"{function.__name__}: the model must be an nn.Module; got 5 \(int\)"):
+            function(5, x)
+        with pytest.raises(ValueError, match=f"{function.__name__}: seconds=-1; give some time"):
+            function(model, x, seconds=-1)
+
+
+def test_a_plan_for_other_layers_is_refused(speed):
+    plan = cw.plan(sparse_model(), torch.randn(5, 32))
+    shape, pattern = (nn.Sequential(nn.Linear(32, width), nn.ReLU(), nn.Linear(width, 64)) for width in (64, 32))
+    for model in (shape, pattern):
+        model.extend([nn.ReLU(), nn.Linear(64, 8)])
+    cw.sparsify(shape, {"*": "vector:8", "4": "unstructured"}, density=0.25)
+    with pytest.raises(ValueError, match="apply: 0 was planned as 64x32 block:8; in this model it is 64x32 vector:8"):
+        plan.apply(shape)
+    cw.sparsify(pattern, {"*": "block:8", "4": "unstructured"}, density=0.25)
+    with pytest.raises(ValueError, match="apply: 0 was planned as 64x32 block:8; in this model it is 32x32 block:8"):
+        plan.apply(pattern)
+    assert not any(isinstance(layer, CompressedLinear) for layer in (*shape, *pattern))
+
+
+def int8_model():
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64))
+    cw.sparsify(model, {"*": "dense", "2": "block:8"}, density=0.25)
+    cw.pack(model, forms="int8")
+    return model
+
+
+def test_a_gradient_that_would_end_in_an_int8_layer_is_refused():
+    model, x = int8_model(), torch.randn(5, 32)
+    with pytest.raises(ValueError, match=r"is for inference, and its input needs a gradient, .* under torch\.no_grad"):
+        model(x)
+    with torch.no_grad():
+        y = model(x)
+    with torch.inference_mode():
+        assert torch.equal(model(x), y)
+    assert torch.equal(model.requires_grad_(False)(x), y)
+
+
+def test_operations_of_int8_layers_count():
+    model, x = int8_model(), torch.randn(1, 32)
+    before = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64))
+    cw.sparsify(before, {"*": "dense", "2": "block:8"}, density=0.25)
+    for counting in ("products", "every-operation"):
+        assert cw.flops(model, x, counting=counting).layers == cw.flops(before, x, counting=counting).layers
+    assert cw.flops(model[2:], torch.randn(3, 64)).sparse == 3 * 2 * 64 * 64 // 4
+    report = cw.report(model, x)
+    assert [row.kept_flops for row in report.rows] == [2 * 32 * 64, 2 * 64 * 64 // 4]
+    assert report.total.flops == 2 * 32 * 64 + 2 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(cw.plan, cw.pack, cw.bake, cw.unpack),
+        lambda model: cw.fuse(model, torch.ones(1, 32)),
+        lambda model: cw.draw_masks(model, "masks.png"),
+        lambda model: cw.copy_masks(model, model),
+    ],
+)
+def test_int8_layers_are_named_where_their_weights_are_missed(call):
+    message = r"2 compute in int8, for inference only, .* take the model as it was before pack"
+    with pytest.raises(ValueError, match=message):
+        call(int8_model())

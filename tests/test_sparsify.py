@@ -19,7 +19,10 @@ def snapshot(model):
 
 
 BAD = {
-    "unknown pattern": (lambda m: cw.sparsify(m, "blok:4", density=0.1), "unknown pattern 'blok:4'; write"),
+    "unknown pattern": (
+        lambda m: cw.sparsify(m, "blok:4", density=0.1),
+        r"unknown pattern 'blok:4' \(did you mean 'block:4'\?\); write",
+    ),
     "glob": (lambda m: cw.sparsify(m, {"layer*": "block:4"}, density=0.1), "no layer matches 'layer\\*'; the layers"),
     "glob of others": (lambda m: cw.sparsify(m, {"3": "block:4"}, density=0.1), "'3' matches only Embedding"),
     "density 0": (lambda m: cw.sparsify(m, "block:4", density=0), r"density=0 is outside \(0, 1\]"),
@@ -30,7 +33,10 @@ BAD = {
     "cannot tile": (lambda m: cw.sparsify(m, "2:4-tile"), "^2: 2:4-tile cannot tile 30 outputs"),
     "fixed density": (lambda m: cw.sparsify(m, {"0": "2:4"}, density=0.1), "2:4 fixes the density at 0.5; got"),
     "all dense": (lambda m: cw.sparsify(m, "dense", density=0.1), "leaves every layer dense"),
-    "method": (lambda m: cw.sparsify(m, "block:4", density=0.1, method="rigel"), "unknown method 'rigel'; write"),
+    "method": (
+        lambda m: cw.sparsify(m, "block:4", density=0.1, method="rigel"),
+        r"unknown method 'rigel' \(did you mean 'rigl'\?\); write",
+    ),
     "allocation": (lambda m: cw.sparsify(m, "block:4", density=0.1, allocation="erl"), "unknown allocation 'erl'"),
     "score": (lambda m: cw.sparsify(m, "block:4", density=0.1, init="size"), "unknown score 'size'"),
     "score without gradient": (lambda m: cw.sparsify(m, "block:4", density=0.1, init="taylor"), "needs a gradient"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
+from cutwork import __version__
 from cutwork.benchmark.commands import COMMANDS as BENCHMARKS
 from cutwork.benchmark.commands import STOPPED
 
@@ -87,14 +88,18 @@ GROUPS = {"benchmark": (BENCHMARKS, "Measure sparse layers and models beside den
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 when done, 2 after a wrong input, 130 when stopped."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if list(given) == ["--version"]:
+        print(f"cutwork {__version__}")
+        return 0
     try:
         tyro = _import_tyro()
         groups = {name: _group(tyro, commands, title) for name, (commands, title) in GROUPS.items()}
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS | groups,
             prog="cutwork",
-            description="Structured sparse training for PyTorch.",
-            args=arguments,
+            description="Structured sparse training for PyTorch. 'cutwork --version' says which version this is.",
+            args=given,
             # Options are called by their own names alone, wherever they are defined.
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )

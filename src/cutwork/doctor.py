@@ -7,11 +7,13 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 from cutwork import __version__, kernels
 from cutwork.kernels import cpu
+from cutwork.timing_cache import cache_file
 
 REQUIRED = ("torch", "numpy", "safetensors")
 # Every package of an extra, in the order of pyproject.toml, and triton, which CUDA builds of torch bring along.
@@ -64,6 +66,7 @@ class Diagnosis:
     cpu: Cpu
     accelerators: list[Accelerator]
     kernels: list[kernels.Kernel]
+    timings: str  # the file in which plan() and pack() keep what they measured
 
     def to_json(self) -> str:
         """Return the diagnosis as a JSON object."""
@@ -81,6 +84,8 @@ class Diagnosis:
                 "Kernels",
                 [(kernel.name, f"{'on ' if kernel.active else 'off'}  {kernel.reason}") for kernel in self.kernels],
             ),
+            "Timings\n  plan() and pack() keep what they measure in a file, which may be deleted to measure anew:\n"
+            f"  {self.timings}" + ("" if Path(self.timings).exists() else "  (not there yet)"),
         ]
         return "\n\n".join(sections)
 
@@ -99,6 +104,7 @@ def diagnose() -> Diagnosis:
         cpu=_diagnose_cpu(),
         accelerators=_accelerators(),
         kernels=kernels.survey(),
+        timings=str(cache_file()),
     )
 
 
@@ -142,10 +148,14 @@ def _cpu_rows(cpu: Cpu) -> list[tuple[str, str]]:
     features = f"unknown: {cpu.why_unknown}" if cpu.features is None else " ".join(cpu.features) or "none known"
     return [
         ("name", cpu.name),
-        ("cores", f"{cpu.usable_cores} usable by this process, PyTorch runs {cpu.torch_threads} threads"),
+        ("cores", f"{cpu.usable_cores} usable by this process, PyTorch runs {_counted(cpu.torch_threads, 'thread')}"),
         ("features", features),
         ("PyTorch uses", cpu.torch_capability),
     ]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> str:

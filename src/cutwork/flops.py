@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
+from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer, is_conv1d_class
 from cutwork.methods import Method, named
 from cutwork.sparsity import Sparsity
@@ -154,6 +155,7 @@ def _two_each(layer: nn.Module, x: Tensor, y: Tensor) -> Operations:
 OPERATIONS: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     CompressedLinear: _linear,
+    Int8Linear: _linear,
     CompressedConv2d: _convolution,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
@@ -223,6 +225,8 @@ def kind_of(module: nn.Module) -> str:
     """Return the name of a layer's class, and for a sparse layer that of the dense one."""
     if isinstance(module, CompressedLinear):
         return "Conv1D" if module.sparsity.transposed else "Linear"
+    if isinstance(module, Int8Linear):
+        return "Linear"
     if isinstance(module, CompressedConv2d):
         return "Conv2d"
     name = type(module).__name__
@@ -252,6 +256,8 @@ class _Tally:
         if isinstance(module, SparseLayer):
             mask = module.sparsity.mask_matrix()
             kept, total = int(mask.sum()), mask.numel()
+        elif isinstance(module, Int8Linear):
+            kept, total = module.topology.num_kept(), math.prod(module.topology.shape)
         adds, multiplies, rest = operations
         self.dense[module] += adds + multiplies + rest
         self.sparse[module] += adds * kept // total + multiplies * kept // total + rest
@@ -267,6 +273,7 @@ def _tally_products(model: nn.Module, inputs: tuple[Any, ...], tally: _Tally) ->
     mapping = {
         attention: _attention_products,
         torch.ops.cutwork.block_linear: _compressed_linear_products,
+        torch.ops.cutwork.int8_linear: _compressed_linear_products,
         torch.ops.cutwork.block_conv2d: _compressed_convolution_products,
     }
     counter = FlopCounterMode(display=False, custom_mapping=mapping)

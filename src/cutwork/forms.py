@@ -18,12 +18,14 @@ from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.swap import SparseLayer
 from cutwork.sparsity import Fixed
-from cutwork.timing import measure
+from cutwork.timing import Timing, measure
 from cutwork.timing_cache import TimingCache
 
 DENSE, TILES = "dense", "tiles"
 # In fewer bits than the model: only on request, because results change.
 BF16, INT8 = "tiles-bf16", "tiles-int8"
+
+MANY_ROUNDS = 100_000
 
 # How far results may lie apart, relative to their size: the order of the sums differs, or numbers are rounded.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-3}
@@ -115,28 +117,30 @@ def _may_rest(layer: SparseLinear | SparseConv2d | SparseConv1D) -> bool:
 
 def time_forms(
     layer: SparseLayer, usage: Usage, forms: list[str], *, training: bool, seconds: float, cache: TimingCache | None
-) -> dict[str, float]:
-    """Return how long a call of a layer takes in each form, in seconds; for training with its backward pass.
+) -> dict[str, Timing]:
+    """Return how long a call of a layer takes in each form; for training with its backward pass.
 
-    Raises ValueError where two forms give different results.
+    Only what is steady is kept: a number from a busy machine would be believed for ever. Raises ValueError where two
+    forms give different results.
     """
     key = _key(layer, usage, training)
     known = {} if cache is None else cache.get(key)
     if all(form in known for form in forms):
-        return {form: known[form] for form in forms}
+        return {form: Timing(known[form], 0.0, 0) for form in forms}
     twins = {form: _twin(layer, form, training=training) for form in forms}
     x = usage.example(layer.trained.device)
     _check_equal(twins, x)
-    timings = measure({form: _call(twin, x, training=training) for form, twin in twins.items()}, seconds=seconds)
-    taken = {form: timing.median_s for form, timing in timings.items()}
-    if cache is not None:
-        cache.put(key, taken)
-    return taken
+    calls = {form: _call(twin, x, training=training) for form, twin in twins.items()}
+    # Who asks for so many seconds gets them, however short a call is.
+    timings = measure(calls, seconds=seconds, max_rounds=MANY_ROUNDS)
+    if cache is not None and all(timing.is_steady for timing in timings.values()):
+        cache.put(key, {form: timing.median_s for form, timing in timings.items()})
+    return timings
 
 
-def dense_call(layer: SparseLayer, usage: Usage) -> Callable[[], object]:
-    """Return a call of a layer in dense form, for inference, on an input like the one it saw."""
-    return _call(_twin(layer, DENSE, training=False), usage.example(layer.trained.device), training=False)
+def at_rest(model: nn.Module, layers: Mapping[str, SparseLayer]) -> None:
+    """Let sparse layers of a model compute as dense ones, for inference, at the cost of these."""
+    change(model, list(layers), DENSE, training=False)
 
 
 def _twin(layer: SparseLayer, form: str, *, training: bool) -> nn.Module:

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from cutwork.layers.compressed import Compressed, CompressedLinear
+from cutwork.layers.int8 import why_none
 
 Module = nn.Module
 
@@ -50,7 +51,7 @@ def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     """
     names = {module: name for name, module in model.named_modules()}
     if not any(isinstance(module, Compressed) for module in names):
-        raise ValueError("fuse: the model has no compressed layer; pack() it first")
+        raise ValueError(f"fuse: {why_none(model, kind='compressed', otherwise='pack() it first')}")
     if not inputs:
         raise ValueError("fuse: who reads what shows only when the model runs; pass its inputs: fuse(model, x)")
     done: list[Fusion] = []

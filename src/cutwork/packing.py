@@ -8,6 +8,7 @@ from torch import nn
 
 from cutwork.layers.compress import expand
 from cutwork.layers.compressed import Compressed
+from cutwork.layers.int8 import why_none
 from cutwork.layers.swap import SparseLayer, sparse_layers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -18,7 +19,7 @@ def unpack(model: Model, layers: str | Iterable[str] | None = None) -> Model:
     found = {name: layer for name, layer in sparse_layers(model).items() if isinstance(layer, Compressed)}
     chosen = found if layers is None else _matching("unpack", found, layers, lambda layer: True)
     if not chosen:
-        raise ValueError("unpack: the model has no compressed layer; pack() it first")
+        raise ValueError(f"unpack: {why_none(model, kind='compressed', otherwise='pack() it first')}")
     check_free("unpack", chosen)
     _check_tied(found, chosen)
     expand(chosen)

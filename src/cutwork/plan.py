@@ -12,9 +12,13 @@ from cutwork.columns import in_columns
 from cutwork.forms import BF16, DENSE, INT8, TILES, Usage, change, obstacle, time_forms, usages
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.layers.conv2d import SparseConv2d
+from cutwork.layers.int8 import why_none
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.packing import check_free, grouped
+from cutwork.patterns import Pattern
 from cutwork.proposal import DENSITIES, PATTERNS, propose
+from cutwork.spelling import did_you_mean
+from cutwork.timing import Timing
 from cutwork.timing_cache import TimingCache, cache_file
 
 FORMS = (DENSE, TILES, BF16, INT8)
@@ -33,7 +37,8 @@ Forms = str | Mapping[str, str]
 class LayerPlan:
     """What one layer, with those that share its weight, was measured to take in each form, and the form chosen.
 
-    `seconds` are of one call; of the slowest call compared with dense, if several shapes were measured.
+    `seconds` are of one call; of the slowest call compared with dense, if several shapes were measured. They are not
+    steady if their runs lie far apart, as on a machine that is busy with something else.
     """
 
     layer: str
@@ -45,6 +50,7 @@ class LayerPlan:
     seconds: dict[str, float]
     form: str
     reason: str
+    is_steady: bool = True
 
     @property
     def gain(self) -> float | None:
@@ -65,8 +71,15 @@ class Plan:
     def apply(self, model: nn.Module) -> None:
         """Give the layers of a model, in place, the forms chosen for them."""
         layers = sparse_layers(model)
+        if not layers:
+            raise ValueError(f"apply: {why_none(model)}")
         if missing := [row.layer for row in self.rows if row.layer not in layers]:
-            raise ValueError(f"the plan is for a model with a sparse layer {missing[0]!r}; this one has none")
+            raise ValueError(
+                f"apply: the plan is for a model with a sparse layer {missing[0]!r}; this one has none; make a plan "
+                "for this model"
+            )
+        for row in self.rows:
+            _check_alike(row, layers[row.layer])
         groups = grouped(layers)
         check_free("pack", layers)
         for form in FORMS:
@@ -86,10 +99,10 @@ def plan(
     model: nn.Module,
     *inputs: Any,
     speedup: float | None = None,
-    patterns: Sequence[str] = PATTERNS,
-    densities: Sequence[float] = DENSITIES,
+    patterns: str | Pattern | Sequence[str | Pattern] = PATTERNS,
+    densities: float | Sequence[float] = DENSITIES,
     forms: Forms | None = None,
-    precisions: Sequence[str] = (),
+    precisions: str | Sequence[str] = (),
     training: bool = False,
     seconds: float = 0.2,
     cache: bool = True,
@@ -101,57 +114,37 @@ def plan(
     forbids one with an exclamation mark ("!tiles"), everywhere or by globs over layer names, of which the last that
     matches decides. `precisions` adds forms of linear layers in fewer bits, "bf16" and, for inference, "int8", whose
     results differ by their rounding. With `training` the backward pass counts too. Each distinct layer is measured for
-    `seconds`, and the result kept in the user's cache folder unless `cache` is False.
+    `seconds` with each input. What is steady is kept in a file in the user's cache folder unless `cache` is False;
+    `cutwork doctor` says where, and it may be deleted. What is not steady is marked with "~".
 
     With a `speedup`, the model is one to be made sparse: return the `Proposal` of `patterns` and `densities` by which
     the whole model would get so much faster, with most weights left.
     """
-    kept = TimingCache(cache_file()) if cache else None
-    if speedup is not None:
-        if forms is not None:
-            raise ValueError("plan: forms are for a sparse model, and a speedup for one to be made sparse; give one")
-        if training or precisions:
-            raise ValueError(
-                "plan: a speedup is predicted for inference at the model's own precision; leave training and "
-                "precisions out, and measure the step of a sparse model with 'cutwork benchmark train'"
-            )
-        return propose(
-            *(model, inputs),
-            speedup=speedup,
-            patterns=patterns,
-            densities=densities,
-            seconds=seconds,
-            cache=kept,
+    _check("plan", model, seconds)
+    if speedup is None:
+        return _plan("plan", model, inputs, forms, precisions, training=training, seconds=seconds, cache=cache)
+    if forms is not None:
+        raise ValueError("plan: forms are for a sparse model, and a speedup for one to be made sparse; give one")
+    if training or precisions:
+        raise ValueError(
+            "plan: a speedup is predicted for inference at the model's own precision; leave training and "
+            "precisions out, and measure the step of a sparse model with 'cutwork benchmark train'"
         )
-    layers = sparse_layers(model)
-    if not layers:
-        raise ValueError("plan: the model has no sparse layer; sparsify() it or load a sparse checkpoint first")
-    groups = grouped(layers)
-    wanted = _wanted(layers, groups, forms)
-    offered = _offered(precisions, training=training)
-    seen = usages(model, layers, *inputs) if inputs else {}
-    measured: dict[Any, list[dict[str, float]]] = {}
-    rows = []
-    for first, sharers in groups.items():
-        layer = layers[first]
-        uses = [seen[name] for name in sharers if name in seen] if inputs else _usual(layer)
-        rows.append(
-            _plan_layer(
-                *(first, layer, uses, wanted[first], offered),
-                training=training,
-                seconds=seconds,
-                cache=kept,
-                known=measured,
-            )
-        )
-    return Plan(tuple(rows), training)
+    return propose(
+        *(model, inputs),
+        speedup=speedup,
+        patterns=patterns,
+        densities=densities,
+        seconds=seconds,
+        cache=TimingCache(cache_file()) if cache else None,
+    )
 
 
 def pack(
     model: nn.Module,
     *inputs: Any,
     forms: Forms | None = None,
-    precisions: Sequence[str] = (),
+    precisions: str | Sequence[str] = (),
     training: bool = False,
     seconds: float = 0.2,
     cache: bool = True,
@@ -170,13 +163,72 @@ def pack(
     >>> model[0].values.shape
     torch.Size([4, 16, 16])
     """
-    options = {"forms": forms, "precisions": precisions, "training": training, "seconds": seconds, "cache": cache}
-    result = plan(model, *inputs, **options)  # pyrefly: ignore
+    _check("pack", model, seconds)
+    result = _plan("pack", model, inputs, forms, precisions, training=training, seconds=seconds, cache=cache)
     result.apply(model)
     return result
 
 
+def _check(what: str, model: nn.Module, seconds: float) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"{what}: the model must be an nn.Module; got {model!r} ({type(model).__name__}); write {what}(model, x)"
+        )
+    if not seconds > 0:
+        raise ValueError(f"{what}: seconds={seconds!r}; give some time to measure each layer, such as 0.2")
+
+
+def _plan(
+    what: str,
+    model: nn.Module,
+    inputs: Sequence[Any],
+    forms: Forms | None,
+    precisions: str | Sequence[str],
+    *,
+    training: bool,
+    seconds: float,
+    cache: bool,
+) -> Plan:
+    """Return the plan that `plan` or `pack`, whichever errors should name, was asked for."""
+    layers = sparse_layers(model)
+    if not layers:
+        raise ValueError(f"{what}: {why_none(model)}")
+    kept = TimingCache(cache_file()) if cache else None
+    groups = grouped(layers)
+    wanted = _wanted(what, layers, groups, forms)
+    offered = _offered(what, precisions, training=training)
+    seen = usages(model, layers, *inputs) if inputs else {}
+    measured: dict[Any, list[dict[str, Timing]]] = {}
+    rows = []
+    for first, sharers in groups.items():
+        layer = layers[first]
+        uses = [seen[name] for name in sharers if name in seen] if inputs else _usual(layer)
+        rows.append(
+            _plan_layer(
+                *(what, first, layer, uses, wanted[first], offered),
+                training=training,
+                seconds=seconds,
+                cache=kept,
+                known=measured,
+            )
+        )
+    return Plan(tuple(rows), training)
+
+
+def _check_alike(row: LayerPlan, layer: SparseLayer) -> None:
+    """Raise ValueError where a layer is not the one that was measured."""
+    sparsity = layer.sparsity
+    found = tuple(sparsity.mask_matrix().shape), str(sparsity.pattern)
+    if found != (row.shape, row.pattern):
+        (shape, pattern), name = found, row.layer or "the model itself"
+        raise ValueError(
+            f"apply: {name} was planned as {'x'.join(map(str, row.shape))} {row.pattern}; in this model it is "
+            f"{'x'.join(map(str, shape))} {pattern}; make a plan for this model"
+        )
+
+
 def _plan_layer(
+    what: str,
     name: str,
     layer: SparseLayer,
     uses: Sequence[Usage],
@@ -186,19 +238,19 @@ def _plan_layer(
     training: bool,
     seconds: float,
     cache: TimingCache | None,
-    known: dict[Any, list[dict[str, float]]],
+    known: dict[Any, list[dict[str, Timing]]],
 ) -> LayerPlan:
     sparsity = layer.sparsity
     matrix = sparsity.mask_matrix()
     density = float(matrix.double().mean())
-    times: list[dict[str, float]] = []
+    timings: list[dict[str, Timing]] = []
     is_forced = wanted is not None and not wanted.startswith("!")
     if is_forced and (reason := obstacle(layer, wanted or "")):
-        raise ValueError(f"plan: {name or 'the model itself'} cannot take the form {wanted!r}: {reason}")
+        raise ValueError(f"{what}: {name or 'the model itself'} cannot take the form {wanted!r}: {reason}")
     possible = [form for form in offered if not obstacle(layer, form) and f"!{form}" != wanted]
     if not possible:
         raise ValueError(
-            f"plan: {name or 'the model itself'} has no form left: {DENSE} is forbidden, and the others not possible"
+            f"{what}: {name or 'the model itself'} has no form left: {DENSE} is forbidden, and the others not possible"
         )
     if is_forced:
         form, reason = wanted or "", "as asked"
@@ -213,8 +265,10 @@ def _plan_layer(
             known[key] = [
                 time_forms(layer, use, possible, training=training, seconds=seconds, cache=cache) for use in uses
             ]
-        times = known[key]
-        form, reason = _choose(times, uses)
+        timings = known[key]
+        form, reason = _choose([_seconds(each) for each in timings], uses)
+    times = [_seconds(each) for each in timings]
+    is_steady = all(timing.is_steady for each in timings for timing in each.values())
     least = min(times, key=lambda taken: taken.get(DENSE, 0.0) / taken[form], default={})
     return LayerPlan(
         layer=name,
@@ -225,8 +279,13 @@ def _plan_layer(
         calls=sum(use.calls for use in uses),
         seconds=least,
         form=form,
-        reason=reason,
+        reason=reason if is_steady else f"about {reason}; runs lie far apart, the machine is busy",
+        is_steady=is_steady,
     )
+
+
+def _seconds(timings: Mapping[str, Timing]) -> dict[str, float]:
+    return {form: timing.median_s for form, timing in timings.items()}
 
 
 def _choose(times: Sequence[Mapping[str, float]], uses: Sequence[Usage]) -> tuple[str, str]:
@@ -243,19 +302,39 @@ def _choose(times: Sequence[Mapping[str, float]], uses: Sequence[Usage]) -> tupl
     return base, f"{best} {1 / gain:.1f}x slower here for {at}"
 
 
-def _offered(precisions: Sequence[str], *, training: bool) -> list[str]:
+def _offered(what: str, precisions: str | Sequence[str], *, training: bool) -> list[str]:
     """Return the forms that a layer may take if it can, dense first."""
-    for precision in precisions:
+    given = [precisions] if isinstance(precisions, str) else precisions
+    for precision in given:
         if precision not in PRECISIONS:
-            names = ", ".join(map(repr, PRECISIONS))
-            raise ValueError(f"plan: unknown precision {precision!r}; write one of {names}, or none")
-    if training and "int8" in precisions:
-        raise ValueError("plan: int8 is for inference; leave it out, or training=True")
-    return [DENSE, TILES, *(PRECISIONS[precision] for precision in precisions)]
+            names, near = ", ".join(map(repr, PRECISIONS)), did_you_mean(precision, PRECISIONS)
+            raise ValueError(f"{what}: unknown precision {precision!r}{near}; write one of {names}, or none")
+    if training and "int8" in given:
+        raise ValueError(f"{what}: int8 is for inference; leave it out, or training=True")
+    return [DENSE, TILES, *(PRECISIONS[precision] for precision in given)]
+
+
+def _by_globs(what: str, forms: Forms | None) -> dict[str, str]:
+    """Return the forms asked for under their own names, by globs."""
+    if not isinstance(forms, str | Mapping | None):
+        raise TypeError(
+            f"{what}: forms={forms!r} ({type(forms).__name__}); name one form, or write a mapping from globs over "
+            "layer names to forms"
+        )
+    found = {}
+    for glob, given in ({"*": forms} if isinstance(forms, str) else forms or {}).items():
+        ban, name = ("!", given[1:]) if isinstance(given, str) and given.startswith("!") else ("", given)
+        if name not in (*FORMS, *PRECISIONS):
+            names, near = ", ".join(map(repr, FORMS)), did_you_mean(name, [*FORMS, *PRECISIONS])
+            raise ValueError(
+                f"{what}: unknown form {given!r}{near}; write one of {names}, or one of them after '!' to forbid it"
+            )
+        found[glob] = ban + PRECISIONS.get(name, name)
+    return found
 
 
 def _wanted(
-    layers: Mapping[str, SparseLayer], groups: Mapping[str, list[str]], forms: Forms | None
+    what: str, layers: Mapping[str, SparseLayer], groups: Mapping[str, list[str]], forms: Forms | None
 ) -> dict[str, str | None]:
     """Return the form forced or forbidden for each layer."""
     wanted: dict[str, str | None] = dict.fromkeys(layers)
@@ -265,23 +344,18 @@ def _wanted(
         if all(reasons.values()):
             name = next(iter(layers))
             raise ValueError(
-                f"pack: no layer can take the form {TILES!r}; {name or 'the model itself'}: {reasons[name]}"
+                f"{what}: no layer can take the form {TILES!r}; {name or 'the model itself'}: {reasons[name]}"
             )
         return {name: DENSE if reason else TILES for name, reason in reasons.items()}
-    for glob, form in ({"*": forms} if isinstance(forms, str) else forms or {}).items():
-        if form.removeprefix("!") not in FORMS:
-            names = ", ".join(map(repr, FORMS))
-            raise ValueError(
-                f"plan: unknown form {form!r}; write one of {names}, or one of them after '!' to forbid it"
-            )
+    for glob, form in _by_globs(what, forms).items():
         if not (matched := [name for name in layers if fnmatchcase(name, glob)]):
-            raise ValueError(f"plan: no sparse layer matches {glob!r}; they are {', '.join(map(repr, layers))}")
+            raise ValueError(f"{what}: no sparse layer matches {glob!r}; they are {', '.join(map(repr, layers))}")
         wanted |= dict.fromkeys(matched, form)
     for sharers in groups.values():
         if len(different := {wanted[name] for name in sharers}) > 1:
             asked = ", ".join(f"{name} {wanted[name] or 'the fastest'}" for name in sharers)
             raise ValueError(
-                f"plan: layers that share a weight have one form; asked for {asked} ({len(different)} forms)"
+                f"{what}: layers that share a weight have one form; asked for {asked} ({len(different)} forms)"
             )
     return wanted
 
@@ -305,6 +379,6 @@ def _cells(row: LayerPlan) -> list[str]:
         row.pattern,
         f"{row.density:.4g}",
         row.form,
-        "" if row.gain is None else f"{row.gain:.2f}x",
+        "" if row.gain is None else f"{'' if row.is_steady else '~'}{row.gain:.2f}x",
         row.reason,
     ]

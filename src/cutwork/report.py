@@ -14,7 +14,7 @@ from torch import nn
 from cutwork.columns import in_columns
 from cutwork.flops import Flops, LayerFlops, flops, has_matrix, kind_of
 from cutwork.layers.compressed import Compressed
-from cutwork.layers.int8 import Int8Linear
+from cutwork.layers.int8 import Int8Linear, why_none
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method, named
 from cutwork.sparsity import Sparsity
@@ -129,7 +129,7 @@ def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
     """
     layers = sparse_layers(model)
     if not layers:
-        raise ValueError("draw_masks: the model has no sparse layer; sparsify() it or load a sparse checkpoint first")
+        raise ValueError(f"draw_masks: {why_none(model)}")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -155,7 +155,7 @@ def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
     for name, module in model.named_modules():
         own = [parameter for parameter in module.parameters(recurse=False) if parameter not in taken]
         if isinstance(module, Int8Linear):
-            rows.append(_int8_row(name, module))
+            rows.append(_int8_row(name, module, costs.get(name)))
         elif has_matrix(module) or name in costs:
             rows.append(_row(name, module, own, costs.get(name)))
             taken.update(own)
@@ -211,7 +211,7 @@ def _compressed_row(name: str, layer: Compressed, own: Sequence[nn.Parameter], c
     )
 
 
-def _int8_row(name: str, layer: Int8Linear) -> Row:
+def _int8_row(name: str, layer: Int8Linear, cost: LayerFlops | None) -> Row:
     """Return the row of a layer that has no parameters any more."""
     topology = layer.topology
     bias = 0 if layer.bias is None else len(layer.bias)
@@ -219,14 +219,14 @@ def _int8_row(name: str, layer: Int8Linear) -> Row:
     stored = sum(tensor.nbytes for tensor in layer.buffers())
     return Row(
         layer=name,
-        kind="Linear",
+        kind=kind_of(layer),
         shape=topology.shape,
         pattern=str(layer.pattern),
         density=topology.num_kept() / total,
         parameters=total + bias,
         kept_parameters=topology.num_kept() + bias,
-        flops=None,
-        kept_flops=None,
+        flops=None if cost is None else cost.dense,
+        kept_flops=None if cost is None else cost.sparse,
         bytes=stored,
         kept_bytes=stored,
         kernel=layer.kernel,

@@ -1,6 +1,6 @@
 """Which layers of a model become sparse, in which pattern and how much of each is kept; and making them so."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from numbers import Real
@@ -297,16 +297,19 @@ def _objection(candidate: Candidate, pattern: Pattern) -> str:
     return ""
 
 
-def _too_coarse(choice: Choice) -> str:
+def too_coarse(pattern: Pattern, shape: Sequence[int], density: float, *, transposed: bool) -> str:
     """Say so where the one unit that is always kept would be more than twice what was asked for."""
-    shape = choice.candidate.shape
-    num_units = choice.pattern.num_units(matrix_shape(shape, transposed=choice.transposed))
-    if choice.pattern.density is not None or choice.density * num_units >= LEAST_UNITS:
+    num_units = pattern.num_units(matrix_shape(shape, transposed=transposed))
+    if pattern.density is not None or density * num_units >= LEAST_UNITS:
         return ""
     return (
-        f"{choice.pattern} cuts its {'x'.join(map(str, shape))} weight into {num_units} unit{'s' * (num_units > 1)}, "
-        f"too coarse to keep {choice.density:.4g} of it; use smaller tiles, a larger density"
+        f"{pattern} cuts its {'x'.join(map(str, shape))} weight into {num_units} unit{'s' * (num_units > 1)}, "
+        f"too coarse to keep {density:.4g} of it; use smaller tiles, a larger density"
     )
+
+
+def _too_coarse(choice: Choice) -> str:
+    return too_coarse(choice.pattern, choice.candidate.shape, choice.density, transposed=choice.transposed)
 
 
 def _densities(choices: Mapping[str, Choice], amounts: Amounts | None, allocation: Allocation) -> dict[str, float]:

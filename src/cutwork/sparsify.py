@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cutwork.allocation import ALLOCATIONS, Allocation
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.fixed_index import FixedIndex
+from cutwork.layers.int8 import why_none
 from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of
 from cutwork.matrix import from_matrix, to_matrix
 from cutwork.methods import Method, Supermask, Switch, named
@@ -16,6 +17,7 @@ from cutwork.scores import SCORES, Score
 from cutwork.selection import Amounts, Patterns, choose_layers, choose_masked, install, label, match_layers, one_amount
 from cutwork.sparsifier import Sparsifier
 from cutwork.sparsity import Fixed, Sparsity
+from cutwork.spelling import did_you_mean
 
 STORAGES = ("dense", "compressed")
 
@@ -60,7 +62,8 @@ def sparsify(
     if _learns_masks(chosen_method):
         _refuse_first_mask(init, masks)
     if storage not in STORAGES:
-        raise ValueError(f"unknown storage {storage!r}; write {', '.join(map(repr, STORAGES))}")
+        near = did_you_mean(storage, STORAGES)
+        raise ValueError(f"unknown storage {storage!r}{near}; write {', '.join(map(repr, STORAGES))}")
     score = _one_of(SCORES, "magnitude" if init is None else init, "score")
     share = _one_of(ALLOCATIONS, allocation, "allocation")
     amount = one_amount(density, sparsity)
@@ -91,7 +94,7 @@ def bake(model: nn.Module) -> dict[str, Tensor]:
     """
     layers = sparse_layers(model)
     if not layers:
-        raise ValueError("bake: the model has no sparse layer; sparsify() it or load a sparse checkpoint first")
+        raise ValueError(f"bake: {why_none(model)}")
     masks = {}
     with torch.no_grad():
         for name, layer in layers.items():
@@ -146,7 +149,7 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
     """
     given, taking = sparse_layers(source), sparse_layers(target)
     if not given:
-        raise ValueError("copy_masks: the source has no sparse layer; sparsify() it first")
+        raise ValueError(f"copy_masks: {why_none(source, 'the source')}")
     if missing := [name for name in (*given, *taking) if name not in given or name not in taking]:
         raise ValueError(
             f"copy_masks: source and target must have the same sparse layers; they differ in "
@@ -208,5 +211,6 @@ def _one_of(table: Mapping[str, Any], value: Any, what: str) -> Any:
     if callable(value):
         return value
     if not isinstance(value, str) or value not in table:
-        raise ValueError(f"unknown {what} {value!r}; write {', '.join(map(repr, table))}, or pass a function")
+        near = did_you_mean(value, table)
+        raise ValueError(f"unknown {what} {value!r}{near}; write {', '.join(map(repr, table))}, or pass a function")
     return table[value]

@@ -69,7 +69,7 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in forms}
     for name in order_of_turns(rounds):
         times[name].append(_time(forms[name], calls[name][0], clock))
-    return {name: Timing(median(taken), _spread(taken), len(taken)) for name, taken in times.items()}
+    return {name: Timing(median(taken), spread_of(taken), len(taken)) for name, taken in times.items()}
 
 
 def order_of_turns(rounds: Mapping[str, int]) -> list[str]:
@@ -110,7 +110,8 @@ def _time(form: Form, calls: int, clock: Clock) -> float:
     return (clock() - start) / calls
 
 
-def _spread(times: list[float]) -> float:
+def spread_of(times: list[float]) -> float:
+    """Return the distance of the quartiles as a share of the median."""
     if len(times) < 2:
         return 0.0
     lower, middle, upper = quantiles(times, n=4, method="inclusive")

@@ -95,7 +95,10 @@ def expand(layers: Mapping[str, nn.Module]) -> None:
 def why_not_expanded(layer: nn.Module) -> str:
     """Say why a compressed layer cannot go back to dense storage, and what to do; empty where it can."""
     if any(vars(layer).get(when, NONE) != NONE for when in ("before", "after")):
-        return "it does an activation itself, which its dense form could not; unpack() before fuse()"
+        return (
+            "since fuse() it does an activation itself, which its dense form could not, and there is no way back; "
+            "unpack() a copy made before fuse(), or build the model anew and load its checkpoint"
+        )
     if vars(layer).get("converts"):
         return "its values were rounded to bfloat16 for it alone; load the model anew, or keep it as it is"
     return ""

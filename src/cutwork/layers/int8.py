@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from cutwork.kernels import cpu
@@ -54,7 +55,13 @@ class Int8Linear(nn.Module):
         return f"cpu-tiles int8 {narrow.instruction_sets()[0]}" if cpu.has_tiles() else "reference"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` times the weight, plus the bias; in a graph of gradients there is none for this."""
+        """Return `x` times the weight, plus the bias; ValueError where a gradient would have to pass."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"an int8 linear layer of {self.in_features} inputs and {self.out_features} outputs is for inference, "
+                "and its input needs a gradient, which it cannot pass on; run the model under torch.no_grad(), or "
+                "train it as it was before pack() to int8"
+            )
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
                 f"an int8 linear layer of {self.in_features} inputs got an input of shape {list(x.shape)}; its last "
@@ -100,3 +107,16 @@ class Int8Linear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"pattern={self.pattern}, kernel={self.kernel}"
         )
+
+
+def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
+    """Say why a model has no sparse layers, or no compressed ones, and what to do."""
+    names = [name or "the model itself" for name, module in model.named_modules() if isinstance(module, Int8Linear)]
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return (
+            f"{what} has no {kind} layer any more: {names[0]}{more} compute in int8, for inference only, and the "
+            "weights they were rounded from are gone; take the model as it was before pack(precisions=['int8']), or "
+            "load its checkpoint anew"
+        )
+    return f"{what} has no {kind} layer; {otherwise or 'sparsify() it or load a sparse checkpoint first'}"

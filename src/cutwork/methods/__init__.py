@@ -11,6 +11,7 @@ from cutwork.methods.static import Static
 from cutwork.methods.ste import STE, srste
 from cutwork.methods.supermask import Supermask
 from cutwork.methods.switch import Switch
+from cutwork.spelling import did_you_mean
 
 __all__ = [
     "METHODS", "STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch", "View",
@@ -37,5 +38,6 @@ def named(method: str | Method) -> Method:
     if isinstance(method, Method):
         return method
     if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; write {', '.join(map(repr, METHODS))}, or pass a Method")
+        near = did_you_mean(method, METHODS)
+        raise ValueError(f"unknown method {method!r}{near}; write {', '.join(map(repr, METHODS))}, or pass a Method")
     return METHODS[method]()

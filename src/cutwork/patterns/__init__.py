@@ -8,6 +8,7 @@ from cutwork.patterns.block import Block
 from cutwork.patterns.nm import NM
 from cutwork.patterns.shuffled import Shuffled
 from cutwork.patterns.unstructured import Unstructured
+from cutwork.spelling import did_you_mean
 
 __all__ = ["FORMS", "NM", "Block", "Pattern", "Shape", "Shuffled", "Unstructured", "keep_largest", "parse"]
 
@@ -21,6 +22,7 @@ FORMS: dict[str, Callable[..., Pattern]] = {
     r"(\d+):(\d+)": lambda n, m: NM(int(n), int(m)),
     r"(\d+):(\d+)-(tile|tile-greedy)": lambda n, m, form: NM(int(n), int(m), form),
 }
+NAMES = ("unstructured", "block", "vector", "shuffled")
 LEGAL = "'unstructured', 'block:32', 'block:64x16', 'vector:16', 'shuffled:16', '2:4', '2:4-tile' or another n:m"
 
 
@@ -39,4 +41,12 @@ def parse(text: str | Pattern) -> Pattern:
     for form, build in FORMS.items():
         if match := re.fullmatch(form, text):
             return build(*match.groups())
-    raise ValueError(f"unknown pattern {text!r}; write {LEGAL}")
+    raise ValueError(f"unknown pattern {text!r}{_nearest(text)}; write {LEGAL}")
+
+
+def _nearest(text: str) -> str:
+    """Return the legal pattern that somebody may have meant, as a question; the sizes are theirs."""
+    name, sizes = re.fullmatch(r"([^\d:]*)[: ]*(.*)", text, re.DOTALL).groups()  # pyrefly: ignore
+    found = [f"{word}:{sizes}" if sizes else word for word in NAMES]
+    legal = [pattern for pattern in found if any(re.fullmatch(form, pattern) for form in FORMS)]
+    return did_you_mean(f"{name.strip('-_ ')}:{sizes}" if sizes else name, legal)
