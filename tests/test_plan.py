@@ -241,15 +241,21 @@ def pass_clock(monkeypatch):
     return machine
 
 
-def three_parts(clock):
+def by_density(layer):
+    """Say how much of its dense time a layer takes as tiles."""
+    return layer.sparsity.density * (3 if layer.out_features == 3 else 1)
+
+
+def three_parts(clock, share=by_density, spread=0.0):
     """Return a model of 5 ms, of which two layers take 2 each."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
 
     def takes(seconds):
-        def move(*_):
+        def move(layer, *_):
             clock.calls += 1
-            # Something else stops every pass, each time in another place.
-            clock.now += seconds + 9.0 * (clock.calls % 7 == 0)
+            # Something else may stop every pass, each time in another place.
+            stop = spread * (clock.calls % 7 == 0)
+            clock.now += stop + seconds * (share(layer) if isinstance(layer, CompressedLinear) else 1)
 
         return move
 
@@ -258,19 +264,8 @@ def three_parts(clock):
     return model
 
 
-def alone(of_dense, spread=0.0):
-    """Return how long forms take alone: dense only half of what it takes in the model above."""
-
-    def time_forms(layer, usage, wanted, **options):
-        share = of_dense(layer.sparsity.density) * (3 if layer.weight.shape[0] == 3 else 1)
-        return {form: Timing(1e-3 if form == "dense" else 1e-3 * share, spread, 5) for form in wanted}
-
-    return time_forms
-
-
-def test_a_proposal_reaches_the_goal_with_most_weights_left(pass_clock, monkeypatch):
+def test_a_proposal_reaches_the_goal_with_most_weights_left(pass_clock):
     x = torch.randn(5, 64)
-    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: density))
     model = three_parts(pass_clock)
     proposal = cw.plan(model, x, speedup=1.8, patterns=["vector:8", "block:8"], densities=[0.5, 0.2, 0.1])
     # 5 ms of which the layers take 2 each: at 0.2 they save 1.6 and 0.8.
@@ -288,8 +283,7 @@ def test_a_proposal_reaches_the_goal_with_most_weights_left(pass_clock, monkeypa
     assert "end of all" not in str(far)
 
 
-def test_a_proposal_takes_one_pattern_and_one_density_alone(pass_clock, monkeypatch):
-    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: density))
+def test_a_proposal_takes_one_pattern_and_one_density_alone(pass_clock):
     for pattern in ("block:8", Block(8, 8)):
         proposal = cw.plan(three_parts(pass_clock), torch.ones(5, 64), speedup=1.5, patterns=pattern, densities=0.2)
         assert list(proposal.speedups) == ["block:8"]
@@ -329,43 +323,34 @@ def test_a_proposal_of_nonsense_is_refused(options, message):
     ],
 )
 def test_a_proposal_says_why_a_pattern_gains_nothing(pass_clock, monkeypatch, pattern, reason):
-    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: 2.0))
     monkeypatch.setattr("cutwork.proposal.tile_kernel", lambda *_, **options: "cpu-tiles")
-    proposal = cw.plan(three_parts(pass_clock), torch.ones(5, 64), speedup=2, patterns=pattern, densities=0.5)
+    model = three_parts(pass_clock, share=lambda layer: 2.0)
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=2, patterns=pattern, densities=0.5)
     assert proposal.patterns is None
+    # No layer becomes slower than it is dense.
+    assert proposal.speedup == pytest.approx(1)
     assert re.search(reason, str(proposal))
 
 
 def test_a_proposal_without_kernels_says_so(pass_clock, monkeypatch):
-    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: 2.0))
     monkeypatch.setattr("cutwork.proposal.tile_kernel", lambda *_, **options: "reference")
-    proposal = cw.plan(three_parts(pass_clock), torch.ones(5, 64), speedup=2, densities=0.5)
+    model = three_parts(pass_clock, share=lambda layer: 2.0)
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=2, densities=0.5)
     assert "block:16: no layer is faster: there are no kernels for these layers here" in str(proposal)
 
 
-def test_predictions_from_a_busy_machine_are_marked(pass_clock, monkeypatch):
-    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: density, spread=0.5))
-    proposal = cw.plan(three_parts(pass_clock), torch.ones(5, 64), speedup=1.8, patterns="block:8", densities=0.2)
+def test_a_prediction_from_a_busy_machine_is_right_and_marked(pass_clock):
+    model = three_parts(pass_clock, spread=0.1)
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=1.8, patterns="block:8", densities=0.2)
     assert not proposal.is_steady
     assert "block:8  ~1.92x" in str(proposal)
 
 
-def test_tiles_of_a_proposal_are_timed_on_what_other_tiles_return(monkeypatch, pass_clock):
-    seen = []
-
-    def time_forms(layer, usage, wanted, **options):
-        seen.append((layer.in_channels, usage.channels_last, tuple(wanted)))
-        return {form: Timing(1.0, 0.0, 5) for form in wanted}
-
-    monkeypatch.setattr("cutwork.proposal.time_forms", time_forms)
-    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
-    cw.plan(model, torch.randn(2, 8, 9, 9), speedup=2, patterns="block:8", densities=0.5)
-    assert seen == [
-        (8, False, ("dense", "tiles")),
-        (16, False, ("dense", "tiles")),
-        # Tiles return images channels last, so that is what the second one would read.
-        (16, True, ("tiles",)),
-    ]
+def test_layers_of_a_proposal_that_share_a_weight_are_timed_together(pass_clock):
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    model[2].weight = model[0].weight
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=2, patterns="block:8", densities=0.5)
+    assert [row.layer for row in proposal.rows] == ["0", "2"]
 
 
 class SelfAttention(nn.Module):
@@ -471,8 +456,7 @@ def test_convolutions_have_no_form_of_fewer_bits(speed):
         cw.plan(model, x, forms={"0": "tiles-int8"})
 
 
-def test_a_proposal_leaves_out_what_sparsify_would_refuse(pass_clock, monkeypatch):
-    monkeypatch.setattr("cutwork.proposal.time_forms", alone(lambda density: density / 10))
+def test_a_proposal_leaves_out_what_sparsify_would_refuse(pass_clock):
     model = three_parts(pass_clock)
     proposal = cw.plan(model, torch.ones(5, 64), speedup=1.5, patterns="block:32", densities=[0.1, 0.05])
     # Of four blocks 0.1 is less than half a block, and of the 3x64 weight, which has two, even more so.

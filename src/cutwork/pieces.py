@@ -1,7 +1,7 @@
 """Where the time of a pass over a model goes: into which of its layers, and how much outside of them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -33,31 +33,39 @@ class Pieces:
 
 
 def time_pieces(
-    run: Callable[[], object],
-    layers: Mapping[str, nn.Module],
+    passes: Mapping[str, tuple[Callable[[], object], Mapping[str, nn.Module]]],
     *,
     seconds: float,
-    min_rounds: int = 7,
+    min_rounds: int = 5,
     max_rounds: int = 300,
     clock: Clock = perf_counter,
-) -> Pieces:
-    """Return where the time of a run goes that calls these layers, from runs in about `seconds`.
+) -> dict[str, Pieces]:
+    """Return where the time of several passes goes, each given with the layers it calls, in about `seconds` together.
 
-    A run is cut wherever a layer begins or ends, and the time of each piece is its median over the runs: what stops a
-    run now and then, such as another process on the same core, hits some piece of most runs, but no piece in most
-    runs. Taken alone a layer may be faster, with its weight and inputs in the caches, and taken whole a run may be
-    stopped each time. The cuts themselves take time, so every second run has none.
+    They take turns, so that what slows the machine for a while slows all. A pass is cut where a layer begins or ends,
+    and the time of each piece is its median over the rounds: what stops a pass now and then, such as another process
+    on the same core, hits some piece of most passes, but no piece in most of them. Taken whole, a pass may be stopped
+    each time, and a layer taken alone finds its weight and inputs in the caches. The cuts take time themselves, so
+    each pass is timed without any as well.
     """
-    cuts = _Cuts(clock)
-    whole: list[float] = []
-    run()
-    end = clock() + seconds
-    while len(whole) < min_rounds or (clock() < end and len(whole) < max_rounds):
-        start = clock()
+    cuts = {name: _Cuts(clock) for name in passes}
+    whole: dict[str, list[float]] = {name: [] for name in passes}
+    for run, _ in passes.values():
         run()
-        whole.append(clock() - start)
-        cuts.run(run, layers)
-    times = cuts.medians()
+    end, rounds = clock() + seconds, 0
+    while rounds < min_rounds or (clock() < end and rounds < max_rounds):
+        rounds += 1
+        for name, (run, layers) in passes.items():
+            # Untimed, so that each finds the caches as it leaves them itself.
+            run()
+            start = clock()
+            run()
+            whole[name].append(clock() - start)
+            cuts[name].run(run, layers)
+    return {name: _pieces(cuts[name].medians(), whole[name], layers) for name, (_, layers) in passes.items()}
+
+
+def _pieces(times: Counter[str], whole: list[float], layers: Iterable[str]) -> Pieces:
     outside = times.pop(OUTSIDE, 0.0)
     # The time of the cuts falls outside.
     without_cuts = max(0.0, median(whole) - sum(times.values()))

@@ -118,7 +118,8 @@ def plan(
     `cutwork doctor` says where, and it may be deleted. What is not steady is marked with "~".
 
     With a `speedup`, the model is one to be made sparse: return the `Proposal` of `patterns` and `densities` by which
-    the whole model would get so much faster, with most weights left.
+    the whole model would get so much faster, with most weights left. Each pattern at each density is timed inside the
+    model for five times `seconds`, and nothing of that is kept.
     """
     _check("plan", model, seconds)
     if speedup is None:
@@ -136,7 +137,6 @@ def plan(
         patterns=patterns,
         densities=densities,
         seconds=seconds,
-        cache=TimingCache(cache_file()) if cache else None,
     )
 
 

@@ -3,30 +3,28 @@
 import copy
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import torch
 from torch import nn
 
 from cutwork.columns import in_columns
-from cutwork.forms import DENSE, TILES, Usage, at_rest, obstacle, time_forms, usages
+from cutwork.forms import TILES, Usage, at_rest, change, obstacle, usages
 from cutwork.kernels import REFERENCE, tile_kernel
 from cutwork.layers.attention import OpenAttention
 from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.packing import grouped
 from cutwork.patterns import Pattern, parse
 from cutwork.pieces import Pieces, time_pieces
 from cutwork.selection import too_coarse
 from cutwork.sparsify import sparsify
 from cutwork.sparsity import Fixed
 from cutwork.timing import STEADY_SPREAD
-from cutwork.timing_cache import TimingCache
 
 # The finest first: where two reach the goal with as much left, it keeps accuracy better.
 PATTERNS = ("vector:16", "block:16", "block:32")
-# How long passes of the whole model are timed.
-PASS_SECONDS = 2.0
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 
 
@@ -96,7 +94,6 @@ def propose(
     patterns: str | Pattern | Sequence[str | Pattern],
     densities: float | Sequence[float],
     seconds: float,
-    cache: TimingCache | None,
 ) -> Proposal:
     """Return the pattern that reaches a speedup of the whole model with most weights left."""
     goal, offered, amounts = _goal(speedup), _patterns(patterns), _densities(densities)
@@ -104,43 +101,41 @@ def propose(
         raise ValueError(
             "plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)"
         )
-    # With attentions open, and masks only to have layers that can be asked for their forms.
-    trial = copy.deepcopy(model)
+    # A copy: hooks may count calls, and the mode of each module is its own.
+    dense = copy.deepcopy(model).eval()
+    # With attentions open, and masks only to have layers that can become tiles.
+    trial = copy.deepcopy(model).eval()
     sparsify(trial, "unstructured", density=0.5)
     layers = sparse_layers(trial)
     seen = usages(trial, layers, *inputs)
-    later = _seen_beside_tiles(trial, layers, inputs)
-    measured = _measure_all(layers, seen, later, offered, amounts, seconds=seconds, cache=cache)
-    dense, opened = _time_passes(model, trial, inputs)
-    dense_of = {name: opened.layers[name] for name in seen}
-
-    def predicted(pattern: str, density: float) -> float:
-        saved = sum(
-            dense_of[name] * max(0.0, 1 - found.shares.get((pattern, density), 1.0)) for name, found in measured.items()
-        )
-        return dense.total_s / max(opened.total_s - saved, 1e-12)
-
-    speedups = {pattern: {density: predicted(pattern, density) for density in amounts} for pattern in offered}
-    reaching = [
-        (density, -place, pattern)
-        for place, pattern in enumerate(offered)
+    at_rest(trial, layers)
+    tried = {
+        (pattern, density): _try(dense, trial, inputs, list(seen), parse(pattern), density, seconds)
+        for pattern in offered
         for density in amounts
-        if speedups[pattern][density] >= goal
+    }
+    reaching = [
+        (density, -offered.index(pattern), pattern)
+        for (pattern, density), trial_of in tried.items()
+        if trial_of.speedup >= goal
     ]
     density, _, pattern = max(reaching, default=(None, 0, None))
+    best = max(tried.values(), key=lambda trial_of: trial_of.speedup)
+    shown = best if pattern is None or density is None else tried[pattern, density]
     return Proposal(
         goal=goal,
         pattern=pattern,
         density=density,
-        rows=tuple(
-            _row(name, layers[name], seen[name], dense_of[name], found, pattern, density)
-            for name, found in measured.items()
-        ),
-        speedups=speedups,
-        obstacles={pattern: reason for pattern in offered if (reason := _obstacle(pattern, measured))},
-        dense_s=dense.total_s,
-        outside=opened.outside_s / max(opened.total_s, 1e-12),
-        is_steady=dense.spread <= STEADY_SPREAD and all(found.is_steady for found in measured.values()),
+        rows=tuple(_row(name, layers[name], seen[name], shown, pattern, density) for name in seen),
+        speedups={pattern: {density: tried[pattern, density].speedup for density in amounts} for pattern in offered},
+        obstacles={
+            pattern: reason
+            for pattern in offered
+            if (reason := _obstacle([tried[pattern, density] for density in amounts], layers))
+        },
+        dense_s=shown.whole_s,
+        outside=shown.dense.outside_s / max(shown.dense.total_s, 1e-12),
+        is_steady=all(trial_of.is_steady for trial_of in tried.values()),
     )
 
 
@@ -168,97 +163,113 @@ def _densities(densities: float | Sequence[float]) -> list[float]:
 
 
 @final
-@dataclass
-class _Measured:
-    """What share of its dense time a layer takes as tiles, by pattern and density, and why it has no tiles of one."""
+@dataclass(frozen=True)
+class _Trial:
+    """Where the time of a pass goes in a pattern at a density, dense and as tiles, and which layers have no tiles, why.
 
-    shares: dict[tuple[str, float], float] = field(default_factory=dict)
-    obstacles: dict[str, str] = field(default_factory=dict)
-    is_steady: bool = True
-    is_reference: bool = False
+    `whole_s` is what the model takes as it is, with its attentions closed.
+    """
+
+    whole_s: float
+    dense: Pieces
+    tiles: Pieces
+    obstacles: dict[str, str]
+    is_steady: bool
+
+    @property
+    def speedup(self) -> float:
+        """Return how many times faster the model is if layers that tiles make slower stay dense."""
+        kept = sum(min(taken, self.tiles.layers[name]) for name, taken in self.dense.layers.items())
+        return self.whole_s / max(kept + self.tiles.outside_s, 1e-12)
+
+    def gains(self, name: str) -> bool:
+        """Say whether a layer is faster as tiles."""
+        return name not in self.obstacles and self.tiles.layers[name] < self.dense.layers[name]
 
 
-def _measure_all(
-    layers: Mapping[str, SparseLayer],
-    seen: Mapping[str, Usage],
-    later: Mapping[str, Usage],
-    patterns: Sequence[str],
-    densities: Sequence[float],
-    *,
+def _try(
+    model: nn.Module,
+    trial: nn.Module,
+    inputs: Sequence[Any],
+    names: Sequence[str],
+    pattern: Pattern,
+    density: float,
     seconds: float,
-    cache: TimingCache | None,
-) -> dict[str, _Measured]:
-    """Return what tiles would do for each layer that is called."""
-    known: dict[Any, _Measured] = {}
-    found = {}
-    for name, layer in layers.items():
-        if name not in seen:
-            continue
-        key = (type(layer), tuple(layer.trained.shape), str(layer.extra_repr()), seen[name], later[name])
-        if key not in known:
-            known[key] = _measure_one(layer, seen[name], later[name], patterns, densities, seconds, cache)
-        found[name] = known[key]
-    return found
+) -> _Trial:
+    """Pack a copy of a model and time its passes beside dense ones; layers without tiles stay dense."""
+    packed = copy.deepcopy(trial)
+    obstacles = _pack(packed, names, pattern, density)
+
+    def timed(subject: nn.Module) -> tuple[Callable[[], object], dict[str, nn.Module]]:
+        def infer() -> None:
+            with torch.no_grad():
+                subject(*inputs)
+
+        # The fused path of a closed attention calls none of its projections.
+        return infer, {name: subject.get_submodule(name) for name in names if _is_called(subject, name)}
+
+    passes = {"as it is": timed(model), "tiles": timed(packed)}
+    if any(isinstance(module, OpenAttention) for module in trial.modules()):
+        passes["dense"] = timed(trial)
+    # A whole pass varies more than a layer alone.
+    pieces = time_pieces(passes, seconds=5 * seconds)
+    is_steady = all(each.spread <= STEADY_SPREAD for each in pieces.values())
+    whole = pieces["as it is"]
+    return _Trial(whole.total_s, pieces.get("dense", whole), pieces["tiles"], obstacles, is_steady)
 
 
-def _measure_one(
-    layer: SparseLayer,
-    usage: Usage,
-    later: Usage,
-    patterns: Sequence[str],
-    densities: Sequence[float],
-    seconds: float,
-    cache: TimingCache | None,
-) -> _Measured:
-    is_convolution = isinstance(layer, nn.Conv2d)
-    kernel = tile_kernel(layer.trained.device, layer.trained.dtype, is_convolution=is_convolution)
-    found = _Measured(is_reference=kernel == REFERENCE)
-    for text in patterns:
-        for density in densities:
-            try:
-                masked = _with_mask(layer, parse(text), density)
-            except ValueError as error:
-                found.obstacles[text] = str(error)
-                continue
-            if reason := obstacle(masked, TILES):
-                found.obstacles[text] = reason
-                continue
-            options = {"training": False, "seconds": seconds, "cache": cache}
-            times = time_forms(masked, usage, [DENSE, TILES], **options)  # pyrefly: ignore
-            if later != usage:
-                times |= time_forms(masked, later, [TILES], **options)  # pyrefly: ignore
-            found.shares[text, density] = times[TILES].median_s / times[DENSE].median_s
-            found.is_steady &= all(timing.is_steady for timing in times.values())
-    return found
+def _is_called(model: nn.Module, name: str) -> bool:
+    parents = [name[:place] for place in range(len(name)) if name[place] == "."]
+    return not any(type(model.get_submodule(parent)) is nn.MultiheadAttention for parent in ["", *parents])
 
 
-def _seen_beside_tiles(trial: nn.Module, layers: Mapping[str, SparseLayer], inputs: Sequence[Any]) -> dict[str, Usage]:
-    """Return what layers are called with once others are tiles: those return images channels last."""
-    handles = [
-        layer.register_forward_hook(
-            lambda _, x, y: y.contiguous(memory_format=torch.channels_last) if y.dim() == 4 else y
-        )
-        for layer in layers.values()
-        if isinstance(layer, nn.Conv2d)
-    ]
+def _pack(model: nn.Module, names: Sequence[str], pattern: Pattern, density: float) -> dict[str, str]:
+    """Give layers of a model masks of a pattern and turn them into tiles; return why for those that stay dense."""
+    layers = sparse_layers(model)
+    obstacles = {}
+    for sharers in grouped({name: layers[name] for name in names}).values():
+        reason = _set_mask([layers[name] for name in sharers], pattern, density)
+        if reason := reason or obstacle(layers[sharers[0]], TILES):
+            obstacles |= dict.fromkeys(sharers, reason)
+    change(model, [name for name in names if name not in obstacles], TILES, training=False)
+    at_rest(model, {name: layers[name] for name in obstacles})
+    return obstacles
+
+
+def _set_mask(sharers: Sequence[SparseLayer], pattern: Pattern, density: float) -> str:
+    """Give layers that share a weight some mask of a pattern, or say why it is too coarse for them."""
+    first = sharers[0]
+    matrix, transposed = first.sparsity.mask_matrix(), first.sparsity.transposed
+    shape = tuple(first.trained.shape)
     try:
-        return usages(trial, layers, *inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+        pattern.check(tuple(matrix.shape))
+    except ValueError as error:
+        return str(error)
+    if reason := too_coarse(pattern, shape, density, transposed=transposed):
+        return reason
+    mask = pattern.project(torch.rand(matrix.shape, generator=torch.Generator().manual_seed(0)), density)
+    if density < 1 and mask.all():
+        return f"{pattern} is too coarse for its {'x'.join(map(str, shape))} weight and keeps all of it"
+    fixed = Fixed(mask.to(matrix.device), shape, pattern=pattern, density=density, transposed=transposed)
+    with torch.no_grad():
+        first.trained.mul_(fixed.mask)
+    for layer in sharers:
+        del layer.sparsity
+        layer.add_module("sparsity", fixed)
+    return ""
 
 
-def _obstacle(pattern: str, measured: Mapping[str, _Measured]) -> str:
-    """Say why no layer is faster in a pattern; empty where one is."""
-    tried = {key: found for key, found in measured.items() if any(text == pattern for text, _ in found.shares)}
-    if any(share < 1 for found in tried.values() for (text, _), share in found.shares.items() if text == pattern):
+def _obstacle(trials: Sequence[_Trial], layers: Mapping[str, SparseLayer]) -> str:
+    """Say why no layer is faster in a pattern at any density; empty where one is."""
+    names = list(trials[0].dense.layers)
+    if any(trial.gains(name) for trial in trials for name in names):
         return ""
-    if not measured:
+    if not names:
         return "the model calls no layer that could be sparse"
-    if not tried:
-        name, found = next(iter(measured.items()))
-        return f"no layer can take it; {name or 'the model itself'}: {found.obstacles[pattern]}"
-    if all(found.is_reference for found in tried.values()):
+    tiled = [name for name in names if any(name not in trial.obstacles for trial in trials)]
+    if not tiled:
+        return f"no layer can take it; {names[0] or 'the model itself'}: {trials[0].obstacles[names[0]]}"
+    if all(_kernel(layers[name]) == REFERENCE for name in tiled):
         return (
             "no layer is faster: there are no kernels for these layers here, only the reference in plain PyTorch; "
             "'cutwork doctor' says why"
@@ -266,83 +277,30 @@ def _obstacle(pattern: str, measured: Mapping[str, _Measured]) -> str:
     return "no layer is faster as tiles than dense here, at any of these densities"
 
 
-def _with_mask(layer: SparseLayer, pattern: Pattern, density: float) -> SparseLayer:
-    """Return a copy of a layer with some mask of this pattern; ValueError where it is too coarse for the layer."""
-    twin = copy.deepcopy(layer)
-    matrix = twin.sparsity.mask_matrix()
-    generator = torch.Generator().manual_seed(0)
-    shape, transposed = tuple(twin.trained.shape), twin.sparsity.transposed
-    if reason := too_coarse(pattern, shape, density, transposed=transposed):
-        raise ValueError(reason)
-    mask = pattern.project(torch.rand(matrix.shape, generator=generator), density)
-    if density < 1 and mask.all():
-        raise ValueError(f"{pattern} is too coarse for its {'x'.join(map(str, shape))} weight and keeps all of it")
-    fixed = Fixed(
-        mask.to(matrix.device),
-        twin.weight.shape,  # pyrefly: ignore
-        pattern=pattern,
-        density=density,
-        transposed=transposed,
-    )
-    del twin.sparsity
-    with torch.no_grad():
-        twin.weight.mul_(fixed.mask)  # pyrefly: ignore
-    twin.add_module("sparsity", fixed)
-    return twin
-
-
-def _time_passes(model: nn.Module, trial: nn.Module, inputs: Sequence[Any]) -> tuple[Pieces, Pieces]:
-    """Return where the time of a pass goes: of the model as it is, and of one whose attentions are open.
-
-    Layers are timed inside the model: alone they find their weights in the caches, and what they lose by that would be
-    taken for time outside of them.
-    """
-    # A copy: hooks may count calls, and the mode of each module is its own.
-    twin = copy.deepcopy(model).eval()
-    opened = any(isinstance(module, OpenAttention) for module in trial.modules())
-    layers = sparse_layers(trial)
-    at_rest(trial.eval(), layers)
-
-    def timed(subject: nn.Module, names: Iterable[str]) -> Pieces:
-        def infer() -> None:
-            with torch.no_grad():
-                subject(*inputs)
-
-        cuts = {name: subject.get_submodule(name) for name in names}
-        return time_pieces(infer, cuts, seconds=PASS_SECONDS)
-
-    if not opened:
-        pieces = timed(twin, layers)
-        return pieces, pieces
-    # The fused path of a closed attention calls none of its projections.
-    inside = [name for name, module in twin.named_modules() if isinstance(module, nn.MultiheadAttention)]
-    return timed(twin, [name for name in layers if not name.startswith(tuple(inside))]), timed(trial, layers)
+def _kernel(layer: SparseLayer) -> str:
+    weight = layer.trained
+    return tile_kernel(weight.device, weight.dtype, is_convolution=isinstance(layer, nn.Conv2d))
 
 
 def _row(
-    name: str,
-    layer: SparseLayer,
-    usage: Usage,
-    dense_s: float,
-    found: _Measured,
-    pattern: str | None,
-    density: float | None,
+    name: str, layer: SparseLayer, usage: Usage, trial: _Trial, pattern: str | None, density: float | None
 ) -> LayerProposal:
-    share = None if pattern is None or density is None else found.shares.get((pattern, density))
-    if share is None or pattern is None:
-        form, proposed, reason = None, dense_s, found.obstacles.get(pattern or "", "")
-    elif share < 1:
-        form, proposed, reason = pattern, dense_s * share, f"{1 / share:.1f}x faster"
+    dense_s, tiles_s = trial.dense.layers[name], trial.tiles.layers[name]
+    is_sparse = pattern is not None and trial.gains(name)
+    if is_sparse:
+        reason = f"{dense_s / max(tiles_s, 1e-12):.1f}x faster"
+    elif pattern is None or name in trial.obstacles:
+        reason = trial.obstacles.get(name, "")
     else:
-        form, proposed, reason = None, dense_s, f"tiles {share:.1f}x slower here"
+        reason = f"tiles {tiles_s / max(dense_s, 1e-12):.1f}x slower here"
     return LayerProposal(
         layer=name,
         shape=tuple(layer.sparsity.mask_matrix().shape),
         input=usage.shape,
-        pattern=form,
-        density=1.0 if form is None or density is None else density,
+        pattern=pattern if is_sparse else None,
+        density=density if is_sparse and density is not None else 1.0,
         dense_s=dense_s,
-        proposed_s=proposed,
+        proposed_s=tiles_s if is_sparse else dense_s,
         reason=reason,
     )
 
@@ -352,8 +310,10 @@ FLUSH = "<<<<>><"
 
 
 def _lines(proposal: Proposal) -> Iterator[str]:
-    yield "Predicted speedup of the whole model by pattern and density, from where the time of its pass goes and what"
-    yield "each layer takes as tiles" + ("" if proposal.is_steady else "; ~: runs lie far apart, the machine is busy")
+    yield "Predicted speedup of the whole model by pattern and density, from what each layer takes inside it as tiles"
+    yield "and dense, whichever is less" + (
+        "" if proposal.is_steady else "; ~: runs lie far apart, the machine is busy"
+    )
     about = "" if proposal.is_steady else "~"
     densities = list(next(iter(proposal.speedups.values())))
     table = [["", *(f"{density:g}" for density in densities)]]
