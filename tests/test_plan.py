@@ -299,6 +299,8 @@ def test_a_proposal_takes_one_pattern_and_one_density_alone(pass_clock):
         ({"densities": [math.nan]}, "nan among the densities"),
         ({"densities": ["a"]}, "'a' among the densities"),
         ({"densities": "a"}, "'a' among the densities"),
+        ({"densities": None}, "None among the densities"),
+        ({"seconds": "a"}, "plan: seconds='a'; give some time"),
         ({"densities": []}, r"densities=\[\]; give at least one"),
         ({"patterns": []}, r"patterns=\[\]; name at least one"),
         ({"patterns": "blok:16"}, r"unknown pattern 'blok:16' \(did you mean 'block:16'\?\)"),
@@ -328,7 +330,7 @@ def test_a_proposal_says_why_a_pattern_gains_nothing(pass_clock, monkeypatch, pa
     proposal = cw.plan(model, torch.ones(5, 64), speedup=2, patterns=pattern, densities=0.5)
     assert proposal.patterns is None
     # No layer becomes slower than it is dense.
-    assert proposal.speedup == pytest.approx(1)
+    assert proposal.speedup == 1
     assert re.search(reason, str(proposal))
 
 
@@ -567,3 +569,16 @@ def test_int8_layers_are_named_where_their_weights_are_missed(call):
     message = r"2 compute in int8, for inference only, .* take the model as it was before pack"
     with pytest.raises(ValueError, match=message):
         call(int8_model())
+
+
+def test_a_gain_that_may_be_chance_is_none_in_a_proposal_either(pass_clock):
+    model = three_parts(pass_clock, share=lambda layer: 0.98)
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=1.01, patterns="block:8", densities=0.5)
+    assert (proposal.pattern, proposal.speedup) == (None, 1)
+
+
+def test_patterns_and_precisions_of_another_type_are_explained(speed):
+    with pytest.raises(TypeError, match="a pattern is a text or a Pattern; got 5"):
+        cw.plan(nn.Linear(16, 16), torch.ones(1, 16), speedup=2, patterns=5)
+    with pytest.raises(ValueError, match="pack: unknown precision 5; write one of 'bf16', 'int8'"):
+        cw.pack(sparse_model(), torch.randn(5, 32), precisions=5)

@@ -25,6 +25,8 @@ DENSE, TILES = "dense", "tiles"
 # In fewer bits than the model: only on request, because results change.
 BF16, INT8 = "tiles-bf16", "tiles-int8"
 
+# Another form must be faster by this much: a smaller difference may be chance, and dense layers are simpler.
+MARGIN = 1.03
 MANY_ROUNDS = 100_000
 
 # How far results may lie apart, relative to their size: the order of the sums differs, or numbers are rounded.

@@ -1,7 +1,7 @@
 """Which form each layer should take on this machine, measured at the shapes that a model really sees, and why."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, final
@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import nn
 
 from cutwork.columns import in_columns
-from cutwork.forms import BF16, DENSE, INT8, TILES, Usage, change, obstacle, time_forms, usages
+from cutwork.forms import BF16, DENSE, INT8, MARGIN, TILES, Usage, change, obstacle, time_forms, usages
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.int8 import why_none
@@ -24,8 +24,6 @@ from cutwork.timing_cache import TimingCache, cache_file
 FORMS = (DENSE, TILES, BF16, INT8)
 # By the names under which people ask for fewer bits.
 PRECISIONS = {"bf16": BF16, "int8": INT8}
-# Another form must be faster by this much: a smaller difference may be chance, and dense layers are simpler.
-MARGIN = 1.03
 # What a linear layer is measured with when nobody says what it will see.
 USUAL_TOKENS = (1, 32, 197, 1024)
 
@@ -174,7 +172,7 @@ def _check(what: str, model: nn.Module, seconds: float) -> None:
         raise TypeError(
             f"{what}: the model must be an nn.Module; got {model!r} ({type(model).__name__}); write {what}(model, x)"
         )
-    if not seconds > 0:
+    if not isinstance(seconds, int | float) or not seconds > 0:
         raise ValueError(f"{what}: seconds={seconds!r}; give some time to measure each layer, such as 0.2")
 
 
@@ -304,7 +302,7 @@ def _choose(times: Sequence[Mapping[str, float]], uses: Sequence[Usage]) -> tupl
 
 def _offered(what: str, precisions: str | Sequence[str], *, training: bool) -> list[str]:
     """Return the forms that a layer may take if it can, dense first."""
-    given = [precisions] if isinstance(precisions, str) else precisions
+    given = [precisions] if isinstance(precisions, str) or not isinstance(precisions, Iterable) else precisions
     for precision in given:
         if precision not in PRECISIONS:
             names, near = ", ".join(map(repr, PRECISIONS)), did_you_mean(precision, PRECISIONS)

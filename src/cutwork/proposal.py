@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cutwork.columns import in_columns
-from cutwork.forms import TILES, Usage, at_rest, change, obstacle, usages
+from cutwork.forms import MARGIN, TILES, Usage, at_rest, change, obstacle, usages
 from cutwork.kernels import REFERENCE, tile_kernel
 from cutwork.layers.attention import OpenAttention
 from cutwork.layers.swap import SparseLayer, sparse_layers
@@ -146,14 +146,14 @@ def _goal(speedup: float) -> float:
 
 
 def _patterns(patterns: str | Pattern | Sequence[str | Pattern]) -> list[str]:
-    given = [patterns] if isinstance(patterns, str | Pattern) else list(patterns)
+    given = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else list(patterns)
     if not given:
         raise ValueError(f"plan: patterns={patterns!r}; name at least one, such as 'block:16'")
     return [str(parse(pattern)) for pattern in given]
 
 
 def _densities(densities: float | Sequence[float]) -> list[float]:
-    given = [densities] if isinstance(densities, int | float | str) else list(densities)
+    given = [densities] if isinstance(densities, str) or not isinstance(densities, Iterable) else list(densities)
     if not given:
         raise ValueError(f"plan: densities={densities!r}; give at least one, such as 0.2")
     for density in given:
@@ -179,12 +179,15 @@ class _Trial:
     @property
     def speedup(self) -> float:
         """Return how many times faster the model is if layers that tiles make slower stay dense."""
-        kept = sum(min(taken, self.tiles.layers[name]) for name, taken in self.dense.layers.items())
+        gaining = {name for name in self.dense.layers if self.gains(name)}
+        if not gaining:
+            return 1.0
+        kept = sum((self.tiles if name in gaining else self.dense).layers[name] for name in self.dense.layers)
         return self.whole_s / max(kept + self.tiles.outside_s, 1e-12)
 
     def gains(self, name: str) -> bool:
-        """Say whether a layer is faster as tiles."""
-        return name not in self.obstacles and self.tiles.layers[name] < self.dense.layers[name]
+        """Say whether a layer is faster as tiles, by more than may be chance."""
+        return name not in self.obstacles and MARGIN * self.tiles.layers[name] <= self.dense.layers[name]
 
 
 def _try(
@@ -292,7 +295,7 @@ def _row(
     elif pattern is None or name in trial.obstacles:
         reason = trial.obstacles.get(name, "")
     else:
-        reason = f"tiles {tiles_s / max(dense_s, 1e-12):.1f}x slower here"
+        reason = f"tiles take {tiles_s / max(dense_s, 1e-12):.2f}x as long here"
     return LayerProposal(
         layer=name,
         shape=tuple(layer.sparsity.mask_matrix().shape),
