@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.matrix import from_matrix, matrix_shape, to_matrix
+from cutwork.ops.direct import is_transformed
 from cutwork.patterns import Pattern, Shape
 from cutwork.sharding import local, part_like, whole
 
@@ -379,7 +380,17 @@ def measure_energies(
     y: Tensor, x: Tensor, energy_in: Tensor, energy_out: Tensor, loudness: Tensor, channel_dim: int
 ) -> Tensor:
     """Return `y`; in backward, the energies of `x` and of the gradient of `y` become gradients of the two vectors."""
+    check_not_transformed()
     return _Energies.apply(y, x, energy_in, energy_out, loudness, channel_dim)
+
+
+def check_not_transformed() -> None:
+    """Raise ValueError under torch.func, whose gradients never come to where masks listen for them."""
+    if is_transformed():
+        raise ValueError(
+            "a sparse layer has to see the gradient outside its mask in this pass, and torch.func does not show it; use "
+            "loss.backward(), or a copy of the model after bake(copy)"
+        )
 
 
 def take_estimate(energy_out: nn.Parameter, energy_in: nn.Parameter, repeat: int = 1) -> Heard | None:

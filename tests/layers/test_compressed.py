@@ -246,3 +246,69 @@ def test_a_compressed_layer_is_no_subclass_that_others_take_for_a_dense_one():
     assert type(layer) is CompressedLinear
     assert not isinstance(layer, nn.Linear)
     assert [name for name, _ in layer.named_parameters()] == ["values", "bias"]
+
+
+def models_of(kind: str, pattern: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """Return a compressed model, the same one in dense storage, and an input."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(23, 18), nn.GELU(), nn.Linear(18, 9))
+    x = torch.randn(3, 23)
+    if kind == "convolution":
+        layers, x = (nn.Conv2d(5, 9, 3, padding=1), nn.GELU(), nn.Conv2d(9, 6, 1)), torch.randn(3, 5, 4, 6)
+    model = nn.Sequential(*layers)
+    cw.sparsify(model, pattern, density=0.4, storage="compressed")
+    return model, cw.unpack(copy.deepcopy(model)), x
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+@pytest.mark.parametrize("pattern", ["block:5x3", "shuffled:4"])
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # PyTorch's own forward mode asks for it.
+def test_transformations_of_functions_find_what_dense_storage_finds(kind, pattern):
+    model, dense, x = models_of(kind, pattern)
+
+    def found(model):
+        parameters = dict(model.named_parameters())
+
+        def loss(parameters, x):
+            return torch.func.functional_call(model, parameters, (x,)).square().sum()
+
+        def one_loss(parameters, x):
+            return loss(parameters, x[None])
+
+        by_parameter = torch.func.grad(loss)(parameters, x)
+        by_example = torch.func.vmap(torch.func.grad(one_loss), (None, 0))(parameters, x)
+        of_biases = [gradients[name] for gradients in (by_parameter, by_example) for name in ("0.bias", "2.bias")]
+        values = next(name for name in parameters if name in ("0.values", "0.weight"))
+        trained = parameters[values]
+        weights = [model[0].sparsity.matrix(gradient) for gradient in (by_parameter[values], *by_example[values])]
+        mask = model[0].sparsity.mask_matrix()
+        assert by_example[values].shape == (len(x), *trained.shape)
+        return [
+            *of_biases,
+            *(weight * mask for weight in weights),
+            torch.func.jacrev(model)(x),
+            torch.func.hessian(lambda x: model(x).square().sum())(x[:1]),
+            torch.func.jvp(model, (x,), (x.sin(),))[1],
+            torch.func.vmap(lambda x: model(x[None]))(x),
+        ]
+
+    torch.testing.assert_close(found(model), found(dense), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimate", [True, False])
+def test_a_step_that_listens_is_refused_under_a_transformation(estimate):
+    model = nn.Sequential(nn.Linear(23, 18))
+    method = cw.RigL(every=1, until=9, estimate=estimate)
+    sparsifier = cw.sparsify(model, "block:4", density=0.4, storage="compressed", method=method)
+    sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"outside its mask in this pass, and torch\.func does not show it"):
+        torch.func.grad(lambda x: model(x).sum())(torch.randn(3, 23))
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_on_the_meta_device_it_says_what_shape_comes_out(kind):
+    model, dense, x = models_of(kind, "block:4")
+    y = model.to("meta")(x.to("meta"))
+    assert (y.shape, y.device.type) == (dense(x).shape, "meta")
+    y.sum().backward()
+    assert model[0].values.grad.shape == model[0].values.shape

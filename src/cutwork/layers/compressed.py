@@ -15,6 +15,7 @@ from cutwork.layers.held import held
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_conv2d import conv2d
 from cutwork.ops.block_linear import linear
+from cutwork.ops.direct import is_autocast_enabled
 from cutwork.patterns import Block, Pattern, Shuffled
 from cutwork.sharding import is_sharded
 from cutwork.topology import Topology
@@ -70,7 +71,7 @@ class Compressed(nn.Module):
             )
         if x.device != values.device:
             raise ValueError(f"{self._described()} on {values.device} got an input on {x.device}; move one of them")
-        if x.dtype != values.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != values.dtype and not is_autocast_enabled(x):
             raise ValueError(
                 f"{self._described()} of {values.dtype} got an input of {x.dtype}; convert one of them, or use "
                 "torch.autocast"

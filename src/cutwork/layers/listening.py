@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from cutwork.sparsity import check_not_transformed
+
 # What a layer read and the gradient of what it returned.
 Pair = tuple[Tensor, Tensor]
 
@@ -75,6 +77,7 @@ NUMBERS = count()
 
 def listened_to(y: Tensor, x: Tensor, ear: Ear) -> Tensor:
     """Return `y`; in backward let the ear overhear `x` and the gradient of `y`."""
+    check_not_transformed()
     return _Listened.apply(y, x, ear)
 
 

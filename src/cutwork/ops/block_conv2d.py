@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_linear import dense_weight, kept_values, linear
-from cutwork.ops.direct import can_skip_dispatcher, kernel_of
+from cutwork.ops.direct import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
 
 Pair = tuple[int, int]
 
@@ -51,7 +51,7 @@ def conv2d(
             after=after,
         )
         return y.squeeze(0)
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast_enabled(x):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -73,11 +73,11 @@ def _conv2d(x, values, ptr, col, order, bias, outputs, kernel_size, stride, padd
     geometry = (kernel_size, stride, padding, dilation, groups)
     if can_skip_dispatcher(x):
         return _Conv2d.apply(x, values, ptr, col, order, bias, outputs, *geometry)
-    return block_conv2d(x, values, ptr, col, order, bias, outputs, *geometry, NONE)
+    product = _product if is_transformed() else block_conv2d
+    return product(x, values, ptr, col, order, bias, outputs, *geometry, NONE)
 
 
-@torch.library.custom_op("cutwork::block_conv2d", mutates_args=())
-def block_conv2d(
+def _product(
     x: Tensor,
     values: Tensor,
     ptr: Tensor,
@@ -95,6 +95,9 @@ def block_conv2d(
     """Return `after(conv2d(x) + bias)`."""
     weight = _dense(values, ptr, col, order, outputs, x.shape[1], kernel_size, groups)
     return _channels_last(activate(after, dense_conv2d(x, weight, bias, stride, padding, dilation, groups)))
+
+
+block_conv2d = torch.library.custom_op("cutwork::block_conv2d", _product, mutates_args=())
 
 
 @torch.library.custom_op("cutwork::block_conv2d_input_gradient", mutates_args=())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from cutwork.ops.activations import NONE, activate, backward
-from cutwork.ops.direct import can_skip_dispatcher, kernel_of
+from cutwork.ops.direct import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
 
 
 def linear(
@@ -32,7 +32,7 @@ def linear(
 
     The activation `before` costs training nothing: of it only its input is kept.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if is_autocast_enabled(x):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, values = x.to(dtype), values.to(dtype)
         bias_O = None if bias_O is None else bias_O.to(dtype)
@@ -44,7 +44,8 @@ def linear(
         x = x.reshape(-1, shape[-1])
         residual = None if residual is None else residual.reshape(-1, outputs)
     if not can_skip_dispatcher(x):
-        y = block_linear(x, values, ptr, col, order, bias_O, residual, outputs, before, after)
+        product = _product if is_transformed() else block_linear
+        y = product(x, values, ptr, col, order, bias_O, residual, outputs, before, after)
     elif torch.is_grad_enabled():
         y = _Linear.apply(x, values, ptr, col, order, bias_O, residual, outputs, before)
     else:
@@ -53,8 +54,7 @@ def linear(
     return y if len(shape) == 2 else y.view(*shape[:-1], outputs)
 
 
-@torch.library.custom_op("cutwork::block_linear", mutates_args=())
-def block_linear(
+def _product(
     x_MI: Tensor,
     values: Tensor,
     ptr: Tensor,
@@ -70,6 +70,9 @@ def block_linear(
     y_MO = activate(before, x_MI) @ dense_weight(values, ptr, col, order, outputs, x_MI.shape[1]).T
     y_MO = activate(after, y_MO if bias_O is None else y_MO + bias_O)
     return y_MO if residual_MO is None else y_MO + residual_MO
+
+
+block_linear = torch.library.custom_op("cutwork::block_linear", _product, mutates_args=())
 
 
 @torch.library.custom_op("cutwork::block_linear_input_gradient", mutates_args=())

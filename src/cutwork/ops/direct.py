@@ -30,3 +30,16 @@ def can_skip_dispatcher(x: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._get_tracing_state()
     )
+
+
+def is_transformed() -> bool:
+    """Say whether torch.func is at work, which cannot differentiate operators that are registered from Python.
+
+    The reference is plain PyTorch, to which every transformation applies. A compiler sees the operator either way.
+    """
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_autocast_enabled(x: Tensor) -> bool:
+    """Say whether products of this tensor run in another precision; the meta device knows no such thing."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
