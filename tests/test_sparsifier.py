@@ -38,6 +38,14 @@ def test_an_optimizer_without_the_scores_is_refused():
         sparsifier.attach(optimizer)
 
 
+def test_frozen_values_are_called_by_their_name():
+    model = nn.Sequential(nn.Linear(16, 16))
+    sparsifier = cw.sparsify(model, "block:4", density=0.5, method=cw.RigL(every=1, until=9), storage="compressed")
+    model[0].values.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"0\.values is frozen, so RigL"):
+        sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
 def test_frozen_weights_cannot_grow_by_gradient_but_can_be_held():
     model, sparsifier = prepared(cw.RigL(every=1, until=9))
     model[0].weight.requires_grad_(False)

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, Static
-from cutwork.sharding import is_distributed, is_sharded, num_processes, processes_agree, same_on_all_ranks, whole
+from cutwork.sharding import is_distributed, is_sharded, processes_agree, same_on_all_ranks, whole
 from cutwork.sparsity import Fixed, Reprojected
 
 Layers = Mapping[str, SparseLayer]
@@ -79,7 +79,7 @@ def check_state(name: str, layer: SparseLayer, optimizers: Optimizers, *, resize
                     f"{key!r} that is not shaped like its values; use an optimizer with a number for each weight, "
                     'or storage="dense"'
                 )
-    if resizes and num_processes() > 1:
+    if resizes and is_distributed():
         raise ValueError(
             f"{name}: the number of units it keeps changes, which DistributedDataParallel cannot follow; use a method "
             'that keeps the number, such as RigL on blocks, or storage="dense"'
@@ -113,7 +113,7 @@ def _check_held(layers: Layers, method: Method, optimizers: Optimizers) -> None:
                 missing[what].append(name)
         if method.needs_gradient and not layer.trained.requires_grad:
             raise ValueError(
-                f"attach: {name}.weight is frozen, so {type(method).__name__} gets no gradient to grow by; "
+                f"attach: {name}.{_trained_name(layer)} is frozen, so {type(method).__name__} gets no gradient to grow by; "
                 "unfreeze it, or leave the layer out"
             )
         if isinstance(layer.sparsity, Fixed | FixedIndex) and layer.sparsity.is_too_narrow:
@@ -129,6 +129,11 @@ def _check_held(layers: Layers, method: Method, optimizers: Optimizers) -> None:
             )
 
 
+def _trained_name(layer: SparseLayer) -> str:
+    """Return what the parameter that the mask belongs to is called in its layer."""
+    return next(name for name, parameter in layer.named_parameters() if parameter is layer.trained)
+
+
 def _check_works_after_updates(layers: Layers) -> None:
     for name, layer in layers.items():
         if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
@@ -139,10 +144,13 @@ def _check_works_after_updates(layers: Layers) -> None:
 
 
 def _check_compressed(layers: Layers, method: Method) -> None:
-    """Raise ValueError where several processes cannot move the masks of compressed storage."""
+    """Raise ValueError where processes that train together cannot move the masks of compressed storage.
+
+    A process alone in its group is as little able to: DistributedDataParallel does the same with it.
+    """
     for name, layer in layers.items():
         index = layer.sparsity
-        if not isinstance(index, FixedIndex) or num_processes() == 1:
+        if not isinstance(index, FixedIndex) or not is_distributed():
             continue
         if is_sharded(layer.trained) and not isinstance(method, Static):
             raise ValueError(
@@ -178,7 +186,7 @@ def _check_masks_agree(layers: Layers) -> None:
         # Weights that were replaced by another rank's do not fit the mask; nothing needs to be sent to see it.
         if is_distributed() and not layer.sparsity.fits(layer.trained):
             raise ValueError(
-                f"attach: {name}.weight is not zero outside its mask, so the mask was made for another one; seed "
+                f"attach: {name}.{_trained_name(layer)} is not zero outside its mask, so the mask was made for another one; seed "
                 "all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
             )
 

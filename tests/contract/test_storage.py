@@ -296,8 +296,33 @@ def test_an_optimizer_whose_state_cannot_change_its_size_is_refused():
 
 def test_several_processes_cannot_change_the_size_of_a_parameter(monkeypatch):
     model, sparsifier, optimizer = prepared("compressed", "block:4", METHODS["gradual"], "adamw")
-    monkeypatch.setattr(attachment, "num_processes", lambda: 2)
+    monkeypatch.setattr(attachment, "is_distributed", lambda: True)
     check_refused(model, sparsifier, optimizer, "0: .* which DistributedDataParallel cannot follow; use a method that")
+
+
+@pytest.mark.parametrize("method_name", ["gradual", "srigl", "switch", "rigl"])
+def test_a_process_alone_in_its_group_cannot_either(method_name, tmp_path):
+    model = build()
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=METHODS[method_name], storage="compressed")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.AdamW(model.parameters())
+
+        def train():
+            sparsifier.attach(optimizer)
+            for step in range(STEPS):
+                optimizer.zero_grad()
+                loss_of(wrapped, step).backward()
+                optimizer.step()
+
+        if method_name == "rigl":
+            train()
+        else:
+            with pytest.raises(ValueError, match=r"0.*DistributedDataParallel cannot follow"):
+                train()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing():
