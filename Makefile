@@ -23,7 +23,7 @@ PACKAGES := $(sort $(shell find src -name __init__.py))
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed  ## install, then train a small network dense and sparse and compare
+demo: $(VENV)/.installed  ## install, then train a small network dense and sparse, pack it and compare
 	$(BIN)/cutwork demo
 
 doctor: $(VENV)/.installed  ## show versions, devices and active kernels

@@ -37,7 +37,8 @@ FLOORS = [
     {"forms"},
     {"proposal"},
     {"compat", "plan", "doctor", "digits"},
-    {"lab", "demo", "benchmark"},
+    {"lab", "benchmark"},
+    {"demo"},
     {"cli"},
     {"__main__"},
 ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cutwork.checkpoint import describe
-from cutwork.demo import mask_picture, run
+from cutwork.demo import Packed, mask_picture, run
 from cutwork.methods import RigL, Switch, srste
 
 
@@ -34,6 +34,32 @@ def test_the_saved_network_comes_back_equal(short):
     result, folder, _ = short
     assert result.reload_is_equal
     assert {layer.pattern for layer in describe(folder / "sparse.safetensors").layers.values()} == {"block:16"}
+
+
+def test_fixed_masks_in_tiles_train_compressed_and_others_say_why_not(short, tmp_path):
+    result, folder, _ = short
+    assert result.storage == "compressed"
+    assert {layer.storage for layer in describe(folder / "sparse.safetensors").layers.values()} == {"compressed"}
+    assert "trained and multiplied only what their masks kept" in str(result)
+    other = run(epochs=1, pattern="unstructured", output=tmp_path)
+    assert other.storage == "dense"
+    assert "its steps are no\nfaster" in str(other)
+    assert "unstructured has no tiles to store" in str(other)
+
+
+def test_the_packed_network_is_equal_and_measured_beside_the_dense_one(short):
+    result, folder, _ = short
+    packed = result.packed
+    assert packed.ratio is not None
+    assert packed.ratio == pytest.approx(packed.dense_ms / packed.packed_ms)
+    assert f"{packed.ratio:.2f} times as fast" in str(result)
+    assert json.loads((folder / "result.json").read_text())["packed"]["ratio"] == packed.ratio
+
+
+def test_a_packed_network_without_a_gain_points_to_the_reasons_and_a_wrong_one_has_no_time():
+    assert "the table says why it is no faster" in str(Packed("a table", 1.0, 1.0, 1.0))
+    assert "the table says" not in str(Packed("a table", 2.0, 1.0, 2.0))
+    assert "DIFFER" in str(Packed("a table", 1.0, None, None))
 
 
 def test_everything_it_says_is_also_written(short):
