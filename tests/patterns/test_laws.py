@@ -67,9 +67,24 @@ def test_a_pattern_passes_through_parse():
     assert parse(parse("2:4")) == NM(2, 4)
 
 
-@pytest.mark.parametrize("text", ["blok:4", "block", "block:4x", "2:4-", "", "block:-1", "2:4-tiles", "shuffled:4x4x4"])
+@pytest.mark.parametrize("text", ["blok:4", "2:4-", "", "2:4-tiles", "blocks:4"])
 def test_an_unknown_pattern_names_the_legal_ones(text):
     with pytest.raises(ValueError, match=r"unknown pattern .*; write 'unstructured', 'block:32'"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "example"),
+    [
+        *((text, "'block:32' or 'block:64x16'") for text in ("block", "block:4x", "block:-1")),
+        *((text, "'vector:16'") for text in ("vector:-1", "vector", "vector:4x4")),
+        *((text, "'shuffled:16'") for text in ("shuffled", "shuffled:4x4x4")),
+    ],
+)
+def test_a_pattern_without_its_sizes_names_an_example(text, example):
+    with pytest.raises(
+        ValueError, match=rf"pattern '{text}' needs sizes in whole numbers after a colon; write {example}"
+    ):
         parse(text)
 
 

@@ -23,6 +23,8 @@ FORMS: dict[str, Callable[..., Pattern]] = {
     r"(\d+):(\d+)-(tile|tile-greedy)": lambda n, m, form: NM(int(n), int(m), form),
 }
 NAMES = ("unstructured", "block", "vector", "shuffled")
+# What patterns that take sizes look like.
+EXAMPLES = {"block": "'block:32' or 'block:64x16'", "vector": "'vector:16'", "shuffled": "'shuffled:16'"}
 LEGAL = "'unstructured', 'block:32', 'block:64x16', 'vector:16', 'shuffled:16', '2:4', '2:4-tile' or another n:m"
 
 
@@ -41,6 +43,8 @@ def parse(text: str | Pattern) -> Pattern:
     for form, build in FORMS.items():
         if match := re.fullmatch(form, text):
             return build(*match.groups())
+    if example := EXAMPLES.get(text.partition(":")[0]):
+        raise ValueError(f"pattern {text!r} needs sizes in whole numbers after a colon; write {example}")
     raise ValueError(f"unknown pattern {text!r}{_nearest(text)}; write {LEGAL}")
 
 
