@@ -508,10 +508,25 @@ def test_extra_state_must_be_in_both(path):
 @pytest.mark.parametrize(
     ("pattern", "method", "density", "words"),
     [
-        ("block:2", "rigl", 0.25, "0 is fixed unstructured .* but fixed block:2 at density 0.25.* in the model"),
-        ("unstructured", "srste", 0.25, "but reprojected unstructured at density 0.25, decay=0.01 in the model"),
-        ("unstructured", "rigl-estimate", 0.25, "but fixed unstructured at density 0.25, estimate=True in the model"),
-        ("unstructured", "rigl", 0.5, "but fixed unstructured at density 0.5, estimate=False in the model; sparsify"),
+        (
+            "block:2",
+            "rigl",
+            0.25,
+            "^0 has pattern unstructured in the checkpoint, but pattern block:2 in the model; sparsify",
+        ),
+        (
+            "unstructured",
+            "srste",
+            0.25,
+            "^0 has kind fixed and estimate False and decay none in the .* kind reprojected and .* and decay 0.01",
+        ),
+        (
+            "unstructured",
+            "rigl-estimate",
+            0.25,
+            "^0 has estimate False in the checkpoint, but estimate True in the model",
+        ),
+        ("unstructured", "rigl", 0.5, "^0 has density 0.25 in the checkpoint, but density 0.5 in the model; sparsify"),
     ],
 )
 def test_a_model_sparse_in_another_way_is_refused(saved, pattern, method, density, words):
@@ -589,6 +604,17 @@ def test_another_sparsifier_is_refused(saved):
     refuses("load: the sparsifier moves 0, which is no sparse layer of this model", saved, model, foreign)
     with pytest.raises(ValueError, match="save: the sparsifier moves 0, which is no sparse layer of this model"):
         cw.save(model, saved, sparsifier=foreign)
+
+
+def test_a_sparsifier_of_another_method_is_refused(path):
+    model = build()
+    sparsifier, _ = make_sparse(model)
+    cw.save(model, path, sparsifier=sparsifier)
+    other = build(seed=1)
+    static = cw.sparsify(other, "unstructured", density=0.25)
+    refuses("the sparsifier saved moves masks by RigL, the one given by Static; sparsify", path, other, static)
+    rewrite(path, lambda description, tensors: description["sparsifiers"][0].pop("method"))
+    cw.load(path, other, sparsifier=static)
 
 
 def test_exploration_that_was_not_saved_is_refused(path):
@@ -825,7 +851,26 @@ def test_the_storages_of_file_and_model_must_agree(path):
     cw.save(model, path)
     other = build()
     cw.sparsify(other, "block:2", density=0.4, method=METHODS["rigl"])
-    refuses("0 is fixed block:2 .*, compressed in the checkpoint, but fixed block:2 .* in the model", path, other)
+    refuses(
+        r'^0 has storage compressed in the .* but storage dense in the model; pack\(model, forms="tiles"\) it',
+        path,
+        other,
+    )
+    cw.save(other, path)
+    refuses(r"^0 has storage dense in the .*, but storage compressed in the model; unpack\(\) it first", path, model)
+
+
+def test_a_layer_packed_in_fewer_bits_loads_into_a_model_packed_alike(path):
+    model, other = build(), build(seed=1)
+    for each in (model, other):
+        cw.sparsify(each, "block:2", density=0.4)
+    cw.pack(model, forms={"0": "tiles-bf16", "2": "tiles"})
+    cw.save(model, path)
+    refuses(r"0 holds torch.bfloat16 in .* call pack\(model, forms=\{'0': 'tiles-bf16'\}\) before", path, build(seed=1))
+    cw.pack(other, forms={"0": "tiles-bf16", "2": "tiles"})
+    cw.load(path, other)
+    x = torch.randn(3, 8)
+    assert torch.equal(other(x), model(x))
 
 
 INDEX_DAMAGES = {

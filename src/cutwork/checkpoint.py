@@ -92,7 +92,11 @@ def save(
             for place, one in enumerate(optimizers)
         ],
         "sparsifiers": [
-            {"layers": list(one.layers), "state": table.put(one.state_dict(), f"@sparsifier/{place}")}
+            {
+                "layers": list(one.layers),
+                "method": _method_of(one),
+                "state": table.put(one.state_dict(), f"@sparsifier/{place}"),
+            }
             for place, one in enumerate(sparsifiers)
         ],
         "extra": table.put(extra or {}, "@extra"),
@@ -222,9 +226,19 @@ def _take_sparsifiers(table: TensorTable, saved: list[State], sparsifiers: list[
                 f"load: the sparsifier saved and the one given move different layers; they differ in "
                 f"{', '.join(differing[:8])}; make it as for the saved run"
             )
+        # Files of earlier days do not say it.
+        if one.get("method", _method_of(sparsifier)) != _method_of(sparsifier):
+            raise ValueError(
+                f"load: the sparsifier saved moves masks by {one['method']}, the one given by "
+                f"{_method_of(sparsifier)}; sparsify() with the same method, or load without it and begin anew"
+            )
         if missing := set(sparsifier.state_dict()) - set(one["state"]):
             raise ValueError(f"load: the sparsifier was saved without {', '.join(missing)}; make this with track=False")
     return [table.take(one["state"]) for one in saved[: len(sparsifiers)]]
+
+
+def _method_of(sparsifier: Sparsifier) -> str:
+    return type(sparsifier.method).__name__
 
 
 def _check_version(path: str | Path, description: State) -> None:

@@ -1,6 +1,6 @@
 """What makes the layers of a model sparse, as data: read off one model, and built into another."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast, final
 
 import torch
@@ -86,10 +86,7 @@ class Structure:
         for name, record in self.layers.items():
             if name in present:
                 if present[name] != record:
-                    raise ValueError(
-                        f"{name} is {record} in the checkpoint, but {present[name]} in the model; sparsify() it alike, "
-                        "or load into a dense model"
-                    )
+                    raise ValueError(_difference(name, record, present[name]))
                 continue
             for each in (name, *record.tied):
                 kind = found[each].kind if each in found else None
@@ -130,7 +127,8 @@ class Structure:
             if values.dtype != dtype:
                 raise ValueError(
                     f"{name} holds {values.dtype} in the checkpoint, but {dtype} in the model; build the model in the "
-                    "same dtypes"
+                    "same dtypes; where this layer alone was packed so, sparsify() the model as before, and call "
+                    f"pack(model, forms={{{name!r}: 'tiles-bf16'}}) before loading"
                 )
             checked_topology(name, shape, parse(record.pattern), values=values, ptr=ptr, col=col, order=order)
 
@@ -191,6 +189,20 @@ class Structure:
 def under(name: str, key: str) -> str:
     """Return the key in a state dict of something inside the module of this name."""
     return f"{name}.{key}" if name else key
+
+
+def _difference(name: str, saved: LayerRecord, found: LayerRecord) -> str:
+    """Say in what a layer differs from the saved one, and what to do."""
+    records = [{**vars(record), **record.options} for record in (saved, found)]
+    skipped = {"options", *(each.name for each in fields(LayerRecord) if not each.compare)}
+    keys = [key for key in records[0] | records[1] if key not in skipped]
+    differing = [key for key in keys if records[0].get(key) != records[1].get(key)]
+    sides = [" and ".join(f"{key} {record.get(key, 'none')}" for key in differing) for record in records]
+    todo = "sparsify() it alike, or load into a dense model"
+    if differing == ["storage"]:
+        todo = 'pack(model, forms="tiles") it first' if saved.storage == COMPRESSED else "unpack() it first"
+        todo += ", or load into a dense model"
+    return f"{name or 'the model itself'} has {sides[0]} in the checkpoint, but {sides[1]} in the model; {todo}"
 
 
 def _record(name: str, layer: SparseLayer, tied: list[str]) -> LayerRecord:
