@@ -62,6 +62,23 @@ def check_used(layers: Layers) -> None:
             )
 
 
+def check_sizes(layers: Layers, optimizers: Optimizers) -> None:
+    """Raise ValueError where a state dict has changed the number of units, and an optimizer remembers the old one."""
+    for name, layer in layers.items():
+        if not layer.sparsity.was_resized:
+            continue
+        for optimizer in optimizers:
+            state = optimizer.state.get(layer.trained, {}).values()
+            others = [held for held in state if isinstance(held, Tensor) and held.ndim == layer.trained.ndim]
+            if any(held.shape != layer.trained.shape for held in others):
+                raise ValueError(
+                    f"{name}: a state dict has brought another number of units, {len(layer.trained)}, but "
+                    f"{type(optimizer).__name__} remembers {len(others[0])}; load the optimizer's state dict too, or "
+                    "detach() and attach() a new optimizer"
+                )
+        layer.sparsity.was_resized = False
+
+
 def check_state(name: str, layer: SparseLayer, optimizers: Optimizers, *, resizes: bool = False) -> None:
     """Raise ValueError where an optimizer keeps numbers for a layer that a move could not take along."""
     trained = layer.trained
@@ -113,8 +130,8 @@ def _check_held(layers: Layers, method: Method, optimizers: Optimizers) -> None:
                 missing[what].append(name)
         if method.needs_gradient and not layer.trained.requires_grad:
             raise ValueError(
-                f"attach: {name}.{_trained_name(layer)} is frozen, so {type(method).__name__} gets no gradient to grow by; "
-                "unfreeze it, or leave the layer out"
+                f"attach: {name}.{_trained_name(layer)} is frozen, so {type(method).__name__} gets no gradient to grow "
+                "by; unfreeze it, or leave the layer out"
             )
         if isinstance(layer.sparsity, Fixed | FixedIndex) and layer.sparsity.is_too_narrow:
             raise ValueError(
@@ -186,8 +203,8 @@ def _check_masks_agree(layers: Layers) -> None:
         # Weights that were replaced by another rank's do not fit the mask; nothing needs to be sent to see it.
         if is_distributed() and not layer.sparsity.fits(layer.trained):
             raise ValueError(
-                f"attach: {name}.{_trained_name(layer)} is not zero outside its mask, so the mask was made for another one; seed "
-                "all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
+                f"attach: {name}.{_trained_name(layer)} is not zero outside its mask, so the mask was made for another "
+                "one; seed all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
             )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cutwork.attachment import check_attachable, check_mask, check_state, check_used, holds, is_skipping
+from cutwork.attachment import check_attachable, check_mask, check_sizes, check_state, check_used, holds, is_skipping
 from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
@@ -176,6 +176,7 @@ class Sparsifier:
             raise ValueError(
                 "the model was baked while this sparsifier followed its optimizer; detach() it, or bake a copy"
             )
+        check_sizes(self.layers, self._optimizers)
         if self._is_first_step:
             check_used(self.layers)
         scale = getattr(optimizer, "grad_scale", None)

@@ -50,6 +50,8 @@ class Sparsity(nn.Module):
         self.density = density
         self.transposed = transposed
         self.was_used = False
+        # Whether a state dict has changed the size of the trained parameter, of which an optimizer may know nothing.
+        self.was_resized = False
         # What a sparsifier that is attached says: that there is one, and whether it will ever call `listen`.
         self.is_followed = False
         self.may_listen = False
@@ -388,8 +390,8 @@ def check_not_transformed() -> None:
     """Raise ValueError under torch.func, whose gradients never come to where masks listen for them."""
     if is_transformed():
         raise ValueError(
-            "a sparse layer has to see the gradient outside its mask in this pass, and torch.func does not show it; use "
-            "loss.backward(), or a copy of the model after bake(copy)"
+            "a sparse layer has to see the gradient outside its mask in this pass, and torch.func does not show it; "
+            "use loss.backward(), or a copy of the model after bake(copy)"
         )
 
 

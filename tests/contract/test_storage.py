@@ -1,5 +1,6 @@
 """Both storages train the same: the same masks, and the same weights to float tolerance."""
 
+import copy
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -292,6 +293,31 @@ def test_an_optimizer_whose_state_cannot_change_its_size_is_refused():
     optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-2)
     sparsifier.attach(optimizer)
     check_refused(model, sparsifier, optimizer, "0: the number of units it keeps changes, but Adafactor keeps a state")
+
+
+def test_values_of_another_size_beside_an_optimizer_that_remembers_are_refused_until_it_is_loaded_too():
+    model, _, optimizer = prepared("compressed", "block:4", METHODS["rigl"], "adamw")
+    other = build()
+    twin = cw.sparsify(other, "block:4", density=0.6, method=METHODS["rigl"], storage="compressed", track=True)
+    others_optimizer = OPTIMIZERS["adamw"](other.parameters())
+    twin.attach(others_optimizer)
+
+    def train(model, optimizer):
+        optimizer.zero_grad()
+        loss_of(model, 0).backward()
+        optimizer.step()
+
+    train(model, optimizer)
+    train(other, others_optimizer)
+    model.load_state_dict(other.state_dict())
+    with pytest.raises(
+        ValueError, match=r"^0: a state dict has brought another number of units, .* but AdamW remembers"
+    ):
+        train(model, optimizer)
+    optimizer.load_state_dict(copy.deepcopy(others_optimizer.state_dict()))
+    train(model, optimizer)
+    train(other, others_optimizer)
+    assert torch.equal(model[0].values, other[0].values)
 
 
 def test_several_processes_cannot_change_the_size_of_a_parameter(monkeypatch):

@@ -158,8 +158,6 @@ DAMAGES = {
     "col twice": lambda state: state["0.sparsity.col"][1:2].copy_(state["0.sparsity.col"][:1]),
     "lost units": lambda state: state.update({"0.sparsity.col": state["0.sparsity.col"][:-1]}),
     "lost values": lambda state: state.update({"0.values": state["0.values"][:-1]}),
-    "other tiles": lambda state: state.update({"0.values": state["0.values"].flatten(1)[:, :, None]}),
-    "an order": lambda state: state.update({"0.sparsity.order": torch.arange(18).int()}),
     "values beside the matrix": lambda state: state["0.values"][-1, -1, -1].fill_(1.0),
 }
 
@@ -172,6 +170,22 @@ def test_a_damaged_index_is_refused_by_name_and_nothing_has_changed(what):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="0: its compressed weight is damaged: "):
         model.load_state_dict(state)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "other", "message"),
+    [
+        ("block:4", "vector:4", r"0 is vector:4, but was saved in another pattern: its units have 4 outputs and 4 in"),
+        ("vector:4", "block:4", r"0 is block:4, but was saved in another pattern: its units have 4 outputs and 1 in"),
+        ("shuffled:4x1", "vector:4", r"0 is vector:4, but .*: its outputs are shuffled; sparsify\(\) the model as"),
+    ],
+)
+def test_a_state_dict_of_another_pattern_is_not_called_damaged(pattern, other, message):
+    model = build(other)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        model.load_state_dict(build(pattern).state_dict())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

@@ -111,6 +111,7 @@ class Compressed(nn.Module):
                 raise ValueError(f"{name}: a sharded layer cannot take another number of units; load before sharding")
             replace_numbers(self.values, self.values.new_zeros(values.shape))
             self.values.grad = None
+            index.was_resized = True
             index.col = torch.zeros_like(topology.col, device=index.col.device)
 
 
@@ -236,11 +237,14 @@ def checked_topology(
     if not isinstance(pattern, Block | Shuffled):
         raise ValueError(f"{name or 'the model itself'}: {why_no_storage(CompressedLinear, pattern)}")
     columns = pattern.columns if isinstance(pattern, Block) else 1
+    if reason := _other_pattern(pattern, columns, values, order):
+        raise ValueError(
+            f"{name or 'the model itself'} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
+            "model as the saved one, or load a file of save() into a dense model"
+        )
     topology = Topology(shape, pattern.rows, columns, ptr, col, order)
     try:
         topology.check()
-        if (order is not None) != isinstance(pattern, Shuffled):
-            raise ValueError(f"{pattern} has {'no' if order is not None else 'an'} order of its outputs")
         expected = (topology.num_units, columns, pattern.rows)
         if tuple(values.shape) != expected:
             raise ValueError(f"the index has values of shape {list(expected)}; got {list(values.shape)}")
@@ -253,6 +257,17 @@ def checked_topology(
             "state_dict() has written"
         ) from error
     return topology
+
+
+def _other_pattern(pattern: Block | Shuffled, columns: int, values: Tensor, order: Tensor | None) -> str:
+    """Say what tells that a compressed weight has another pattern; empty where nothing does."""
+    if values.ndim == 3 and tuple(values.shape[1:]) != (columns, pattern.rows):
+        return f"its units have {values.shape[2]} outputs and {values.shape[1]} inputs"
+    if order is not None and not isinstance(pattern, Shuffled):
+        return "its outputs are shuffled"
+    if order is None and isinstance(pattern, Shuffled):
+        return "its outputs are not shuffled"
+    return ""
 
 
 def _first_of(given: Tensor | None, held: Tensor | None) -> Any:
