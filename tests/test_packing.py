@@ -165,8 +165,27 @@ def test_an_average_of_compressed_layers_whose_masks_have_moved_is_refused():
     cw.copy_masks(model, average)
     model(torch.randn(4, 23)).square().sum().backward()
     optimizer.step()
-    with pytest.raises(ValueError, match="0: both store compressed, and their masks have parted"):
+    with pytest.raises(ValueError, match="0: both store compressed, and the mask of one has moved since"):
         cw.copy_masks(model, average)
+
+
+def test_an_average_that_was_given_the_index_of_a_moved_mask_is_refused_too():
+    model = mlp()
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=cw.RigL(every=2, until=9), storage="compressed")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(2):
+        cw.copy_masks(model, average.module)
+        optimizer.zero_grad()
+        model(torch.randn(4, 23)).square().sum().backward()
+        optimizer.step()
+        # This copies the buffers of the model, and with them the index.
+        average.update_parameters(model)
+    assert torch.equal(average.module[0].sparsity.mask, model[0].sparsity.mask)
+    with pytest.raises(ValueError, match="the mask of one has moved since they were alike"):
+        cw.copy_masks(model, average.module)
+    cw.copy_masks(model, copy.deepcopy(model))
 
 
 def test_an_attention_is_packed_and_baked_shut():

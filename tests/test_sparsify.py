@@ -121,6 +121,10 @@ BAD = {
         lambda m: cw.sparsify(m, "block:4", density=0.5, method="srste", storage="compressed"),
         "^0: STE trains the whole weight behind the mask",
     ),
+    "negative steps": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, steps=-1),
+        "steps=-1 is less than 1; give the number",
+    ),
     "bake dense": (cw.bake, "the model has no sparse layer"),
 }
 
@@ -141,6 +145,11 @@ WRONG_TYPES = {
     "model": (
         lambda m: cw.sparsify(m.state_dict(), "2:4"),
         r"must be an nn.Module; got OrderedDict; write sparsify\(model",
+    ),
+    "seed": (lambda m: cw.sparsify(m, "block:4", density=0.5, seed="a"), r"seed is a whole number; got 'a' \(str\)"),
+    "steps": (
+        lambda m: cw.sparsify(m, "block:4", density=0.5, steps=0.5),
+        r"steps is a whole number; got 0.5 \(float\)",
     ),
     "allocation": (
         lambda m: cw.sparsify(m, "block:4", density=0.5, allocation=lambda shapes, density: density),

@@ -75,7 +75,10 @@ class Packed:
     ratio: float | None
 
     def __str__(self) -> str:
-        lines = [f"Packed for {BATCH_SIZE} images: each layer dense or as tiles, whichever was measured faster here.", ""]
+        lines = [
+            f"Packed for {BATCH_SIZE} images: each layer dense or as tiles, whichever was measured faster here.",
+            "",
+        ]
         if self.ratio is None or self.packed_ms is None:
             return "\n".join([*lines, self.plan, "", "Its outputs DIFFER from those of the same network stored dense."])
         why = "" if self.ratio > 1.03 else "; the table says why it is no faster"

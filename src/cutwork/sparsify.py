@@ -1,6 +1,7 @@
 """Making a model sparse, and dense again."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def sparsify(
       (sparsity): Fixed(block:16, density 0.25)
     )
     """
+    _check_whole("steps", steps, least=1, example="the number of optimizer steps of the run")
+    _check_whole("seed", seed, least=None, example="any whole number")
     chosen_method = named(method).in_steps(steps)
     if _learns_masks(chosen_method):
         _refuse_first_mask(init, masks)
@@ -164,8 +167,9 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
             )
         if _has_mixed(given[name].sparsity, taking[name].sparsity):
             raise ValueError(
-                f"{label(name)}: both store compressed, and their masks have parted, so an average of them has mixed "
-                "weights of different places; average with storage='dense', or copy the model"
+                f"{label(name)}: both store compressed, and the mask of one has moved since they were alike, so an "
+                "average has mixed weights of different places; average with storage='dense', or begin when masks "
+                "have come to rest"
             )
     with torch.no_grad():
         for name, layer in taking.items():
@@ -181,14 +185,25 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
 
 def _has_mixed(source: Sparsity, target: Sparsity) -> bool:
     """Say whether two layers have units of different places in the same places of their values."""
-    both = isinstance(source, FixedIndex) and isinstance(target, FixedIndex)
-    return both and not torch.equal(source.mask_matrix(), target.mask_matrix())
+    if not (isinstance(source, FixedIndex) and isinstance(target, FixedIndex)):
+        return False
+    # Whoever averages weights keeps the buffers alike, and with them the masks.
+    return source.num_moves != target.num_moves or not torch.equal(source.mask_matrix(), target.mask_matrix())
 
 
 def _mask_kind(layer: SparseLayer) -> str:
     sparsity = layer.sparsity
     kind = Fixed if isinstance(sparsity, FixedIndex) else type(sparsity)
     return f"{kind.__name__}({sparsity.pattern}) of shape {tuple(sparsity.mask.shape)}"
+
+
+def _check_whole(name: str, value: object, *, least: int | None, example: str) -> None:
+    if value is None and least is not None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is a whole number; got {value!r} ({type(value).__name__}); give {example}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value} is less than {least}; give {example}")
 
 
 def _learns_masks(method: Method) -> bool:

@@ -69,6 +69,8 @@ class FixedIndex(Sparsity):
         self.register_buffer("leak", torch.zeros((), device=device), persistent=False)
         self.ear = Ear()
         self.estimate = energies is not None
+        # How often the mask has moved. An average of weights gets the buffers of the model, but not its moves.
+        self.num_moves = 0
         # What the buffer `leak` says too; this spares a device the question in each step.
         self.is_loud = False
         if energies is not None:
@@ -197,6 +199,7 @@ class FixedIndex(Sparsity):
         values = carried(trained.detach())
         if not fits:
             replace_numbers(trained, values)
+        self.num_moves += not _is_same(old, condensed)
         self.topology = condensed
 
     def extra_repr(self) -> str:
@@ -252,6 +255,13 @@ def replace_numbers(parameter: nn.Parameter, numbers: Tensor) -> None:
     """Give a parameter numbers of another shape; it stays the same object, with its hooks, for all who hold it."""
     # Besides, this makes autograd forget the old shape, which it knows as long as the graph of the last loss lives.
     parameter.set_(numbers)  # pyrefly: ignore[bad-argument-type]
+
+
+def _is_same(one: Topology, other: Topology) -> bool:
+    orders_agree = one.order is other.order or (
+        one.order is not None and other.order is not None and torch.equal(one.order, other.order)
+    )
+    return orders_agree and torch.equal(one.ptr, other.ptr) and torch.equal(one.col, other.col)
 
 
 def _scale_between(heard: Tensor, reached: Tensor) -> float:
