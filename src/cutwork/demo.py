@@ -70,7 +70,7 @@ class Packed:
     """The sparse network in the forms that are fastest here, beside a dense one that computes the same."""
 
     plan: str
-    dense_ms: float
+    dense_ms: float | None
     packed_ms: float | None
     ratio: float | None
 
@@ -79,7 +79,7 @@ class Packed:
             f"Packed for {BATCH_SIZE} images: each layer dense or as tiles, whichever was measured faster here.",
             "",
         ]
-        if self.ratio is None or self.packed_ms is None:
+        if self.dense_ms is None or self.packed_ms is None or self.ratio is None:
             return "\n".join([*lines, self.plan, "", "Its outputs DIFFER from those of the same network stored dense."])
         why = "" if self.ratio > 1.03 else "; the table says why it is no faster"
         return "\n".join(
