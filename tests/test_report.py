@@ -168,12 +168,13 @@ def test_a_picture_shows_title_size_and_mask_of_each_layer(monkeypatch):
     from matplotlib.figure import Figure
 
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi, bbox_inches: figures.append(figure))
     network = nn.Sequential(nn.Linear(6, 4))
     cw.sparsify(network, "unstructured", density=0.25)
     cw.draw_masks(network, "unused.png")
     panel = figures[0].axes[0]
     assert panel.get_title() == "0\nunstructured, density 0.25"
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("inputs", "outputs")
     assert np.array_equal(panel.images[0].get_array(), network[0].sparsity.mask.numpy())
     assert panel.images[0].get_clim() == (0, 1)
     assert panel.images[0].get_extent() == [0, 6, 4, 0]

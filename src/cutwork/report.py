@@ -146,7 +146,8 @@ def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
     bar = figure.colorbar(images[0], ax=panels, location="top", shrink=1 / num_columns, aspect=25, ticks=[0, 0.5, 1])
     bar.set_label("density", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    figure.savefig(path, dpi=150)
+    # The panels are square, which leaves a band below them.
+    figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
@@ -329,6 +330,9 @@ def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":
     panel.set_title(f"{_shorten(name or 'model', 30)}\n{sparsity.pattern}, density {mask.mean():.3g}", fontsize=8)
     panel.set_xticks([0, num_columns], ["0", str(num_columns)], fontsize=7)
     panel.set_yticks([0, num_rows], ["0", str(num_rows)], fontsize=7)
+    # Between the two numbers, where there is room anyway.
+    panel.set_xlabel("inputs", fontsize=7, labelpad=-6)
+    panel.set_ylabel("outputs", fontsize=7, labelpad=-12)
     panel.set_box_aspect(1)
     return panel.imshow(
         _coarse(mask),
