@@ -3,9 +3,7 @@
 python benchmarks/render.py
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -43,7 +41,7 @@ NOTHING = "Nothing was measured for this version yet: `make bench` does it, `ben
 
 def pieces() -> dict[str, Results]:
     """Return what was measured, by the name of the piece."""
-    return {file.parent.name: _read(file) for file in sorted(HERE.glob("*/results.json"))}
+    return {file.parent.name: Results.from_json(file.read_text()) for file in sorted(HERE.glob("*/results.json"))}
 
 
 def results_page(measured: dict[str, Results]) -> str:
@@ -91,18 +89,6 @@ def write_pages() -> None:
     README.write_text(with_table(README.read_text(), readme_table(measured)))
 
 
-def _read(file: Path) -> Results:
-    """Read a file; one from before shapes had arrows gets them."""
-    results = Results.from_json(file.read_text())
-    return replace(results, rows=tuple(replace(row, shape=_with_arrow(row)) for row in results.rows))
-
-
-def _with_arrow(row: Row) -> str:
-    shape = re.sub(r"(\d+):(\d+)@", r"\1->\2@", row.shape)
-    # In convolutions an x stands between the sides of images and kernels.
-    return shape if "@" in shape else re.sub(r"(\d+)x(\d+)", r"\1->\2", shape)
-
-
 def draw_pictures() -> None:
     """Draw the picture of each piece, as the command does that measures it."""
     for name, results in pieces().items():
@@ -111,7 +97,7 @@ def draw_pictures() -> None:
 
 def _piece(name: str, results: Results) -> str:
     machine = "  \n".join(str(results.machine).splitlines()[:2])
-    picture = f"![crossover curves]({name}/picture.svg)\n" if (HERE / name / "picture.svg").exists() else ""
+    picture = f"![times as fast as dense]({name}/picture.svg)\n" if (HERE / name / "picture.svg").exists() else ""
     lines = [f"## {name}\n", machine, "", f"    {results.machine.command}\n", picture]
     groups = {title: list(rows) for title, rows in groupby(results.rows, key=title_of)}
     if len(groups) > MOST_TABLES:
