@@ -22,6 +22,7 @@ FLOORS = [
         "budget",
         "ops",
         "sharding",
+        "protected",
         "exploration",
         "tensor_file",
         "timing",

@@ -38,22 +38,142 @@ def test_an_optimizer_without_the_scores_is_refused():
         sparsifier.attach(optimizer)
 
 
-def test_frozen_values_are_called_by_their_name():
-    model = nn.Sequential(nn.Linear(16, 16))
-    sparsifier = cw.sparsify(model, "block:4", density=0.5, method=cw.RigL(every=1, until=9), storage="compressed")
-    model[0].values.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"0\.values is frozen, so RigL"):
-        sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+MOVING = {
+    "set": cw.set_(every=2, until=9),
+    "gradual": cw.Gradual(every=2, until=9),
+    "rigl": cw.RigL(every=2, until=9),
+    "rigl by estimate": cw.RigL(every=2, until=9, estimate=True),
+    "granet": cw.GraNet(every=2, until=9, thin_until=6),
+    "srigl": cw.SRigL(every=2, until=9),
+}
 
 
-def test_frozen_weights_cannot_grow_by_gradient_but_can_be_held():
-    model, sparsifier = prepared(cw.RigL(every=1, until=9))
+@pytest.mark.parametrize("storage", ["dense", "compressed"])
+@pytest.mark.parametrize("frozen", ["before", "after"])
+@pytest.mark.parametrize("method", MOVING)
+def test_a_frozen_layer_does_not_move_and_that_is_said_once(method, frozen, storage, caplog):
+    model, sparsifier = prepared(MOVING[method], "block:2", storage=storage)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    before = [layer.sparsity.matrix(layer.trained) for layer in sparsifier.layers.values()]
+    masks = [layer.sparsity.mask.clone() for layer in sparsifier.layers.values()]
+    if frozen == "before":
+        model[0].requires_grad_(False)
+    sparsifier.attach(optimizer)
+    model[0].requires_grad_(False)
+    train(model, optimizer, 8)
+    assert torch.equal(model[0].sparsity.mask, masks[0]) and not torch.equal(model[2].sparsity.mask, masks[1])
+    assert torch.equal(model[0].sparsity.matrix(model[0].trained), before[0])
+    assert caplog.text.count("the masks of frozen layers do not move: 0\n") == 1
+    model[0].requires_grad_(True)
+    train(model, optimizer, 1)
+
+
+def test_scores_train_on_over_a_frozen_weight():
+    model, sparsifier = prepared(cw.Supermask(), "block:4")
     model[0].weight.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"0.weight is frozen, so RigL gets no gradient to grow by"):
-        sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
+    sparsifier.attach(optimizer)
+    before = model[0].sparsity.mask.clone()
+    train(model, optimizer, 5)
+    assert not torch.equal(before, model[0].sparsity.mask)
+
+
+def penalized_loss(run, x):
+    (slope,) = torch.autograd.grad(run(x).square().sum(), x, create_graph=True)
+    return run(x).square().sum() + 50 * slope.square().sum()
+
+
+@pytest.mark.parametrize("storage", ["dense", "compressed"])
+def test_a_gradient_penalty_counts_in_what_a_move_looks_at(storage, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 8)).double()
+    dense = copy.deepcopy(model)
+    sparsifier = cw.sparsify(model, "block:4", density=0.25, method=cw.RigL(every=1, until=9), storage=storage)
+    for name, layer in sparsifier.layers.items():
+        dense.get_submodule(name).weight.data = layer.sparsity.matrix(layer.trained)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    x = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
+    penalized_loss(dense, x).backward()
+    penalized_loss(model, x).backward()
+    seen, view = {}, sparsifier._view
+
+    def look(name, *rest, **options):
+        seen[name] = view(name, *rest, **options)
+        return seen[name]
+
+    monkeypatch.setattr(sparsifier, "_view", look)
+    optimizer.step()
+    for name in sparsifier.layers:
+        torch.testing.assert_close(seen[name].grad, dense.get_submodule(name).weight.grad, rtol=1e-4, atol=1e-6)
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As accelerate and Lookahead wrap an optimizer: without calling the __init__ of their parent."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.param_groups, self.state = inner.param_groups, inner.state
+
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_the_optimizer_inside_a_wrapper_is_followed():
+    model, sparsifier = prepared(cw.set_(every=1, until=9), "block:4")
+    before = model[0].sparsity.mask.clone()
+    optimizer = Wrapper(Wrapper(torch.optim.SGD(model.parameters(), lr=0.1)))
+    sparsifier.attach(optimizer)
+    train(model, optimizer, 2)
+    assert sparsifier.steps_done == 2 and not torch.equal(before, model[0].sparsity.mask)
+    assert repr(sparsifier).endswith("attached to SGD)")
+
+
+def test_lookahead_of_timm_moves_its_slow_weights_along():
+    from timm.optim import Lookahead
+
+    for storage in ("dense", "compressed"):
+        model, sparsifier = prepared(cw.set_(every=2, until=9), "block:4", storage=storage)
+        optimizer = Lookahead(torch.optim.AdamW(model.parameters(), lr=0.1), k=3)
+        sparsifier.attach(optimizer)
+        train(model, optimizer, 7)
+        assert sparsifier.steps_done == 7
+        assert all(layer.sparsity.fits(layer.trained) for layer in sparsifier.layers.values())
+
+
+def test_an_optimizer_that_calls_no_hooks_is_refused():
+    class Own(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            self.param_groups, self.state = [{"params": list(parameters)}], {}
+
+        def step(self, closure=None):
+            return None
+
     model, sparsifier = prepared()
-    model[0].weight.requires_grad_(False)
-    sparsifier.attach(torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1))
+    with pytest.raises(ValueError, match="Own does not call torch's hooks around its updates"):
+        sparsifier.attach(Own(model.parameters()))
+
+
+@pytest.mark.parametrize("storage", ["dense", "compressed"])
+def test_training_for_long_with_nobody_attached_is_said_once(storage, caplog, monkeypatch):
+    monkeypatch.setattr("cutwork.sparsifier.MANY_PASSES", 3)
+    model, _ = prepared(cw.set_(every=2, until=9), "block:4", storage=storage)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer, 2)
+    assert not caplog.text
+    train(model, optimizer, 3)
+    assert caplog.text.count("0 has trained for 3 backward passes, but its mask does not move") == 1
+    for method, is_attached in ((cw.Static(), False), (cw.set_(every=2, until=9), True)):
+        caplog.clear()
+        model, sparsifier = prepared(method, "block:4", storage=storage)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if is_attached:
+            sparsifier.attach(optimizer)
+        train(model, optimizer, 5)
+        assert not caplog.text
 
 
 def test_attaching_needs_an_optimizer_and_happens_once():

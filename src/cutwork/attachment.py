@@ -1,13 +1,15 @@
 """What must be true before a sparsifier may follow optimizers, and which of their updates count."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cutwork.layers.fixed_index import FixedIndex
-from cutwork.layers.swap import SparseLayer
-from cutwork.methods import Method, Static
+from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.methods import Method
 from cutwork.sharding import is_distributed, is_sharded, processes_agree, same_on_all_ranks, whole
 from cutwork.sparsity import Fixed, Reprojected
 
@@ -15,11 +17,25 @@ Layers = Mapping[str, SparseLayer]
 Optimizers = Sequence[Optimizer]
 
 
+def innermost(optimizer: Any) -> Optimizer:
+    """Return the optimizer that does the updates, out of what wraps it, as accelerate and Lookahead do."""
+    inner = [value for value in getattr(optimizer, "__dict__", {}).values() if isinstance(value, Optimizer)]
+    if len(inner) == 1 and inner[0] is not optimizer:
+        return innermost(inner[0])
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"attach: {optimizer!r} is no torch optimizer; pass torch.optim.AdamW(...) or the like")
+    return optimizer
+
+
 def check_attachable(layers: Layers, method: Method, optimizers: Optimizers, *, hooks: bool) -> None:
     """Raise ValueError where these optimizers cannot train these layers by this method."""
-    if not hooks:
+    if not optimizers:
+        raise ValueError("attach: pass the optimizer that trains the model")
+    if hooks:
+        _check_calls_hooks(optimizers)
+    else:
         _check_works_after_updates(layers)
-    _check_held(layers, method, optimizers)
+    _check_held(layers, optimizers)
     _check_compressed(layers, method)
     _check_masks_agree(layers)
 
@@ -50,6 +66,29 @@ def _is_rehearsal(optimizer: Optimizer) -> bool:
     if any(float(group.get("lr", 1.0)) for group in optimizer.param_groups):
         return False
     return not any(bool(whole(gradient.any())) for gradient in gradients)
+
+
+def layers_to_take_along(layers: Layers, average: nn.Module) -> dict[str, SparseLayer]:
+    """Return the layers of an average of the model, by their names in the model; ValueError where masks differ."""
+    found, first = sparse_layers(average), next(iter(layers))
+    for prefix in {key.removesuffix(first).removesuffix(".") for key in found if f".{key}".endswith(f".{first}")}:
+        along = {name: found.get(".".join(part for part in (prefix, name) if part)) for name in layers}
+        taken = {name: layer for name, layer in along.items() if layer is not None}
+        if len(taken) == len(layers):
+            break
+    else:
+        raise ValueError(
+            f"take_along: the average has no sparse layers by the names of the model's, such as {first or 'its own'}; "
+            "pass an average of the model that was sparsified, made after sparsify()"
+        )
+    for name, layer in taken.items():
+        matrices = [each.sparsity.mask_matrix() for each in (layers[name], layer)]
+        if type(layer) is not type(layers[name]) or not torch.equal(matrices[0], matrices[1].to(matrices[0].device)):
+            raise ValueError(
+                f"take_along: {name or 'the model itself'} has another mask in the average; take it along from the "
+                "beginning, or give it the masks of the model by copy_masks(model, average) first"
+            )
+    return taken
 
 
 def check_used(layers: Layers) -> None:
@@ -116,23 +155,23 @@ def check_mask(layer: SparseLayer, matrix: Tensor) -> None:
         raise ValueError(f"the method returned a mask that cuts the units of {pattern}; project() keeps them whole")
 
 
-def _check_held(layers: Layers, method: Method, optimizers: Optimizers) -> None:
-    if not optimizers:
-        raise ValueError("attach: pass the optimizer that trains the model")
+def _check_calls_hooks(optimizers: Optimizers) -> None:
     for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"attach: {optimizer!r} is no torch optimizer; pass torch.optim.AdamW(...) or the like")
+        # torch.optim.Optimizer wraps the method `step` of a class when its __init__ first runs.
+        if not getattr(type(optimizer).step, "hooked", False):
+            raise ValueError(
+                f"attach: {type(optimizer).__name__} does not call torch's hooks around its updates, so masks would "
+                "never move; attach(optimizer, hooks=False) and call step() of the sparsifier after every update"
+            )
+
+
+def _check_held(layers: Layers, optimizers: Optimizers) -> None:
     missing: dict[str, list[str]] = {"weights": [], "score parameters": []}
     for name, layer in layers.items():
         for what, parameters in (("weights", [layer.trained]), ("score parameters", layer.sparsity.parameters())):
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             if not all(any(holds(optimizer, parameter) for optimizer in optimizers) for parameter in trained):
                 missing[what].append(name)
-        if method.needs_gradient and not layer.trained.requires_grad:
-            raise ValueError(
-                f"attach: {name}.{_trained_name(layer)} is frozen, so {type(method).__name__} gets no gradient to grow "
-                "by; unfreeze it, or leave the layer out"
-            )
         if isinstance(layer.sparsity, Fixed | FixedIndex) and layer.sparsity.is_too_narrow:
             raise ValueError(
                 f"attach: {name} was turned to float16 after sparsify(), too narrow for the sums of squares that "
@@ -169,12 +208,12 @@ def _check_compressed(layers: Layers, method: Method) -> None:
         index = layer.sparsity
         if not isinstance(index, FixedIndex) or not is_distributed():
             continue
-        if is_sharded(layer.trained) and not isinstance(method, Static):
+        if is_sharded(layer.trained) and method.moves:
             raise ValueError(
                 f"attach: {name} is compressed and sharded by fully_shard(), where only static masks work; got "
                 f'{type(method).__name__}; use storage="dense", or DistributedDataParallel'
             )
-        if _is_on_its_way(index) and not isinstance(method, Static) and not is_sharded(layer.trained):
+        if _is_on_its_way(index) and method.moves and not is_sharded(layer.trained):
             raise ValueError(
                 f"attach: {name} keeps {index.topology.num_units} units on the way to density {index.density:.4g}, and "
                 "DistributedDataParallel cannot follow a parameter that changes its size; use a method that keeps "

@@ -78,7 +78,7 @@ def save(
     _check_belong("save", model, sparsifiers, optimizers)
     state = model.state_dict(keep_vars=True)
     masks = {
-        id(layer.trained): (under(name, "sparsity.mask"), layer.sparsity.mask)
+        id(layer.trained): (under(name, "sparsity.mask"), state[under(name, "sparsity.mask")])
         for name, layer in sparse_layers(model).items()
         if isinstance(layer.sparsity, Fixed)
     }

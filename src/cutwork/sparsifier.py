@@ -1,5 +1,6 @@
 """The sparsifier: the only code that moves a mask."""
 
+import logging
 from collections.abc import Mapping
 from itertools import chain, count
 from typing import Any, final
@@ -8,14 +9,28 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cutwork.attachment import check_attachable, check_mask, check_sizes, check_state, check_used, holds, is_skipping
+from cutwork.attachment import (
+    check_attachable,
+    check_mask,
+    check_sizes,
+    check_state,
+    check_used,
+    holds,
+    innermost,
+    is_skipping,
+    layers_to_take_along,
+)
 from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
 from cutwork.sharding import whole
 from cutwork.sparsity import Heard, Learned
 
+logger = logging.getLogger(__name__)
+
 STATE_KEY = "cutwork"
+# After so many backward passes without a sparsifier that follows an optimizer, somebody has forgotten to attach it.
+MANY_PASSES = 500
 
 
 @final
@@ -40,6 +55,10 @@ class Sparsifier:
         self._heard: dict[str, Heard | None] = {}
         self.state_key = f"{STATE_KEY}:{next(iter(self.layers))}"
         self._is_first_step = True
+        self._averages: list[dict[str, SparseLayer]] = []
+        self._frozen: set[str] = set()
+        if method.moves:
+            _watch_for_attach(self.layers)
         masks = {name: layer.sparsity.mask for name, layer in self.layers.items()}
         self._exploration = {name: Exploration.begin(mask) for name, mask in masks.items()} if track else None
 
@@ -48,10 +67,12 @@ class Sparsifier:
 
         Only steps that really update count: one that a gradient scaler skips does not, nor one with learning rate and
         gradient zero. The number of steps travels in the optimizers' state dicts, so that a framework that saves and
-        restores these resumes the masks too. With `hooks=False` call `step` after every update instead.
+        restores these resumes the masks too. With `hooks=False` call `step` after every update instead. What wraps an
+        optimizer, as accelerate does, may be given too. The mask of a layer that is frozen does not move.
         """
         if self._optimizers:
             raise ValueError("attach: this sparsifier is attached already; detach() it first")
+        optimizers = tuple(map(innermost, optimizers))
         check_attachable(self.layers, self.method, optimizers, hooks=hooks)
         self.state_key = self._free_key(optimizers)
         # A state dict that was loaded before this has left the steps here.
@@ -85,6 +106,22 @@ class Sparsifier:
             if isinstance(layer, SparseLayer):
                 layer.sparsity.is_followed = False
                 layer.sparsity.listen(layer.trained, False)
+
+    def take_along(self, average: nn.Module) -> None:
+        """Move the masks of an average of the model, such as `AveragedModel(model)`, whenever those of the model move.
+
+        In compressed storage an average needs that, since its values are weights of the places that the mask names.
+        Call it again for a run that is resumed; an average that masks have left behind first gets them by
+        `copy_masks`.
+
+        >>> from torch.optim.swa_utils import AveragedModel
+        >>> from cutwork import sparsify
+        >>> model = nn.Sequential(nn.Linear(64, 64))
+        >>> sparsifier = sparsify(model, "block:16", density=0.25, method="set", steps=1000, storage="compressed")
+        >>> average = AveragedModel(model)
+        >>> sparsifier.take_along(average)
+        """
+        self._averages.append(layers_to_take_along(self.layers, average))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -129,7 +166,8 @@ class Sparsifier:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
-        return {**vars(self), "_optimizers": [], "_owners": {}, "_handles": [], "_waiting": set(), "_heard": {}}
+        fresh = {"_optimizers": [], "_owners": {}, "_handles": [], "_waiting": set(), "_heard": {}, "_averages": []}
+        return {**vars(self), **fresh}
 
     @property
     def exploration(self) -> dict[str, Exploration]:
@@ -213,18 +251,28 @@ class Sparsifier:
             optimizer.param_groups[0][self.state_key] = self.steps_done
         due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
         for layer in self.layers.values():
-            layer.sparsity.listen(layer.trained, due)
+            layer.sparsity.listen(layer.trained, due and not layer.sparsity.is_frozen(layer.trained))
 
     def _move_all(self, step: int) -> None:
         """Decide where all masks move, and only then move them; one layer at a time is there in full."""
         last = list(self.layers)[-1]
-        masks = {name: self._decide(name, layer, step, is_last=name == last) for name, layer in self.layers.items()}
-        for name, layer in self.layers.items():
+        moving = {name: layer for name, layer in self.layers.items() if not layer.sparsity.is_frozen(layer.trained)}
+        self._say_frozen(set(self.layers) - set(moving))
+        masks = {name: self._decide(name, layer, step, is_last=name == last) for name, layer in moving.items()}
+        for name, layer in moving.items():
             check_state(name, layer, self._optimizers, resizes=layer.sparsity.resizes(masks[name]))
-        for name, layer in self.layers.items():
-            layer.sparsity.move(masks.pop(name), layer.trained, self._states_of(layer.trained))
+        for name, layer in moving.items():
+            mask = masks.pop(name)
+            layer.sparsity.move(mask, layer.trained, self._states_of(layer.trained))
+            for average in self._averages:
+                average[name].sparsity.move(mask, average[name].trained, [])
             if self._exploration is not None:
                 self._exploration[name].visit(layer.sparsity.mask)
+
+    def _say_frozen(self, names: set[str]) -> None:
+        if new := sorted(names - self._frozen):
+            logger.warning("the masks of frozen layers do not move: %s", ", ".join(name or "the model" for name in new))
+        self._frozen |= names
 
     def _decide(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> Any:
         try:
@@ -257,3 +305,25 @@ class Sparsifier:
     def _states_of(self, trained: nn.Parameter) -> list[dict[str, Any]]:
         """Return what each optimizer remembers of a parameter."""
         return [optimizer.state[trained] for optimizer in self._optimizers if trained in optimizer.state]
+
+
+def _watch_for_attach(layers: Mapping[str, SparseLayer]) -> None:
+    """Warn once if the first layer that trains has done so for long, and nobody moves its mask."""
+    name, layer = next(((name, each) for name, each in layers.items() if each.trained.requires_grad), ("", None))
+    if layer is None:
+        return
+    sparsity, passes = layer.sparsity, count(1)
+
+    def notice(trained: torch.Tensor) -> None:
+        if sparsity.is_followed:
+            handle.remove()
+        elif next(passes) >= MANY_PASSES:
+            handle.remove()
+            logger.warning(
+                "%s has trained for %d backward passes, but its mask does not move: no sparsifier is attached; call "
+                "sparsifier.attach(optimizer) on what sparsify() has returned",
+                name or "the model",
+                MANY_PASSES,
+            )
+
+    handle = layer.trained.register_post_accumulate_grad_hook(notice)

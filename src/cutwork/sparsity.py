@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cutwork.matrix import from_matrix, matrix_shape, to_matrix
 from cutwork.ops.direct import is_transformed
 from cutwork.patterns import Pattern, Shape
+from cutwork.protected import plain, protect
 from cutwork.sharding import local, part_like, whole
 
 # How loud the gradient outside the mask is in a step that listens to it. A power of two, so that scaling back is
@@ -20,7 +21,8 @@ WHISPER = 2.0**-16
 WHISPER_HALF = 2.0**-6
 # Sums of squares are larger than gradients, and of them only the order matters.
 WHISPER_ENERGY = 2.0**-40
-
+# The buffer that tells compiled code how loud it is.
+LEAK = "leak"
 
 TOO_NARROW = (
     "a layer turned to float16 after sparsify() is too narrow for the sums of squares that estimate=True needs; call "
@@ -41,9 +43,6 @@ class Sparsity(nn.Module):
     `settle` when the parameter has been updated; the sparsifier calls `condense` and `move` to give it a new mask.
     """
 
-    # A bool tensor shaped like the weight.
-    mask: Tensor
-
     def __init__(self, *, pattern: Pattern, density: float, transposed: bool) -> None:
         super().__init__()
         self.pattern = pattern
@@ -55,6 +54,11 @@ class Sparsity(nn.Module):
         # What a sparsifier that is attached says: that there is one, and whether it will ever call `listen`.
         self.is_followed = False
         self.may_listen = False
+
+    @property
+    @abstractmethod
+    def mask(self) -> Tensor:
+        """Return the mask, a plain bool tensor shaped like the weight."""
 
     @abstractmethod
     def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
@@ -96,17 +100,48 @@ class Sparsity(nn.Module):
     def fits(self, trained: Tensor) -> bool:
         """Say whether the parameter, as far as it is here, is in its legal form."""
 
+    def is_frozen(self, trained: Tensor) -> bool:
+        """Say whether nothing trains that the mask could be chosen by; a frozen layer keeps its mask."""
+        return not trained.requires_grad
+
     def extra_repr(self) -> str:
         """Describe the mask in the representation of the model."""
         return f"{self.pattern}, density {self.mask.float().mean():.4g}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy that this step listens, and to whom: the copy follows no optimizer that would hear."""
+        # A tensor made for this moment could not be sent to another process: it would be gone before it is read.
+        buffers = {name: held for name, held in self._buffers.items() if name != LEAK}
+        return {**vars(self), "_buffers": buffers, "is_followed": False, "may_listen": False}
 
 
 class Masked(Sparsity):
     """A mask beside a weight of full shape, in a buffer; `forward` makes the weight the effective one."""
 
+    # The mask as others find it among the buffers, and as it is computed with; both have the same memory.
+    _shown: Tensor
+    _mask: Tensor
+
     def __init__(self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool) -> None:
         super().__init__(pattern=pattern, density=density, transposed=transposed)
-        self.register_buffer("mask", from_matrix(mask, shape, transposed=transposed).clone())
+        self._buffers["mask"] = from_matrix(mask, shape, transposed=transposed).clone()
+        self._show()
+
+    @property
+    def mask(self) -> Tensor:
+        """Return the mask, a plain bool tensor shaped like the weight."""
+        if not torch.compiler.is_compiling() and (
+            self._buffers["mask"] is not self._shown or getattr(self._shown, "was_exchanged", False)
+        ):
+            # Moved to another device, replaced by a loader, or for the time of a transformation.
+            self._show()
+        return self._mask
+
+    def _show(self) -> None:
+        held = self._buffers["mask"]
+        assert held is not None
+        self._shown = protect(held, f"the mask of a layer in {self.pattern}", may_follow=True)
+        self._buffers["mask"], self._mask = self._shown, plain(self._shown)
 
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
@@ -137,6 +172,21 @@ class Masked(Sparsity):
         """Take over a mask given as a matrix, in place."""
         self.mask.copy_(from_matrix(matrix, self.mask.shape, transposed=self.transposed))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Do what `nn.Module` does, and go on with the mask that comes out."""
+        super()._apply(fn, recurse)
+        self._show()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is in the buffers."""
+        return {key: value for key, value in super().__getstate__().items() if key not in ("_shown", "_mask")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make anew what a copy leaves out."""
+        super().__setstate__(state)
+        self._show()
+
 
 @final
 class Fixed(Masked):
@@ -148,6 +198,8 @@ class Fixed(Masked):
     of the gradients of its outputs, which travel as gradients of two small parameters. These have the `dtype` of the
     weight, because FSDP2 wants one for all; only float16 is too narrow for sums of squares.
     """
+
+    leak: Tensor
 
     def __init__(
         self,
@@ -164,7 +216,7 @@ class Fixed(Masked):
         self.estimate = estimate
         # The same number twice: the buffer is what compiled code reads, the other spares a device a question each step.
         self.loudness = 0.0
-        self.register_buffer("leak", torch.zeros((), device=mask.device), persistent=False)
+        self.register_buffer(LEAK, torch.zeros((), device=mask.device), persistent=False)
         if estimate:
             inputs = shape[0] if transposed else shape[1]
             outputs = shape[1] if transposed else shape[0]
@@ -233,10 +285,13 @@ class Fixed(Masked):
             tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of a copy that this step listens: the copy follows no optimizer that would hear."""
-        quiet = torch.zeros_like(self.leak)
-        state = {"loudness": 0.0, "is_followed": False, "may_listen": False}
-        return {**vars(self), **state, "_buffers": {**self._buffers, "leak": quiet}}
+        """Leave out of a copy that this step listens."""
+        return {**super().__getstate__(), "loudness": 0.0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make anew what a copy leaves out."""
+        super().__setstate__(state)
+        self._buffers[LEAK] = torch.zeros((), device=self.mask.device)
 
 
 @final
@@ -351,6 +406,10 @@ class Learned(Masked):
         """Say yes: every value of the weight is legal."""
         return True
 
+    def is_frozen(self, trained: Tensor) -> bool:
+        """Say whether the scores do not train either."""
+        return not (trained.requires_grad or self.scores.requires_grad)
+
     def bin_weight(
         self, weight: Tensor, bits: int, *, transform: tuple[float, float] | None, fixed_transform: bool
     ) -> None:
@@ -415,7 +474,11 @@ class _Energies(torch.autograd.Function):
     ):
         ctx.save_for_backward(x, loudness)
         ctx.channel_dim, ctx.num_inputs = channel_dim, len(energy_in)
-        return y.view_as(y)
+        # Not a view, into which no activation in place could write.
+        if torch.compiler.is_compiling():
+            return y.clone()
+        ctx.mark_dirty(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor):
@@ -428,4 +491,6 @@ class _Energies(torch.autograd.Function):
 
 def _sum_of_squares(tensor: Tensor, channel_dim: int) -> Tensor:
     wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-    return wide.movedim(channel_dim, -1).flatten(0, -2).square().sum(0)
+    others = [dim for dim in range(tensor.dim()) if dim != channel_dim % tensor.dim()]
+    # A compiler may have assumed other strides than a convolution returns, so nothing is flattened here.
+    return wide.square().sum(others) if others else wide.square()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.layers.attention import OpenAttention, disable_fused_paths, open_attention, projections
-from cutwork.layers.compress import become_compressed, window_of
+from cutwork.layers.compress import become_compressed
 from cutwork.layers.compressed import INDEX_KEYS, Compressed, checked_topology
 from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import (
@@ -293,7 +293,6 @@ def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: S
         density=record.density,
         transposed=record.transposed,
         energies=energies,
-        window=window_of(model.get_submodule(name)),
     )
     trained = nn.Parameter(weight.new_zeros(values.shape), requires_grad=weight.requires_grad)
     for each in (name, *record.tied):

@@ -8,7 +8,7 @@ from torch import nn
 
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear, why_no_storage
 from cutwork.layers.conv2d import SparseConv2d
-from cutwork.layers.fixed_index import FixedIndex, Window, indexed
+from cutwork.layers.fixed_index import FixedIndex, indexed
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.matrix import from_matrix, to_matrix
 from cutwork.ops.activations import NONE
@@ -60,7 +60,6 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
             density=fixed.density,
             transposed=fixed.transposed,
             energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
-            window=window_of(sharers[0]),
         )
         trained = nn.Parameter(values, requires_grad=weight.requires_grad)
         for layer in sharers:
@@ -112,14 +111,6 @@ def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> No
     layer.__class__ = CompressedConv2d if is_convolution else CompressedLinear
     _exchange_parameter(layer, "weight", "values", values)
     layer.sparsity = index.train(layer.training)
-
-
-def window_of(layer: Any) -> Window | None:
-    """Return how the kernel of a convolution moves; None for a linear layer."""
-    if not isinstance(layer, nn.Conv2d):
-        return None
-    padding = tuple(layer._reversed_padding_repeated_twice)
-    return Window(padding, layer.padding_mode, layer.stride, layer.dilation, layer.groups)  # pyrefly: ignore
 
 
 def _become_expanded(layer: Any, fixed: Fixed, weight: nn.Parameter) -> None:

@@ -12,9 +12,11 @@ from cutwork.kernels import activate as activate_kernels
 from cutwork.kernels import tile_kernel
 from cutwork.layers.fixed_index import FixedIndex, replace_numbers
 from cutwork.layers.held import held
+from cutwork.layers.made_weight import make_weight, read_only
+from cutwork.matrix import from_matrix
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_conv2d import conv2d
-from cutwork.ops.block_linear import linear
+from cutwork.ops.block_linear import dense_weight, linear
 from cutwork.ops.direct import is_autocast_enabled
 from cutwork.patterns import Block, Pattern, Shuffled
 from cutwork.sharding import is_sharded
@@ -38,6 +40,24 @@ class Compressed(nn.Module):
         return self.values
 
     @property
+    def weight(self) -> Tensor:
+        """Return the whole weight, zero where nothing is kept: read-only, and made only when its numbers are read."""
+        return make_weight(
+            self._whole_weight, self._described(), shape=self.sparsity.weight_shape, like=held(self, "values")
+        )
+
+    @weight.setter
+    def weight(self, given: object) -> None:
+        raise read_only(self._described())
+
+    @final
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse a weight: to assign one comes here."""
+        if name == "weight":
+            raise read_only(self._described())
+        super().register_parameter(name, param)
+
+    @property
     def kernel(self) -> str:
         """Return the name of what computes this layer: compiled tile kernels, or the reference in plain PyTorch."""
         is_convolution = isinstance(self, CompressedConv2d)
@@ -53,6 +73,19 @@ class Compressed(nn.Module):
         self.values.mul_(placed.repeat_interleave(index.ptr.diff().long(), 0).to(self.values.dtype))
         bias = torch.zeros_like(shift) if self.bias is None else self.bias
         self.bias = nn.Parameter((bias * scale + shift).to(self.values.dtype))
+
+    @final
+    def _whole_weight(self) -> Tensor:
+        index, values = self.sparsity, held(self, "values")
+        index.was_used = True
+        outputs, inputs = index.shape
+        if index.listener is None:
+            matrix = dense_weight(values, *index.tensors, outputs, inputs)
+        else:
+            # As a product of what may hear of its gradient.
+            unit = torch.eye(inputs, dtype=values.dtype, device=values.device)
+            matrix = linear(unit, values, *index.tensors, outputs=outputs, ear=index.listener).T
+        return from_matrix(matrix, index.weight_shape, transposed=index.transposed)
 
     @final
     def _fused(self) -> str:
@@ -126,9 +159,9 @@ class CompressedLinear(Compressed):
     # Whether inputs of another precision are brought to that of the values, and results back.
     converts: bool = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` times the weight, plus the bias."""
-        values = held(self, "values")
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input times the weight, plus the bias."""
+        values, x = held(self, "values"), input
         if self.converts and x.dtype != values.dtype:
             return self.forward(x.to(values.dtype)).to(x.dtype)
         self._check(x, values, -1, self.in_features)
@@ -140,6 +173,7 @@ class CompressedLinear(Compressed):
             outputs=self.out_features,
             before=before,
             after=after,
+            ear=index.listener,
         )
         y = index.watch(x, y, -1)
         return y if after == self.after else activate(self.after, y)
@@ -173,7 +207,8 @@ class CompressedConv2d(Compressed):
         """Return the convolution of the input with the weight, plus the bias."""
         if input.dim() not in (3, 4):
             raise ValueError(
-                f"{self._described()} got an input of shape {list(input.shape)}; it must be an image or some"
+                f"{self._described()} got an input of shape {list(input.shape)}; it must be [batch,] channels, height, "
+                "width"
             )
         values = held(self, "values")
         self._check(input, values, -3, self.in_channels)
@@ -189,6 +224,7 @@ class CompressedConv2d(Compressed):
             dilation=self.dilation,
             groups=self.groups,
             after=after,
+            ear=index.listener,
         )
         y = index.watch(input, y, -3)
         return y if after == self.after else activate(self.after, y)

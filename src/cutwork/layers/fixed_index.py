@@ -1,52 +1,52 @@
 """A fixed mask in compressed storage: the index of the units that are kept."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
-from cutwork.layers.listening import Ear, Pair, listened_to
-from cutwork.matrix import from_matrix, to_matrix
+from cutwork.layers.listening import Ear, Pair, add_product
+from cutwork.matrix import from_matrix
 from cutwork.patterns import Pattern, Shape
+from cutwork.protected import plain, protect
 from cutwork.sharding import local, num_processes, part_like, whole
-from cutwork.sparsity import TOO_NARROW, WHISPER_ENERGY, Heard, Sparsity, States, measure_energies, take_estimate
+from cutwork.sparsity import (
+    LEAK,
+    TOO_NARROW,
+    WHISPER_ENERGY,
+    Heard,
+    Sparsity,
+    States,
+    check_not_transformed,
+    measure_energies,
+    take_estimate,
+)
 from cutwork.topology import Topology
 
-
-@final
-@dataclass(frozen=True)
-class Window:
-    """How a convolution pads its input (left, right, top, bottom) and moves its kernel over it."""
-
-    padding: tuple[int, ...]
-    padding_mode: str
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-    def weight_gradient(self, x: Tensor, dy: Tensor, shape: Shape) -> Tensor:
-        """Return the gradient of the whole weight."""
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        padded = F.pad(x, self.padding, mode=mode)
-        return conv2d_weight(padded, list(shape), dy, self.stride, 0, self.dilation, self.groups)
+# What of an index is a tensor, and stands under these names among the buffers and in a state dict.
+INDEX = ("ptr", "col", "order")
+Index = tuple[Tensor, Tensor, Tensor | None]
 
 
 @final
 class FixedIndex(Sparsity):
     """A mask that only the sparsifier moves, of a layer that stores nothing outside it.
 
-    The mask is computed when it is asked for. In a step that listens the layer keeps what it read and the gradient of
-    what it returned, and `hear` returns what forms the dense gradient of these, averaged over processes as data
-    parallelism averages the rest. With energies it is estimated instead, as in `Fixed`.
+    The mask is computed when it is asked for. In a step that listens the products tell its ear what they read and the
+    gradient of what they returned, and `hear` returns what forms the dense gradient of these, averaged over processes
+    as data parallelism averages the rest. With energies it is estimated instead, as in `Fixed`.
+
+    Kernels trust an index. So it is checked once after each change, whoever made it.
     """
 
     ptr: Tensor
     col: Tensor
     order: Tensor | None
+    leak: Tensor
+    # The index as others find it among the buffers, and as it is computed with; both have the same memory.
+    _shown: Index
+    _index: Index
 
     def __init__(
         self,
@@ -57,19 +57,18 @@ class FixedIndex(Sparsity):
         density: float,
         transposed: bool,
         energies: tuple[nn.Parameter, nn.Parameter] | None = None,
-        window: Window | None = None,
     ) -> None:
         super().__init__(pattern=pattern, density=density, transposed=transposed)
-        self.weight_shape, self.window = tuple(weight_shape), window
+        self.weight_shape = tuple(weight_shape)
         self.shape, self.rows, self.columns = topology.shape, topology.rows, topology.columns
-        device = topology.col.device
-        self.register_buffer("ptr", topology.ptr)
-        self.register_buffer("col", topology.col)
-        self.register_buffer("order", topology.order)
-        self.register_buffer("leak", torch.zeros((), device=device), persistent=False)
+        for name in INDEX:
+            self.register_buffer(name, getattr(topology, name))
+        self.register_buffer(LEAK, torch.zeros((), device=topology.col.device), persistent=False)
+        self._show()
+        self._versions = _versions_of(self._index)
         self.ear = Ear()
         self.estimate = energies is not None
-        # How often the mask has moved. An average of weights gets the buffers of the model, but not its moves.
+        # How often the mask has moved; an average of weights may have been left behind.
         self.num_moves = 0
         # What the buffer `leak` says too; this spares a device the question in each step.
         self.is_loud = False
@@ -79,26 +78,61 @@ class FixedIndex(Sparsity):
     @property
     def topology(self) -> Topology:
         """Return the index."""
-        return Topology(self.shape, self.rows, self.columns, self.ptr, self.col, self.order)
+        return Topology(self.shape, self.rows, self.columns, *self.tensors)
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return `ptr`, `col` and `order`, past `nn.Module.__getattr__`."""
-        held = self._buffers
-        return held["ptr"], held["col"], held["order"]  # pyrefly: ignore
+    def tensors(self) -> Index:
+        """Return `ptr`, `col` and `order`; raise ValueError where somebody has made something else of them."""
+        index = self._index
+        if torch.compiler.is_compiling():
+            return index
+        held, shown, versions = self._buffers, self._shown, self._versions
+        if held["ptr"] is not shown[0] or held["col"] is not shown[1] or versions != _versions_of(index):
+            self._look_again()
+        return self._index
+
+    def _look_again(self) -> None:
+        self._show()
+        index = Topology(self.shape, self.rows, self.columns, *self._index)
+        if all(type(tensor) is Tensor and not tensor.is_meta for tensor in self._index if tensor is not None):
+            try:
+                index.check()
+            except ValueError as error:
+                raise ValueError(
+                    f"the index of a compressed {self._described()} was changed from outside and is damaged: {error}; "
+                    "load what save() or state_dict() has written"
+                ) from error
+        self._versions = _versions_of(self._index)
+
+    def _described(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} weight in {self.pattern}"
+
+    def _show(self) -> None:
+        """Let others find the index among the buffers, where no average can change it."""
+        what = f"of a compressed {self._described()}"
+        held = (self._buffers[name] for name in INDEX)
+        shown: Any = tuple(
+            tensor if tensor is None else protect(tensor, f"the index {name} {what}", may_follow=False)
+            for name, tensor in zip(INDEX, held, strict=True)
+        )
+        self._buffers.update(zip(INDEX, shown, strict=True))
+        self._shown = shown
+        self._index = tuple(tensor if tensor is None else plain(tensor) for tensor in shown)  # pyrefly: ignore
 
     @topology.setter
     def topology(self, topology: Topology) -> None:
-        for name, index in (("ptr", topology.ptr), ("col", topology.col), ("order", topology.order)):
-            held = self._buffers[name]
+        for name, held, index in zip(INDEX, self._index, (topology.ptr, topology.col, topology.order), strict=True):
             if held is None or index is None or held.shape != index.shape:
-                self._buffers[name] = index
+                # A copy, because an average that moves along is given the same.
+                self._buffers[name] = index if index is None else index.to(self.leak.device, copy=True)
             else:
-                # In place, so that compiled code goes on with the buffers it knows.
+                # In place, so that compiled code goes on with the tensors it knows.
                 held.copy_(index)
+        self._show()
+        self._versions = _versions_of(self._index)
 
     @property
-    def mask(self) -> Tensor:  # pyrefly: ignore[bad-override]
+    def mask(self) -> Tensor:
         """Compute the mask, shaped like the weight."""
         return from_matrix(self.mask_matrix(), self.weight_shape, transposed=self.transposed)
 
@@ -111,25 +145,31 @@ class FixedIndex(Sparsity):
         return self.topology.scatter(whole(tensor.detach()))
 
     def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
-        """Return `y`; in backward, measure energies, or keep `x` and the gradient of `y` if this step listens."""
+        """Return `y`; in backward, measure energies if the dense gradient is to be estimated."""
         # To set an attribute of a module takes as long as a small product; compiled code must not look at it.
         if torch.compiler.is_compiling() or not self.was_used:
             self.was_used = True
         if not self.is_watching:
             return y
-        if self.estimate:
-            return measure_energies(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
-        return listened_to(y, x, self.ear)
+        return measure_energies(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
 
     @property
     def is_watching(self) -> bool:
         """Say whether `watch` has to see what the product itself reads and returns."""
-        if not torch.is_grad_enabled():
-            return False
-        if torch.compiler.is_compiling() and not self.estimate:
+        return self.estimate and torch.is_grad_enabled()
+
+    @property
+    def listener(self) -> Tensor | None:
+        """Return the number by which products tell the ear what they read and what they get, if they shall."""
+        if self.estimate or not torch.is_grad_enabled():
+            return None
+        if torch.compiler.is_compiling():
             # The compiled code is the same in every step; whether anybody listens, it finds out in backward.
-            return self.may_listen and not torch.compiler.is_exporting()
-        return self.estimate or self.ear.is_open
+            return self.ear.ear if self.may_listen and not torch.compiler.is_exporting() else None
+        if not self.ear.is_open:
+            return None
+        check_not_transformed()
+        return self.ear.ear
 
     @property
     def is_too_narrow(self) -> bool:
@@ -176,7 +216,7 @@ class FixedIndex(Sparsity):
 
     def resizes(self, condensed: Topology) -> bool:
         """Say whether another number of units is kept there."""
-        return condensed.num_units != len(self.col)
+        return condensed.num_units != self.topology.num_units
 
     @torch.no_grad()
     def move(self, condensed: Topology, trained: nn.Parameter, states: States) -> None:
@@ -207,16 +247,59 @@ class FixedIndex(Sparsity):
         outputs, inputs = self.shape
         return f"{self.pattern}, density {self.topology.num_kept() / (outputs * inputs):.4g}"
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Do what `nn.Module` does, and go on with the index that comes out."""
+        super()._apply(fn, recurse)
+        self._show()
+        # What has gone elsewhere may have come without its numbers.
+        self._versions = -1
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of a copy that this step listens: the copy follows no optimizer that would hear."""
-        quiet = torch.zeros_like(self.leak)
-        state = {
-            "is_followed": False,
-            "may_listen": False,
-            "is_loud": False,
-            "_buffers": {**self._buffers, "leak": quiet},
-        }
-        return {**vars(self), **state}
+        """Leave out of a copy what is in the buffers, and that this step listens."""
+        state = {key: value for key, value in super().__getstate__().items() if key not in ("_shown", "_index")}
+        return {**state, "is_loud": False, "_versions": -1}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make anew what a copy leaves out."""
+        super().__setstate__(state)
+        self._show()
+        self._buffers[LEAK] = torch.zeros((), device=self._index[1].device)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Refuse an index that products could not use, before anything is touched."""
+        held: dict[str, Any] = {name: self._buffers[name] for name in INDEX}
+        keys = {name: f"{prefix}{name}" for name in INDEX if held[name] is not None and f"{prefix}{name}" in state_dict}
+        # Protected as those of another model they would be refused, as in an average.
+        state_dict.update({key: plain(state_dict[key]) for key in keys.values()})
+        try:
+            for name, key in keys.items():
+                if state_dict[key].shape != held[name].shape:
+                    raise ValueError(
+                        f"{name} has the shape {list(state_dict[key].shape)}, here {list(held[name].shape)}"
+                    )
+            given = {**held, **{name: state_dict[key] for name, key in keys.items()}}
+            Topology(self.shape, self.rows, self.columns, **given).check()
+        except ValueError as error:
+            name = prefix.removesuffix(".").removesuffix("sparsity").removesuffix(".")
+            raise ValueError(
+                f"{name or 'the layer'}: its compressed weight is damaged: {error}; load what save() or state_dict() "
+                "has written, of a layer that keeps as many units"
+            ) from error
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._show()
+        self._versions = _versions_of(self._index)
 
     @torch.no_grad()
     def _form_gradient(self, pairs: list[Pair], gradient: Tensor) -> Tensor:
@@ -226,11 +309,8 @@ class FixedIndex(Sparsity):
         """
         wide = torch.promote_types(gradient.dtype, torch.float32)
         total = torch.zeros(self.shape, dtype=wide, device=gradient.device)
-        for x, dy in pairs:
-            if self.window is None:
-                total.addmm_(dy.reshape(-1, self.shape[0]).to(wide).T, x.reshape(-1, self.shape[1]).to(wide))
-            else:
-                total += to_matrix(self.window.weight_gradient(x.to(wide), dy.to(wide), self.weight_shape))
+        for pair in pairs:
+            add_product(total, pair)
         pairs.clear()
         if num_processes() > 1:
             torch.distributed.all_reduce(total)
@@ -249,6 +329,17 @@ def indexed(mask: Tensor, pattern: Pattern) -> Topology:
             "pattern that allows it"
         )
     return topology
+
+
+def _versions_of(index: Index) -> int:
+    """Return what changes with every writing into these tensors."""
+    ptr, col, order = index
+    try:
+        versions = ptr._version + col._version
+        return versions if order is None else versions + order._version
+    except RuntimeError:
+        # Tensors made under torch.inference_mode do not count, and most ways of writing into them are closed.
+        return 0
 
 
 def replace_numbers(parameter: nn.Parameter, numbers: Tensor) -> None:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from cutwork.kernels import cpu
 from cutwork.kernels.cpu import narrow
 from cutwork.layers.compressed import CompressedLinear
+from cutwork.layers.made_weight import make_weight, read_only
 from cutwork.ops.activations import NONE, activate
+from cutwork.ops.block_linear import dense_weight
 from cutwork.ops.direct import can_skip_dispatcher, kernel_of
-from cutwork.ops.int8_linear import int8_linear, num_steps, quantize
+from cutwork.ops.int8_linear import int8_linear, integers_of, num_steps, quantize
 from cutwork.topology import Topology
 
 # What must fit each other, or a kernel would read past an end.
@@ -25,6 +27,7 @@ class Int8Linear(nn.Module):
     It does not train, and what was rounded does not come back.
     """
 
+    integers: Tensor
     scales: Tensor
     ptr: Tensor
     col: Tensor
@@ -54,8 +57,33 @@ class Int8Linear(nn.Module):
         """Return the name of what computes this layer."""
         return f"cpu-tiles int8 {narrow.instruction_sets()[0]}" if cpu.has_tiles() else "reference"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` times the weight, plus the bias; ValueError where a gradient would have to pass."""
+    @property
+    def weight(self) -> Tensor:
+        """Return what the weight was rounded to: read-only, and made only when its numbers are read."""
+        shape = (self.out_features, self.in_features)
+        return make_weight(self._whole_weight, self._described(), shape=shape, like=self.scales)
+
+    @weight.setter
+    def weight(self, given: object) -> None:
+        raise read_only(self._described())
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse a weight: to assign one comes here."""
+        if name == "weight":
+            raise read_only(self._described())
+        super().register_parameter(name, param)
+
+    def _whole_weight(self) -> Tensor:
+        numbers = integers_of(self.integers, self.ptr, self.columns).to(self.scales.dtype)
+        rounded = dense_weight(numbers, self.ptr, self.col, self.order, self.out_features, self.in_features)
+        return rounded * self.scales.unsqueeze(1)
+
+    def _described(self) -> str:
+        return f"an int8 linear layer of {self.in_features} inputs and {self.out_features} outputs"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input times the weight, plus the bias; ValueError where a gradient would have to pass."""
+        x = input
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 f"an int8 linear layer of {self.in_features} inputs and {self.out_features} outputs is for inference, "

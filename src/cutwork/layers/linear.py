@@ -24,11 +24,11 @@ class SparseLinear(nn.Linear):
         """Return the parameter that the mask belongs to."""
         return self.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x` times the effective weight, plus the bias."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input times the effective weight, plus the bias."""
         if self.is_resting and not torch.is_grad_enabled():
-            return F.linear(x, held(self, "weight"), held(self, "bias"))
-        return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight), self.bias), -1)
+            return F.linear(input, held(self, "weight"), held(self, "bias"))
+        return self.sparsity.watch(input, F.linear(input, self.sparsity(self.weight), self.bias), -1)
 
 
 @final

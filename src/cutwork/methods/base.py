@@ -49,6 +49,8 @@ def generator_for(seed: int, step: int, name: str) -> Generator:
 class Method(ABC):
     """When masks move in training, and where to. Steps count from 1; a move comes after the optimizer's update."""
 
+    # Whether masks ever move.
+    moves: ClassVar[bool] = True
     # The fields that may be written as a share of the whole run.
     step_fields: ClassVar[Sequence[str]] = ()
 

@@ -1,7 +1,7 @@
 """A mask chosen once."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -15,6 +15,8 @@ from cutwork.sparsity import Sparsity
 @dataclass(frozen=True)
 class Static(Method):
     """Keep the first mask to the end. On `shuffled:B` this is SSB, static shuffled blocks."""
+
+    moves: ClassVar[bool] = False
 
     def start(self, view: View, init: Score) -> Tensor:
         return project_by(view, init)

@@ -1,8 +1,8 @@
 """The 2-d convolution with a compressed weight: what is computed, forward and for every gradient.
 
 The weight is seen as the matrix `[outputs, kernel rows * kernel columns * channels / groups]`, whose columns are
-ordered so, and compressed as for `block_linear`. Every result lies in the channels-last memory format, whatever the
-input does.
+ordered so, and compressed as for `block_linear`; so is an `ear`. Every result lies in the channels-last memory format,
+whatever the input does, and is no view, so that the next layer may write into it.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_linear import dense_weight, kept_values, linear
 from cutwork.ops.direct import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
+from cutwork.ops.overhearing import tell
 
 Pair = tuple[int, int]
 
@@ -36,6 +37,7 @@ def conv2d(
     dilation: Pair = (1, 1),
     groups: int = 1,
     after: str = NONE,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Return `after(conv2d(x) + bias)` for an `x[..., channels, height, width]`, the fastest way there is here."""
     if x.ndim == 3:
@@ -49,6 +51,7 @@ def conv2d(
             dilation=dilation,
             groups=groups,
             after=after,
+            ear=ear,
         )
         return y.squeeze(0)
     if is_autocast_enabled(x):
@@ -57,24 +60,24 @@ def conv2d(
         bias = None if bias is None else bias.to(dtype)
     if (*kernel_size, *stride, *padding, groups) == (1, 1, 1, 1, 0, 0, 1):
         # Pixels are tokens, and in channels-last they already lie so.
-        y = linear(x.permute(0, 2, 3, 1), values, ptr, col, order, bias, outputs=outputs, after=after)
+        y = linear(x.permute(0, 2, 3, 1), values, ptr, col, order, bias, outputs=outputs, after=after, ear=ear)
         return y.permute(0, 3, 1, 2)
     geometry = (list(kernel_size), list(stride), list(padding), list(dilation), groups)
     if after != NONE and torch.is_grad_enabled():
-        return activate(after, _conv2d(x, values, ptr, col, order, bias, outputs, *geometry))
+        return activate(after, _conv2d(x, values, ptr, col, order, bias, outputs, *geometry, ear))
     if can_skip_dispatcher(x) and not torch.is_grad_enabled():
         return kernel_of(block_conv2d, x)(x, values, ptr, col, order, bias, outputs, *geometry, after)
     if after == NONE:
-        return _conv2d(x, values, ptr, col, order, bias, outputs, *geometry)
+        return _conv2d(x, values, ptr, col, order, bias, outputs, *geometry, ear)
     return block_conv2d(x, values, ptr, col, order, bias, outputs, *geometry, after)
 
 
-def _conv2d(x, values, ptr, col, order, bias, outputs, kernel_size, stride, padding, dilation, groups):
+def _conv2d(x, values, ptr, col, order, bias, outputs, kernel_size, stride, padding, dilation, groups, ear):
     geometry = (kernel_size, stride, padding, dilation, groups)
     if can_skip_dispatcher(x):
-        return _Conv2d.apply(x, values, ptr, col, order, bias, outputs, *geometry)
+        return _Conv2d.apply(x, values, ptr, col, order, bias, outputs, *geometry, ear)
     product = _product if is_transformed() else block_conv2d
-    return product(x, values, ptr, col, order, bias, outputs, *geometry, NONE)
+    return product(x, values, ptr, col, order, bias, outputs, *geometry, NONE, ear)
 
 
 def _product(
@@ -91,6 +94,7 @@ def _product(
     dilation: list[int],
     groups: int,
     after: str,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Return `after(conv2d(x) + bias)`."""
     weight = _dense(values, ptr, col, order, outputs, x.shape[1], kernel_size, groups)
@@ -113,6 +117,7 @@ def input_gradient(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of an `x` of `size`: channels, height and width."""
     weight = _dense(values, ptr, col, order, dy.shape[1], size[0], kernel_size, groups)
@@ -160,19 +165,26 @@ def _dense(values, ptr, col, order, outputs, channels, kernel_size, groups):
     return matrix.reshape(outputs, *kernel_size, channels).movedim(-1, 1)
 
 
+def empty_image(like: Tensor, *size: int) -> Tensor:
+    """Return a tensor `[images, channels, height, width]` with room for results, channels-last and no view."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 def _channels_last(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    if is_transformed():
+        # There is no rule by which vmap could clone into another format, and views of results are allowed there.
+        return x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    return x.clone(memory_format=torch.channels_last)
 
 
 @block_conv2d.register_fake
-def _(x, values, ptr, col, order, bias, outputs, kernel_size, stride, padding, dilation, groups, after):
-    rows, columns = sizes_out(x.shape[2:], kernel_size, stride, padding, dilation)
-    return x.new_empty(x.shape[0], rows, columns, outputs).permute(0, 3, 1, 2)
+def _(x, values, ptr, col, order, bias, outputs, kernel_size, stride, padding, dilation, groups, after, ear=None):
+    return empty_image(x, x.shape[0], outputs, *sizes_out(x.shape[2:], kernel_size, stride, padding, dilation))
 
 
 @input_gradient.register_fake
-def _(dy, values, ptr, col, order, size, kernel_size, stride, padding, dilation, groups):
-    return dy.new_empty(dy.shape[0], size[1], size[2], size[0]).permute(0, 3, 1, 2)
+def _(dy, values, ptr, col, order, size, kernel_size, stride, padding, dilation, groups, ear=None):
+    return empty_image(dy, dy.shape[0], *size)
 
 
 @weight_gradient.register_fake
@@ -181,7 +193,7 @@ def _(dy, x, ptr, col, order, rows, columns, kernel_size, stride, padding, dilat
 
 
 def _save_forward(ctx, inputs, output):
-    x, values, ptr, col, order, _, _, *ctx.geometry, ctx.after = inputs
+    x, values, ptr, col, order, _, _, *ctx.geometry, ctx.after, ctx.ear = inputs
     ctx.save_for_backward(x, values, ptr, col, order)
 
 
@@ -191,29 +203,31 @@ def _forward_gradients(ctx, dy):
     x, values, ptr, col, order = ctx.saved_tensors
     needs_x, needs_values, _, _, _, needs_bias, *_ = ctx.needs_input_grad
     dx = dvalues = None
+    tell(ctx.ear, x, dy, geometry=ctx.geometry)
     # While a graph of the gradient is recorded, only the operators will do: they have gradients themselves.
     directly = not torch.is_grad_enabled() and can_skip_dispatcher(dy)
     if needs_x:
         gradient = kernel_of(input_gradient, dy) if directly else input_gradient
-        dx = gradient(dy, values, ptr, col, order, list(x.shape[1:]), *ctx.geometry)
+        dx = gradient(dy, values, ptr, col, order, list(x.shape[1:]), *ctx.geometry, ctx.ear)
     if needs_values:
         gradient = kernel_of(weight_gradient, dy) if directly else weight_gradient
         dvalues = gradient(dy, x, ptr, col, order, values.shape[2], values.shape[1], *ctx.geometry)
     bias = dy.sum((0, 2, 3)) if needs_bias else None
-    return dx, dvalues, None, None, None, bias, *(None,) * 7
+    return dx, dvalues, None, None, None, bias, *(None,) * 8
 
 
 def _save_input_gradient(ctx, inputs, output):
-    dy, values, ptr, col, order, _, *ctx.geometry = inputs
+    dy, values, ptr, col, order, _, *ctx.geometry, ctx.ear = inputs
     ctx.save_for_backward(dy, values, ptr, col, order)
 
 
 def _input_gradient_gradients(ctx, g):
     dy, values, ptr, col, order = ctx.saved_tensors
+    tell(ctx.ear, g, dy, geometry=ctx.geometry)
     return (
-        block_conv2d(g, values, ptr, col, order, None, dy.shape[1], *ctx.geometry, NONE),
+        block_conv2d(g, values, ptr, col, order, None, dy.shape[1], *ctx.geometry, NONE, ctx.ear),
         weight_gradient(dy, g, ptr, col, order, values.shape[2], values.shape[1], *ctx.geometry),
-        *(None,) * 9,
+        *(None,) * 10,
     )
 
 
@@ -241,7 +255,8 @@ class _Conv2d(torch.autograd.Function):
     """`block_conv2d` without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, x, values, ptr, col, order, bias, outputs, *geometry):
+    def forward(ctx: Any, x, values, ptr, col, order, bias, outputs, *geometry_and_ear):
+        *geometry, ctx.ear = geometry_and_ear
         ctx.geometry, ctx.after = geometry, NONE
         ctx.save_for_backward(x, values, ptr, col, order)
         kernel = kernel_of(block_conv2d, x)
@@ -249,7 +264,7 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *dy):
-        return _forward_gradients(ctx, *dy)[:12]
+        return _forward_gradients(ctx, *dy)[:13]
 
 
 # One multiplication and one addition for each kept value at each pixel that comes out.

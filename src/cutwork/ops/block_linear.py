@@ -2,7 +2,8 @@
 
 Each operator has a plain PyTorch reference, which is its meaning and runs wherever no kernel is registered. They take
 plain tensors: `values[units, columns, rows]`, `ptr[groups + 1]`, `col[units]` and `order[outputs]`, as in `Topology`.
-Legend: M tokens, I inputs, O outputs.
+An `ear` is the number of somebody who wants to know of each product in backward (see `overhearing`); it changes no
+result. Legend: M tokens, I inputs, O outputs.
 """
 
 from typing import Any, final
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from cutwork.ops.activations import NONE, activate, backward
 from cutwork.ops.direct import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
+from cutwork.ops.overhearing import tell
 
 
 def linear(
@@ -27,6 +29,7 @@ def linear(
     residual: Tensor | None = None,
     before: str = NONE,
     after: str = NONE,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Return `after(before(x) W^T + bias_O) + residual` for an `x[..., inputs]`, the fastest way there is here.
 
@@ -37,7 +40,7 @@ def linear(
         x, values = x.to(dtype), values.to(dtype)
         bias_O = None if bias_O is None else bias_O.to(dtype)
     if after != NONE and torch.is_grad_enabled():
-        y = activate(after, linear(x, values, ptr, col, order, bias_O, outputs=outputs, before=before))
+        y = activate(after, linear(x, values, ptr, col, order, bias_O, outputs=outputs, before=before, ear=ear))
         return y if residual is None else y + residual
     shape = x.shape
     if len(shape) != 2:
@@ -45,9 +48,9 @@ def linear(
         residual = None if residual is None else residual.reshape(-1, outputs)
     if not can_skip_dispatcher(x):
         product = _product if is_transformed() else block_linear
-        y = product(x, values, ptr, col, order, bias_O, residual, outputs, before, after)
+        y = product(x, values, ptr, col, order, bias_O, residual, outputs, before, after, ear)
     elif torch.is_grad_enabled():
-        y = _Linear.apply(x, values, ptr, col, order, bias_O, residual, outputs, before)
+        y = _Linear.apply(x, values, ptr, col, order, bias_O, residual, outputs, before, ear)
     else:
         kernel = kernel_of(block_linear, x)
         y = kernel(x, values, ptr, col, order, bias_O, residual, outputs, before, after)
@@ -65,6 +68,7 @@ def _product(
     outputs: int,
     before: str,
     after: str,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Return `y_MO = after(before(x_MI) W^T + bias_O) + residual_MO`."""
     y_MO = activate(before, x_MI) @ dense_weight(values, ptr, col, order, outputs, x_MI.shape[1]).T
@@ -85,6 +89,7 @@ def input_gradient(
     x_MI: Tensor | None,
     inputs: int,
     before: str,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of `x_MI` in `before(x_MI) W^T`; without an activation it does not need `x_MI`."""
     dx_MI = dy_MO @ dense_weight(values, ptr, col, order, dy_MO.shape[1], inputs)
@@ -138,12 +143,12 @@ def _given(x: Tensor | None) -> Tensor:
 
 
 @block_linear.register_fake
-def _(x_MI, values, ptr, col, order, bias_O, residual_MO, outputs, before, after):
+def _(x_MI, values, ptr, col, order, bias_O, residual_MO, outputs, before, after, ear=None):
     return x_MI.new_empty(x_MI.shape[0], outputs)
 
 
 @input_gradient.register_fake
-def _(dy_MO, values, ptr, col, order, x_MI, inputs, before):
+def _(dy_MO, values, ptr, col, order, x_MI, inputs, before, ear=None):
     return dy_MO.new_empty(dy_MO.shape[0], inputs)
 
 
@@ -153,7 +158,7 @@ def _(dy_MO, x_MI, ptr, col, order, rows, columns, before):
 
 
 def _save_forward(ctx, inputs, output):
-    x_MI, values, ptr, col, order, _, _, _, ctx.before, ctx.after = inputs
+    x_MI, values, ptr, col, order, _, _, _, ctx.before, ctx.after, ctx.ear = inputs
     ctx.save_for_backward(x_MI, values, ptr, col, order)
 
 
@@ -163,31 +168,33 @@ def _forward_gradients(ctx, dy_MO):
     x_MI, values, ptr, col, order = ctx.saved_tensors
     needs_x, needs_values, _, _, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     dx = dvalues = None
+    tell(ctx.ear, x_MI, dy_MO, before=ctx.before)
     # While a graph of the gradient is recorded, only the operators will do: they have gradients themselves.
     directly = not torch.is_grad_enabled() and can_skip_dispatcher(dy_MO)
     if needs_x:
         gradient = kernel_of(input_gradient, dy_MO) if directly else input_gradient
         x = None if ctx.before == NONE else x_MI
-        dx = gradient(dy_MO, values, ptr, col, order, x, x_MI.shape[1], ctx.before)
+        dx = gradient(dy_MO, values, ptr, col, order, x, x_MI.shape[1], ctx.before, ctx.ear)
     if needs_values:
         gradient = kernel_of(weight_gradient, dy_MO) if directly else weight_gradient
         dvalues = gradient(dy_MO, x_MI, ptr, col, order, values.shape[2], values.shape[1], ctx.before)
     bias = dy_MO.sum(0) if needs_bias else None
-    return dx, dvalues, None, None, None, bias, dy_MO if needs_residual else None, None, None, None
+    return dx, dvalues, None, None, None, bias, dy_MO if needs_residual else None, *(None,) * 4
 
 
 def _save_input_gradient(ctx, inputs, output):
-    dy_MO, values, ptr, col, order, _, _, ctx.before = inputs
+    dy_MO, values, ptr, col, order, _, _, ctx.before, ctx.ear = inputs
     ctx.save_for_backward(dy_MO, values, ptr, col, order)
 
 
 def _input_gradient_gradients(ctx, g_MI):
     _check_plain(ctx.before)
     dy_MO, values, ptr, col, order = ctx.saved_tensors
+    tell(ctx.ear, g_MI, dy_MO)
     return (
-        block_linear(g_MI, values, ptr, col, order, None, None, dy_MO.shape[1], NONE, NONE),
+        block_linear(g_MI, values, ptr, col, order, None, None, dy_MO.shape[1], NONE, NONE, ctx.ear),
         weight_gradient(dy_MO, g_MI, ptr, col, order, values.shape[2], values.shape[1], NONE),
-        *(None,) * 6,
+        *(None,) * 7,
     )
 
 
@@ -221,15 +228,15 @@ class _Linear(torch.autograd.Function):
     """`block_linear` without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, x_MI, values, ptr, col, order, bias_O, residual_MO, outputs, before):
-        ctx.before, ctx.after = before, NONE
+    def forward(ctx: Any, x_MI, values, ptr, col, order, bias_O, residual_MO, outputs, before, ear):
+        ctx.before, ctx.after, ctx.ear = before, NONE, ear
         ctx.save_for_backward(x_MI, values, ptr, col, order)
         kernel = kernel_of(block_linear, x_MI)
         return kernel(x_MI, values, ptr, col, order, bias_O, residual_MO, outputs, before, NONE)
 
     @staticmethod
     def backward(ctx: Any, *dy_MO):
-        return _forward_gradients(ctx, *dy_MO)[:9]
+        return _forward_gradients(ctx, *dy_MO)[:10]
 
 
 # One multiplication and one addition for each kept value and token.

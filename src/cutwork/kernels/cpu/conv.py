@@ -39,6 +39,7 @@ def forward(
     dilation: list[int],
     groups: int,
     after: str,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Compute `block_conv2d`."""
     geometry = (kernel_size, stride, padding, dilation, groups)
@@ -47,7 +48,7 @@ def forward(
         return ops.block_conv2d._init_fn(x, values, ptr, col, order, bias, outputs, *geometry, after)
     x, values, bias = _channels_last(x), contiguous(values), contiguous(bias)
     check("the bias", bias, (outputs,))
-    y = x.new_empty(len(x), rows, columns, outputs)
+    y = ops.empty_image(x, len(x), outputs, rows, columns)
     kernels(isa).forward(
         _conv(values, ptr, col, order, outputs, x.shape, geometry),
         x.data_ptr(),
@@ -56,7 +57,7 @@ def forward(
         number(after),
         cpu.num_threads(),
     )
-    return y.permute(0, 3, 1, 2)
+    return y
 
 
 def input_gradient(
@@ -72,6 +73,7 @@ def input_gradient(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Compute `block_conv2d_input_gradient`."""
     geometry = (kernel_size, stride, padding, dilation, groups)
@@ -81,14 +83,14 @@ def input_gradient(
     dy, values = _channels_last(dy), contiguous(values)
     channels, height, width = size
     check("the gradient of the output", dy, (images, outputs, *ops.sizes_out((height, width), *geometry[:4])))
-    dx = dy.new_empty(images, height, width, channels)
+    dx = ops.empty_image(dy, images, channels, height, width)
     kernels(isa).input_gradient(
         _conv(values, ptr, col, order, outputs, (images, *size), geometry),
         dy.data_ptr(),
         dx.data_ptr(),
         cpu.num_threads(),
     )
-    return dx.permute(0, 3, 1, 2)
+    return dx
 
 
 def weight_gradient(

@@ -39,6 +39,7 @@ def forward(
     outputs: int,
     before: str,
     after: str,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Compute `block_linear` in bfloat16."""
     x_MI, values, residual_MO = contiguous(x_MI), contiguous(values), contiguous(residual_MO)
@@ -64,6 +65,7 @@ def input_gradient(
     x_MI: Tensor | None,
     inputs: int,
     before: str,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Compute `block_linear_input_gradient` in bfloat16."""
     dy_MO, values = dy_MO.contiguous(), values.contiguous()

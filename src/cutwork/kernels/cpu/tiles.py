@@ -36,6 +36,7 @@ def forward(
     outputs: int,
     before: str,
     after: str,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Compute `block_linear`."""
     tokens, inputs = x_MI.shape
@@ -72,6 +73,7 @@ def input_gradient(
     x_MI: Tensor | None,
     inputs: int,
     before: str,
+    ear: Tensor | None = None,
 ) -> Tensor:
     """Compute `block_linear_input_gradient`."""
     tokens, outputs = dy_MO.shape
