@@ -285,11 +285,39 @@ def made_for_inference():
         return nn.Linear(8, 8)
 
 
+def without_parameter():
+    layer = nn.Linear(8, 8)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
+    return layer
+
+
 UNFIT = {
-    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "its weight is computed anew"),
-    "spectral_norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), "its weight is computed anew"),
-    "old spectral_norm": (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "its weight is computed anew"),
-    "prune": (lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5), "its weight is computed anew"),
+    "weight_norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
+        r"its weight is computed anew by a parametrization \(WeightNorm\); call "
+        r"torch.nn.utils.parametrize.remove_parametrizations\(layer, 'weight'\) first",
+    ),
+    "spectral_norm": (
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+        r"its weight is computed anew by a parametrization \(SpectralNorm\); call "
+        r"torch.nn.utils.parametrize.remove_parametrizations\(layer, 'weight'\) first",
+    ),
+    "old spectral_norm": (
+        lambda: nn.utils.spectral_norm(nn.Linear(8, 8)),
+        r"its weight is computed anew by SpectralNorm; call "
+        r"torch.nn.utils.remove_spectral_norm\(layer, 'weight'\) first",
+    ),
+    "old weight_norm": (
+        lambda: nn.utils.weight_norm(nn.Linear(8, 8)),
+        r"its weight is computed anew by WeightNorm; call torch.nn.utils.remove_weight_norm\(layer, 'weight'\) first",
+    ),
+    "prune": (
+        lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5),
+        r"its weight is computed anew by L1Unstructured; call torch.nn.utils.prune.remove\(layer, 'weight'\) first",
+    ),
+    "no parameter": (without_parameter, "its weight is computed anew or missing: Linear has no parameter 'weight'"),
     "lazy": (lambda: nn.LazyLinear(8), "its weight has no shape yet"),
     "empty": (lambda: with_weight(torch.empty(4, 0)), r"its weight is empty, \(4, 0\)"),
     "inference": (made_for_inference, "its weight was made under torch.inference_mode"),
@@ -298,6 +326,7 @@ UNFIT = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 @pytest.mark.parametrize("case", UNFIT)
 def test_a_weight_that_can_have_no_mask_is_refused_by_name(case):
     build, message = UNFIT[case]
@@ -311,20 +340,26 @@ def test_a_weight_that_can_have_no_mask_is_refused_by_name(case):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 def test_the_old_weight_norm_is_refused_also_where_the_model_is_the_layer():
-    with pytest.raises(ValueError, match=r"^\(the model itself\): its weight is computed anew by weight_norm"):
+    with pytest.raises(ValueError, match=r"^\(the model itself\): its weight is computed anew by WeightNorm"):
         cw.sparsify(nn.utils.weight_norm(nn.Linear(8, 8)), "block:4", density=0.5)
 
 
 def test_a_pruned_projection_of_an_attention_is_refused_by_name():
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
     prune.l1_unstructured(model["attention"], "in_proj_weight", 0.5)
-    with pytest.raises(ValueError, match=r"^attention.q_proj and 2 others: its weight is computed anew"):
+    undo = r"prune.remove\(layer, 'in_proj_weight'\) first"
+    with pytest.raises(ValueError, match=rf"^attention.q_proj and 2 others: its weight is computed anew .*{undo}"):
         cw.sparsify(model, "block:4", density=0.5)
+    kind = type(model["attention"])
+    with pytest.raises(ValueError, match=rf"^attention.out_proj: q_proj beside it: its weight is .*{undo}"):
+        cw.sparsify(model, {"attention.out_proj": "block:4"}, density=0.5)
+    assert type(model["attention"]) is kind
 
 
 def test_layers_refused_for_the_same_reason_are_counted():
     class Loud(nn.Linear):
-        pass
+        def forward(self, x):
+            return 2 * super().forward(x)
 
     with pytest.raises(ValueError, match=r"^0 and 52 others: .*Loud is a subclass .*, or {'0': 'dense', ...}"):
         cw.sparsify(nn.Sequential(*(Loud(8, 8) for _ in range(53))), "block:4", density=0.5)

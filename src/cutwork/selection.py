@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.allocation import Allocation, Shapes, uniform
-from cutwork.layers.compress import COMPRESSED_CLASSES, compress
+from cutwork.layers.compress import compress
 from cutwork.layers.compressed import why_no_storage
 from cutwork.layers.fixed_index import indexed
-from cutwork.layers.linear import SparseConv1D
+from cutwork.layers.sparse_class import is_conv1d_class, why_not_sparse
 from cutwork.layers.swap import (
-    SPARSE_CLASSES,
     Candidate,
     SparseLayer,
-    can_swap,
     candidates,
-    is_conv1d_class,
     make_sparse,
     open_attentions,
     sparse_layers,
@@ -160,8 +157,7 @@ def _first_mask(method: Method, view: View, init: Score, name: str) -> Tensor:
 
 def _check_compressible(choice: Choice, method: Method, matrix: Tensor, weight: Tensor, view: View) -> None:
     name = label(choice.candidate.name)
-    sparse = SPARSE_CLASSES.get(choice.candidate.kind, SparseConv1D)
-    if reason := why_no_storage(COMPRESSED_CLASSES.get(sparse), choice.pattern):
+    if reason := why_no_storage(choice.pattern):
         raise ValueError(f"{name}: {reason}, or leave it dense with {{{choice.candidate.name!r}: 'dense'}}")
     # To see how the method holds a mask costs no memory; the parameter is another, so nothing has changed.
     held = method.hold(matrix, nn.Parameter(weight.detach()), view=view, transposed=choice.transposed)
@@ -262,7 +258,7 @@ def _tied_names(
                     f"{name} shares its weight with {other} ({kind}), which would stay dense; {both}"
                     f"leave {name} out with {{{name!r}: 'dense'}}"
                 )
-            if wanted[other] != wanted[name] or found[other].kind is not found[name].kind:
+            if wanted[other] != wanted[name] or is_conv1d_class(found[other].kind) != is_conv1d_class(found[name].kind):
                 raise ValueError(f"{name} and {other} share one weight; give both the same pattern")
         if sharers[0] == name and len(sharers) > 1:
             tied[name] = tuple(sharers[1:])
@@ -282,16 +278,10 @@ def _refuse(reasons: Mapping[str, str]) -> None:
 
 def _objection(candidate: Candidate, pattern: Pattern) -> str:
     """Say why a layer cannot be sparse in this pattern; empty where it can."""
-    kind = candidate.kind
-    if candidate.obstacle:
-        return candidate.obstacle
-    if not can_swap(kind):
-        return (
-            f"{kind.__module__}.{kind.__qualname__} is a subclass that may compute something else; "
-            "replace it by a plain layer"
-        )
+    if reason := candidate.obstacle or why_not_sparse(candidate.kind):
+        return reason
     try:
-        pattern.check(matrix_shape(candidate.shape, transposed=is_conv1d_class(kind)))
+        pattern.check(matrix_shape(candidate.shape, transposed=is_conv1d_class(candidate.kind)))
     except ValueError as error:
         return str(error)
     return ""

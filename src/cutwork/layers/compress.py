@@ -7,26 +7,18 @@ import torch
 from torch import nn
 
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear, why_no_storage
-from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.fixed_index import FixedIndex, Window, indexed
-from cutwork.layers.linear import SparseConv1D, SparseLinear
+from cutwork.layers.sparse_class import dense_class, sparse_class
 from cutwork.matrix import from_matrix, to_matrix
 from cutwork.ops.activations import NONE
 from cutwork.sharding import is_sharded
 from cutwork.sparsity import Fixed
 from cutwork.topology import Topology
 
-# The dense storage of each layer that has compressed storage too.
-COMPRESSED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
-    SparseLinear: CompressedLinear,
-    SparseConv1D: CompressedLinear,
-    SparseConv2d: CompressedConv2d,
-}
-
 
 def why_not_compressed(layer: nn.Module) -> str:
     """Say why a sparse layer cannot be compressed as it is, and what to do; empty where it can."""
-    if reason := why_no_storage(COMPRESSED_CLASSES.get(type(layer)), layer.sparsity.pattern):  # pyrefly: ignore
+    if reason := why_no_storage(layer.sparsity.pattern):  # pyrefly: ignore
         return reason
     sparsity, weight = layer.sparsity, layer.weight
     if not isinstance(sparsity, Fixed):
@@ -107,6 +99,8 @@ def why_not_expanded(layer: nn.Module) -> str:
 def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> None:
     """Turn one layer, dense or in dense storage, into a compressed one, in place."""
     is_convolution = isinstance(layer, nn.Conv2d)
+    # To be found again by `expand`, of whatever subclass the layer was.
+    layer.dense_class = dense_class(type(layer))
     if not is_convolution:
         layer.out_features, layer.in_features = index.shape
     layer.__class__ = CompressedConv2d if is_convolution else CompressedLinear
@@ -126,8 +120,8 @@ def _become_expanded(layer: Any, fixed: Fixed, weight: nn.Parameter) -> None:
     if fixed.transposed:
         # The layer of transformers has these numbers under other names.
         del layer.in_features, layer.out_features
-    dense = {CompressedConv2d: SparseConv2d, CompressedLinear: SparseLinear}[type(layer)]
-    layer.__class__ = SparseConv1D if fixed.transposed else dense
+    layer.__class__ = sparse_class(layer.dense_class)
+    del layer.dense_class
     _exchange_parameter(layer, "values", "weight", weight)
     layer.sparsity = fixed.train(layer.training)
 
