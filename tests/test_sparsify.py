@@ -256,7 +256,10 @@ def test_tied_weights_share_one_mask():
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        ({"0": "block:4"}, r"0 shares its weight with 1 \(Linear\), which would stay dense"),
+        (
+            {"0": "block:4"},
+            r"^0: it shares its weight with 1 \(Linear\), which would stay dense; make both sparse, or {'0': 'dense'}",
+        ),
         ({"0": "block:4", "1": "vector:4"}, "share one weight; give both the same pattern"),
     ],
 )
@@ -270,7 +273,7 @@ def test_tied_weights_must_be_treated_alike(patterns, message):
 def test_a_weight_tied_to_an_embedding_is_refused():
     model = nn.ModuleDict({"embed": nn.Embedding(8, 8), "head": nn.Linear(8, 8)})
     model["head"].weight = model["embed"].weight
-    with pytest.raises(ValueError, match=r"head shares its weight with embed \(Embedding\)"):
+    with pytest.raises(ValueError, match=r"^head: it shares its weight with embed \(Embedding\), .* own, or {'head'"):
         cw.sparsify(model, "block:4", density=0.5)
 
 
@@ -356,11 +359,82 @@ def test_a_pruned_projection_of_an_attention_is_refused_by_name():
     assert type(model["attention"]) is kind
 
 
-def test_layers_refused_for_the_same_reason_are_counted():
-    class Loud(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
+class Loud(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
+
+def awkward():
+    """Return a model with three layers that can be sparse and four that cannot."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "embed": nn.Embedding(32, 64),
+            "first": nn.Linear(64, 64),
+            "norm": nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)),
+            "loud": Loud(64, 64),
+            "other": nn.Linear(64, 64),
+            "second": nn.Linear(64, 128),
+            "narrow": nn.Linear(64, 4),
+            "third": nn.Linear(128, 64),
+            "head": nn.Linear(64, 32),
+        }
+    )
+    model["other"].weight = model["loud"].weight
+    model["head"].weight = model["embed"].weight
+    return model
+
+
+def test_what_cannot_be_sparse_is_skipped_on_request_and_named_once(caplog):
+    model = awkward()
+    with pytest.raises(ValueError, match=r"^norm: its weight is computed anew"):
+        cw.sparsify(model, "block:16", density=0.1)
+    kinds = [type(layer) for layer in model.values()]
+    sparsifier = cw.sparsify(model, {"*": "block:16"}, density=0.1, skip=True)
+    assert list(sparsifier.layers) == ["first", "second", "third"]
+    assert sparsifier.skipped.keys() == {"norm", "loud", "other", "head", "narrow"}
+    assert "shares its weight with loud (Loud), which would stay dense" in sparsifier.skipped["other"]
+    assert "shares its weight with embed (Embedding)" in sparsifier.skipped["head"]
+    assert "too coarse to keep 0.1 of it" in sparsifier.skipped["narrow"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith("sparsify leaves 5 layers dense: norm: its weight is computed anew by")
+    assert all(name in record.message for name in sparsifier.skipped)
+    cw.bake(model)
+    assert [type(layer) for layer in model.values()] == kinds
+
+
+def test_what_is_left_shares_out_the_density_of_what_is_left():
+    model = nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 128), "narrow": nn.Linear(16, 16)})
+    skipping = cw.sparsify(model, "block:16", density=0.25, allocation=narrowest_last, skip=True)
+    assert list(skipping.skipped) == ["narrow"]
+    assert [layer.sparsity.density for layer in skipping.layers.values()] == [0.25, 0.25]
+
+
+def narrowest_last(shapes, density):
+    """Keep less of all where a layer called "narrow" is among them, and hardly anything of that."""
+    return dict.fromkeys(shapes, density) if "narrow" not in shapes else {**dict.fromkeys(shapes, 0.1), "narrow": 0.01}
+
+
+def test_a_skipped_layer_may_have_been_given_a_density_or_have_no_mask():
+    sparsifier = cw.sparsify(awkward(), "block:16", density={"*": 0.25, "head": 0.5}, skip=True)
+    assert sparsifier.layers["first"].sparsity.density == 0.25
+    masks = cw.bake(nn.ModuleDict(sparsifier.layers))
+    again = cw.sparsify(awkward(), "block:16", masks=masks, skip=True)
+    assert list(again.layers) == list(masks)
+
+
+def test_skipping_everything_or_something_that_was_no_layer_is_an_error():
+    model = nn.Sequential(Loud(8, 8), Loud(8, 8))
+    with pytest.raises(ValueError, match=r"^0 and 1 other: .*Loud is .*, and no other layer is left to be sparse$"):
+        cw.sparsify(model, "block:4", density=0.5, skip=True)
+    with pytest.raises(ValueError, match="no layer matches 'hed'"):
+        cw.sparsify(awkward(), {"*": "block:16", "hed": "dense"}, density=0.1, skip=True)
+    with pytest.raises(TypeError, match=r"^skip is True or False; got \['head'\]; .* by name with {'head': 'dense'}"):
+        cw.sparsify(awkward(), "block:16", density=0.1, skip=["head"])
+
+
+def test_layers_refused_for_the_same_reason_are_counted():
     with pytest.raises(ValueError, match=r"^0 and 52 others: .*Loud is a subclass .*, or {'0': 'dense', ...}"):
         cw.sparsify(nn.Sequential(*(Loud(8, 8) for _ in range(53))), "block:4", density=0.5)
 
@@ -424,10 +498,6 @@ def test_masks_are_copied_only_between_models_that_are_sparse_alike():
 
 
 def test_a_subclass_is_refused_by_name():
-    class Loud(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
     with pytest.raises(ValueError, match=r"0: .*Loud is a subclass that may compute something else"):
         cw.sparsify(nn.Sequential(Loud(8, 8)), "block:4", density=0.5)
 
