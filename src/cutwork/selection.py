@@ -1,18 +1,21 @@
 """Which layers of a model become sparse, in which pattern and how much of each is kept; and making them so."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from numbers import Real
 from typing import Any, cast, final
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cutwork.allocation import Allocation, Shapes, uniform
-from cutwork.layers.compress import compress
+from cutwork.layers.attention import disable_fused_paths
+from cutwork.layers.compress import store, to_index, window_of
 from cutwork.layers.compressed import why_no_storage
-from cutwork.layers.fixed_index import indexed
+from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.sparse_class import is_conv1d_class, why_not_sparse
 from cutwork.layers.swap import (
     Candidate,
@@ -34,6 +37,8 @@ Patterns = str | Pattern | Mapping[str, str | Pattern]
 Amounts = float | Mapping[str, float]
 # One unit is always kept; of fewer than half a unit asked for, that would be more than twice as much.
 LEAST_UNITS = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -120,28 +125,42 @@ def install(
     seed: int = 0,
     is_compressed: bool = False,
 ) -> dict[str, SparseLayer]:
-    """Make the chosen layers sparse, in place, and return them; all that can fail comes before the first change."""
-    views = {name: _first_view(model, choice, seed, name == list(choices)[-1]) for name, choice in choices.items()}
-    if masks is None:
-        matrices = {name: _first_mask(method, view, init, name) for name, view in views.items()}
-    else:
-        matrices = {name: to_matrix(masks[name], transposed=choice.transposed) for name, choice in choices.items()}
+    """Make the chosen layers sparse, in place, and return them; all that can fail comes before the first change.
+
+    One layer after the other is looked at, and then changed, so that memory for one of them is enough.
+    """
+    chances = {name: generator_for(seed, 0, name) for name in choices}
+    views = partial(_first_view, choices, chances)
+    decided: dict[str, Any] = {}
+    for number, (name, choice) in enumerate(choices.items(), start=1):
+        logger.info("sparsify: %d of %d layers, %s", number, len(choices), label(name))
+        if is_compressed and (reason := why_no_storage(choice.pattern)):
+            raise ValueError(f"{label(name)}: {reason}, or leave it dense with {{{name!r}: 'dense'}}")
+        weight = weight_of(model, choice.candidate).detach()
+        view = views(name, weight)
+        if masks is None:
+            decided[name] = _first_mask(method, view, init, name)
+        else:
+            decided[name] = to_matrix(masks[name], transposed=choice.transposed)
+        if is_compressed:
+            decided[name] = _to_index(model, choice, method, mask=decided[name], weight=weight, view=view)
+    open_attentions(model, (choice.candidate for choice in choices.values()))
     if is_compressed:
         for name, choice in choices.items():
-            _check_compressible(choice, method, matrices[name], weight_of(model, choice.candidate), views[name])
-    open_attentions(model, (choice.candidate for choice in choices.values()))
-    sparsities: dict[str, Sparsity] = {}
-    for name, choice in choices.items():
-        weight = cast(nn.Parameter, model.get_submodule(name).weight)
-        held = method.hold(matrices[name], weight, view=views[name], transposed=choice.transposed)
-        sparsities |= dict.fromkeys(choice.names, held)
-    make_sparse(model, sparsities)
+            store([model.get_submodule(each) for each in choice.names], decided.pop(name))
+        disable_fused_paths(model)
+    else:
+        sparsities: dict[str, Sparsity] = {}
+        for name, choice in choices.items():
+            weight = cast(nn.Parameter, model.get_submodule(name).weight)
+            view = views(name, weight.detach())
+            held = method.hold(decided.pop(name), weight, view=view, transposed=choice.transposed)
+            sparsities |= dict.fromkeys(choice.names, held)
+        make_sparse(model, sparsities)
     layers = {name: cast(SparseLayer, model.get_submodule(name)) for name in choices}
     with torch.no_grad():
         for layer in layers.values():
             layer.sparsity.settle(layer.trained)
-    if is_compressed:
-        compress({name: model.get_submodule(name) for name in sparsities})
     return layers
 
 
@@ -176,36 +195,39 @@ def _first_mask(method: Method, view: View, init: Score, name: str) -> Tensor:
         raise ValueError(f"{label(name)}: {error}") from error
 
 
-def _check_compressible(choice: Choice, method: Method, matrix: Tensor, weight: Tensor, view: View) -> None:
+def _to_index(
+    model: nn.Module, choice: Choice, method: Method, *, mask: Tensor, weight: Tensor, view: View
+) -> FixedIndex:
+    """Return the first mask of a layer in the form in which compressed storage holds it."""
     name = label(choice.candidate.name)
-    if reason := why_no_storage(choice.pattern):
-        raise ValueError(f"{name}: {reason}, or leave it dense with {{{choice.candidate.name!r}: 'dense'}}")
     # To see how the method holds a mask costs no memory; the parameter is another, so nothing has changed.
-    held = method.hold(matrix, nn.Parameter(weight.detach()), view=view, transposed=choice.transposed)
+    held = method.hold(mask, nn.Parameter(weight), view=view, transposed=choice.transposed)
     if not isinstance(held, Fixed):
         raise ValueError(
             f"{name}: {type(method).__name__} trains the whole weight behind the mask, which compressed storage does "
             "not have; use storage='dense', or a method with fixed masks such as RigL"
         )
-    if not choice.pattern.every_choice_is_legal:
-        try:
-            indexed(matrix, choice.pattern)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    window = None if choice.candidate.attention is not None else window_of(model.get_submodule(choice.candidate.name))
+    try:
+        return to_index(held, window)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _first_view(model: nn.Module, choice: Choice, seed: int, is_last: bool) -> View:
-    weight = to_matrix(weight_of(model, choice.candidate).detach(), transposed=choice.transposed)
+def _first_view(choices: Mapping[str, Choice], chances: Mapping[str, Generator], name: str, weight: Tensor) -> View:
+    choice = choices[name]
+    matrix = to_matrix(weight, transposed=choice.transposed)
     return View(
         pattern=choice.pattern,
         density=choice.density,
-        weight=weight,
-        mask=torch.ones_like(weight, dtype=torch.bool),
+        weight=matrix,
+        # Of one number, which stands for all.
+        mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
         grad=None,
         learned=None,
         step=0,
-        generator=generator_for(seed, 0, choice.candidate.name),
-        is_last=is_last,
+        generator=chances[name],
+        is_last=name == list(choices)[-1],
     )
 
 

@@ -1,6 +1,6 @@
 """Turning layers from dense storage into compressed, and back, in place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from cutwork.matrix import from_matrix, to_matrix
 from cutwork.ops.activations import NONE
 from cutwork.sharding import is_sharded
 from cutwork.sparsity import Fixed
-from cutwork.topology import Topology
 
 
 def why_not_compressed(layer: nn.Module) -> str:
@@ -40,23 +39,32 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
         if reason := why_not_compressed(layer):
             raise ValueError(f"{name or 'the model itself'}: {reason}")
     groups = _by_sparsity(layers)
-    topologies = [_topology_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
-    for topology, (fixed, sharers) in zip(topologies, groups.items(), strict=True):
-        assert isinstance(fixed, Fixed)
-        weight = sharers[0].weight
-        values = topology.gather(to_matrix(weight.detach(), transposed=fixed.transposed))
-        index = FixedIndex(
-            topology,
-            weight.shape,
-            pattern=fixed.pattern,
-            density=fixed.density,
-            transposed=fixed.transposed,
-            energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
-            window=window_of(sharers[0]),
-        )
-        trained = nn.Parameter(values, requires_grad=weight.requires_grad)
-        for layer in sharers:
-            become_compressed(layer, index, trained)
+    indices = [_index_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
+    for index, sharers in zip(indices, groups.values(), strict=True):
+        store(sharers, index)
+
+
+def to_index(fixed: Fixed, window: Window | None) -> FixedIndex:
+    """Return a fixed mask in compressed storage; raise ValueError where it is not made of whole units."""
+    return FixedIndex(
+        indexed(fixed.mask_matrix(), fixed.pattern),
+        fixed.mask.shape,
+        pattern=fixed.pattern,
+        density=fixed.density,
+        transposed=fixed.transposed,
+        energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
+        window=window,
+    )
+
+
+@torch.no_grad()
+def store(sharers: Sequence[Any], index: FixedIndex) -> None:
+    """Keep of the weight that some layers share only the values that an index names, in place."""
+    weight = sharers[0].weight
+    values = index.topology.gather(to_matrix(weight.detach(), transposed=index.transposed))
+    trained = nn.Parameter(values, requires_grad=weight.requires_grad)
+    for layer in sharers:
+        become_compressed(layer, index, trained)
 
 
 @torch.no_grad()
@@ -133,10 +141,10 @@ def _exchange_parameter(layer: nn.Module, old: str, new: str, parameter: nn.Para
     layer._parameters.update({**parameters, new: parameter})
 
 
-def _topology_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> Topology:
+def _index_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> FixedIndex:
     assert isinstance(fixed, Fixed)
     try:
-        return indexed(fixed.mask_matrix(), fixed.pattern)
+        return to_index(fixed, window_of(sharers[0]))
     except ValueError as error:
         name = next(name for name, layer in layers.items() if layer is sharers[0])
         raise ValueError(f"{name or 'the model itself'}: {error}") from error
