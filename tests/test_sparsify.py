@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -174,6 +175,36 @@ def test_bad_input_is_explained_and_changes_nothing(case):
     assert types == types_after
     assert all(torch.equal(values[name], after[name]) for name in values)
     assert set(values) == set(after)
+
+
+def test_under_inference_mode_nothing_is_made_that_could_never_train():
+    model = mlp()
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"under torch.inference_mode\(\) would make masks"):
+        cw.sparsify(model, "block:4", density=0.1)
+    assert type(model[0]) is nn.Linear
+    with torch.no_grad():
+        cw.sparsify(model, "block:4", density=0.1)
+    assert model[0].weight.requires_grad
+
+
+NUMPY = {
+    "density": {"density": np.float32(0.25)},
+    "sparsity": {"sparsity": np.float32(0.75)},
+    "by glob": {"density": {"*": np.float16(0.25)}},
+    "allocation": {"density": 0.25, "allocation": lambda shapes, density: dict.fromkeys(shapes, np.float32(density))},
+    "steps and seed": {"density": 0.25, "steps": np.int64(1000), "seed": np.uint8(3), "method": "rigl"},
+    "decay": {"density": 0.25, "method": cw.STE(decay=np.float32(0.1))},
+}
+
+
+@pytest.mark.parametrize("case", NUMPY)
+def test_numbers_of_numpy_count_and_can_be_saved(case, tmp_path):
+    model = mlp()
+    sparsifier = cw.sparsify(model, "block:4", **NUMPY[case])
+    assert all(type(layer.sparsity.density) is float for layer in sparsifier.layers.values())
+    assert float(model[0].sparsity.mask.float().mean()) == 0.25
+    cw.save(model, tmp_path / "model.safetensors", sparsifier=sparsifier)
+    cw.load(tmp_path / "model.safetensors", mlp())
 
 
 def test_nan_weights_are_refused_before_anything_changes():

@@ -185,7 +185,7 @@ def _density_at(sparsity: float) -> float:
         raise TypeError(_not_a_number("sparsity", sparsity, 0.9))
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity} is outside [0, 1); 0.9 keeps a tenth of the weights")
-    return 1 - sparsity
+    return 1 - float(sparsity)
 
 
 def _first_mask(method: Method, view: View, init: Score, name: str) -> Tensor:
@@ -422,7 +422,7 @@ def _by_allocation(shapes: Shapes, density: float, allocation: Allocation) -> di
                 f"{label(name)}: the allocation gives it density {densities[name]}, which is outside (0, 1]; "
                 "return how much of the layer is kept"
             )
-    return {name: densities[name] for name in shapes}
+    return {name: float(densities[name]) for name in shapes}
 
 
 def _by_glob(shapes: Shapes, amounts: Mapping[str, float], skipped: Iterable[str]) -> dict[str, float]:
@@ -442,7 +442,8 @@ def _checked(density: float) -> float:
         raise TypeError(_not_a_number("density", density, 0.1))
     if not 0 < density <= 1:
         raise ValueError(f"density={density} is outside (0, 1]; 0.1 keeps a tenth of the weights")
-    return density
+    # A number of numpy could not be written to a file.
+    return float(density)
 
 
 def _not_a_number(what: str, given: object, example: float) -> str:

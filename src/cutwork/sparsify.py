@@ -74,11 +74,16 @@ def sparsify(
       (sparsity): Fixed(block:16, density 0.25)
     )
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "sparsify under torch.inference_mode() would make masks and weights that can never train; call it outside, "
+            "or under torch.no_grad()"
+        )
     _check_whole("steps", steps, least=1, example="the number of optimizer steps of the run")
     _check_whole("seed", seed, least=None, example="any whole number")
     if not isinstance(skip, bool):
         raise TypeError(f"skip is True or False; got {skip!r}; a layer is left out by name with {{'head': 'dense'}}")
-    chosen_method = named(method).in_steps(steps)
+    chosen_method = named(method).in_steps(None if steps is None else int(steps))
     if _learns_masks(chosen_method):
         _refuse_first_mask(init, masks)
     if storage not in STORAGES:
@@ -101,7 +106,7 @@ def sparsify(
     )
     if skipped:
         logger.warning("sparsify leaves %d layers dense: %s", len(skipped), "; ".join(describe_reasons(skipped)))
-    return Sparsifier(layers, chosen_method, seed=seed, track=track, skipped=skipped)
+    return Sparsifier(layers, chosen_method, seed=int(seed), track=track, skipped=skipped)
 
 
 def bake(model: nn.Module) -> dict[str, Tensor]:
