@@ -1,5 +1,10 @@
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -172,6 +177,36 @@ def test_bad_input_is_explained_and_changes_nothing(case):
     assert set(values) == set(after)
 
 
+def test_under_inference_mode_nothing_is_made_that_could_never_train():
+    model = mlp()
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"under torch.inference_mode\(\) would make masks"):
+        cw.sparsify(model, "block:4", density=0.1)
+    assert type(model[0]) is nn.Linear
+    with torch.no_grad():
+        cw.sparsify(model, "block:4", density=0.1)
+    assert model[0].weight.requires_grad
+
+
+NUMPY = {
+    "density": {"density": np.float32(0.25)},
+    "sparsity": {"sparsity": np.float32(0.75)},
+    "by glob": {"density": {"*": np.float16(0.25)}},
+    "allocation": {"density": 0.25, "allocation": lambda shapes, density: dict.fromkeys(shapes, np.float32(density))},
+    "steps and seed": {"density": 0.25, "steps": np.int64(1000), "seed": np.uint8(3), "method": "rigl"},
+    "decay": {"density": 0.25, "method": cw.STE(decay=np.float32(0.1))},
+}
+
+
+@pytest.mark.parametrize("case", NUMPY)
+def test_numbers_of_numpy_count_and_can_be_saved(case, tmp_path):
+    model = mlp()
+    sparsifier = cw.sparsify(model, "block:4", **NUMPY[case])
+    assert all(type(layer.sparsity.density) is float for layer in sparsifier.layers.values())
+    assert float(model[0].sparsity.mask.float().mean()) == 0.25
+    cw.save(model, tmp_path / "model.safetensors", sparsifier=sparsifier)
+    cw.load(tmp_path / "model.safetensors", mlp())
+
+
 def test_nan_weights_are_refused_before_anything_changes():
     model = mlp()
     with torch.no_grad():
@@ -256,7 +291,10 @@ def test_tied_weights_share_one_mask():
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        ({"0": "block:4"}, r"0 shares its weight with 1 \(Linear\), which would stay dense"),
+        (
+            {"0": "block:4"},
+            r"^0: it shares its weight with 1 \(Linear\), which would stay dense; make both sparse, or {'0': 'dense'}",
+        ),
         ({"0": "block:4", "1": "vector:4"}, "share one weight; give both the same pattern"),
     ],
 )
@@ -270,7 +308,7 @@ def test_tied_weights_must_be_treated_alike(patterns, message):
 def test_a_weight_tied_to_an_embedding_is_refused():
     model = nn.ModuleDict({"embed": nn.Embedding(8, 8), "head": nn.Linear(8, 8)})
     model["head"].weight = model["embed"].weight
-    with pytest.raises(ValueError, match=r"head shares its weight with embed \(Embedding\)"):
+    with pytest.raises(ValueError, match=r"^head: it shares its weight with embed \(Embedding\), .* own, or {'head'"):
         cw.sparsify(model, "block:4", density=0.5)
 
 
@@ -285,11 +323,39 @@ def made_for_inference():
         return nn.Linear(8, 8)
 
 
+def without_parameter():
+    layer = nn.Linear(8, 8)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
+    return layer
+
+
 UNFIT = {
-    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), "its weight is computed anew"),
-    "spectral_norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), "its weight is computed anew"),
-    "old spectral_norm": (lambda: nn.utils.spectral_norm(nn.Linear(8, 8)), "its weight is computed anew"),
-    "prune": (lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5), "its weight is computed anew"),
+    "weight_norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
+        r"its weight is computed anew by a parametrization \(WeightNorm\); call "
+        r"torch.nn.utils.parametrize.remove_parametrizations\(layer, 'weight'\) first",
+    ),
+    "spectral_norm": (
+        lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+        r"its weight is computed anew by a parametrization \(SpectralNorm\); call "
+        r"torch.nn.utils.parametrize.remove_parametrizations\(layer, 'weight'\) first",
+    ),
+    "old spectral_norm": (
+        lambda: nn.utils.spectral_norm(nn.Linear(8, 8)),
+        r"its weight is computed anew by SpectralNorm; call "
+        r"torch.nn.utils.remove_spectral_norm\(layer, 'weight'\) first",
+    ),
+    "old weight_norm": (
+        lambda: nn.utils.weight_norm(nn.Linear(8, 8)),
+        r"its weight is computed anew by WeightNorm; call torch.nn.utils.remove_weight_norm\(layer, 'weight'\) first",
+    ),
+    "prune": (
+        lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5),
+        r"its weight is computed anew by L1Unstructured; call torch.nn.utils.prune.remove\(layer, 'weight'\) first",
+    ),
+    "no parameter": (without_parameter, "its weight is computed anew or missing: Linear has no parameter 'weight'"),
     "lazy": (lambda: nn.LazyLinear(8), "its weight has no shape yet"),
     "empty": (lambda: with_weight(torch.empty(4, 0)), r"its weight is empty, \(4, 0\)"),
     "inference": (made_for_inference, "its weight was made under torch.inference_mode"),
@@ -298,6 +364,7 @@ UNFIT = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 @pytest.mark.parametrize("case", UNFIT)
 def test_a_weight_that_can_have_no_mask_is_refused_by_name(case):
     build, message = UNFIT[case]
@@ -311,21 +378,98 @@ def test_a_weight_that_can_have_no_mask_is_refused_by_name(case):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 def test_the_old_weight_norm_is_refused_also_where_the_model_is_the_layer():
-    with pytest.raises(ValueError, match=r"^\(the model itself\): its weight is computed anew by weight_norm"):
+    with pytest.raises(ValueError, match=r"^\(the model itself\): its weight is computed anew by WeightNorm"):
         cw.sparsify(nn.utils.weight_norm(nn.Linear(8, 8)), "block:4", density=0.5)
 
 
 def test_a_pruned_projection_of_an_attention_is_refused_by_name():
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
     prune.l1_unstructured(model["attention"], "in_proj_weight", 0.5)
-    with pytest.raises(ValueError, match=r"^attention.q_proj and 2 others: its weight is computed anew"):
+    undo = r"prune.remove\(layer, 'in_proj_weight'\) first"
+    with pytest.raises(ValueError, match=rf"^attention.q_proj and 2 others: its weight is computed anew .*{undo}"):
         cw.sparsify(model, "block:4", density=0.5)
+    kind = type(model["attention"])
+    with pytest.raises(ValueError, match=rf"^attention.out_proj: q_proj beside it: its weight is .*{undo}"):
+        cw.sparsify(model, {"attention.out_proj": "block:4"}, density=0.5)
+    assert type(model["attention"]) is kind
+
+
+class Loud(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def awkward():
+    """Return a model with three layers that can be sparse and four that cannot."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "embed": nn.Embedding(32, 64),
+            "first": nn.Linear(64, 64),
+            "norm": nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)),
+            "loud": Loud(64, 64),
+            "other": nn.Linear(64, 64),
+            "second": nn.Linear(64, 128),
+            "narrow": nn.Linear(64, 4),
+            "third": nn.Linear(128, 64),
+            "head": nn.Linear(64, 32),
+        }
+    )
+    model["other"].weight = model["loud"].weight
+    model["head"].weight = model["embed"].weight
+    return model
+
+
+def test_what_cannot_be_sparse_is_skipped_on_request_and_named_once(caplog):
+    model = awkward()
+    with pytest.raises(ValueError, match=r"^norm: its weight is computed anew"):
+        cw.sparsify(model, "block:16", density=0.1)
+    kinds = [type(layer) for layer in model.values()]
+    sparsifier = cw.sparsify(model, {"*": "block:16"}, density=0.1, skip=True)
+    assert list(sparsifier.layers) == ["first", "second", "third"]
+    assert sparsifier.skipped.keys() == {"norm", "loud", "other", "head", "narrow"}
+    assert "shares its weight with loud (Loud), which would stay dense" in sparsifier.skipped["other"]
+    assert "shares its weight with embed (Embedding)" in sparsifier.skipped["head"]
+    assert "too coarse to keep 0.1 of it" in sparsifier.skipped["narrow"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith("sparsify leaves 5 layers dense: norm: its weight is computed anew by")
+    assert all(name in record.message for name in sparsifier.skipped)
+    cw.bake(model)
+    assert [type(layer) for layer in model.values()] == kinds
+
+
+def test_what_is_left_shares_out_the_density_of_what_is_left():
+    model = nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 128), "narrow": nn.Linear(16, 16)})
+    skipping = cw.sparsify(model, "block:16", density=0.25, allocation=narrowest_last, skip=True)
+    assert list(skipping.skipped) == ["narrow"]
+    assert [layer.sparsity.density for layer in skipping.layers.values()] == [0.25, 0.25]
+
+
+def narrowest_last(shapes, density):
+    """Keep less of all where a layer called "narrow" is among them, and hardly anything of that."""
+    return dict.fromkeys(shapes, density) if "narrow" not in shapes else {**dict.fromkeys(shapes, 0.1), "narrow": 0.01}
+
+
+def test_a_skipped_layer_may_have_been_given_a_density_or_have_no_mask():
+    sparsifier = cw.sparsify(awkward(), "block:16", density={"*": 0.25, "head": 0.5}, skip=True)
+    assert sparsifier.layers["first"].sparsity.density == 0.25
+    masks = cw.bake(nn.ModuleDict(sparsifier.layers))
+    again = cw.sparsify(awkward(), "block:16", masks=masks, skip=True)
+    assert list(again.layers) == list(masks)
+
+
+def test_skipping_everything_or_something_that_was_no_layer_is_an_error():
+    model = nn.Sequential(Loud(8, 8), Loud(8, 8))
+    with pytest.raises(ValueError, match=r"^0 and 1 other: .*Loud is .*, and no other layer is left to be sparse$"):
+        cw.sparsify(model, "block:4", density=0.5, skip=True)
+    with pytest.raises(ValueError, match="no layer matches 'hed'"):
+        cw.sparsify(awkward(), {"*": "block:16", "hed": "dense"}, density=0.1, skip=True)
+    with pytest.raises(TypeError, match=r"^skip is True or False; got \['head'\]; .* by name with {'head': 'dense'}"):
+        cw.sparsify(awkward(), "block:16", density=0.1, skip=["head"])
 
 
 def test_layers_refused_for_the_same_reason_are_counted():
-    class Loud(nn.Linear):
-        pass
-
     with pytest.raises(ValueError, match=r"^0 and 52 others: .*Loud is a subclass .*, or {'0': 'dense', ...}"):
         cw.sparsify(nn.Sequential(*(Loud(8, 8) for _ in range(53))), "block:4", density=0.5)
 
@@ -389,10 +533,6 @@ def test_masks_are_copied_only_between_models_that_are_sparse_alike():
 
 
 def test_a_subclass_is_refused_by_name():
-    class Loud(nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
     with pytest.raises(ValueError, match=r"0: .*Loud is a subclass that may compute something else"):
         cw.sparsify(nn.Sequential(Loud(8, 8)), "block:4", density=0.5)
 
@@ -482,3 +622,40 @@ def test_deepcopy_and_pickle_keep_masks():
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other[0].sparsity.mask, model[0].sparsity.mask)
         assert torch.equal(other[0](torch.ones(1, 32)), model[0](torch.ones(1, 32)))
+
+
+def test_a_call_that_takes_long_says_in_the_log_how_far_it_is(caplog):
+    with caplog.at_level("INFO", logger="cutwork"):
+        cw.sparsify(mlp(), "block:4", density=0.25)
+    assert [record.message for record in caplog.records] == ["sparsify: 1 of 2 layers, 0", "sparsify: 2 of 2 layers, 2"]
+
+
+# In a process of its own: the peak is that of its whole life. The first call loads what it needs.
+PEAK = """
+import re, sys
+from pathlib import Path
+import torch, cutwork as cw
+from torch import nn
+
+def mebibytes(key):
+    return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+torch.set_num_threads(1)
+cw.sparsify(nn.Linear(64, 64), "block:16", density=0.1, storage=sys.argv[1])
+model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(8)))
+before = mebibytes("VmRSS")
+assert mebibytes("VmHWM") - before < 4, "to build the model took more than the model"
+cw.sparsify(model, "block:16", density=0.1, storage=sys.argv[1])
+print(mebibytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process")
+@pytest.mark.parametrize(("storage", "most"), [("compressed", 3 * 16), ("dense", (2 + 8 / 4) * 16)])
+def test_to_make_a_model_sparse_takes_memory_for_one_of_its_layers(storage, most):
+    """Layers of 16 MiB: some of these to work with, and in dense storage a byte for each number of all."""
+    # What is freed goes back to the system at once.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", PEAK, storage]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert float(done.stdout) < most

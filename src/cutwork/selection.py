@@ -1,26 +1,26 @@
 """Which layers of a model become sparse, in which pattern and how much of each is kept; and making them so."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from numbers import Real
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cutwork.allocation import Allocation, Shapes, uniform
-from cutwork.layers.compress import COMPRESSED_CLASSES, compress
+from cutwork.layers.attention import disable_fused_paths
+from cutwork.layers.compress import store, to_index
 from cutwork.layers.compressed import why_no_storage
-from cutwork.layers.fixed_index import indexed
-from cutwork.layers.linear import SparseConv1D
+from cutwork.layers.fixed_index import FixedIndex
+from cutwork.layers.sparse_class import is_conv1d_class, why_not_sparse
 from cutwork.layers.swap import (
-    SPARSE_CLASSES,
     Candidate,
     SparseLayer,
-    can_swap,
     candidates,
-    is_conv1d_class,
     make_sparse,
     open_attentions,
     sparse_layers,
@@ -38,6 +38,8 @@ Amounts = float | Mapping[str, float]
 # One unit is always kept; of fewer than half a unit asked for, that would be more than twice as much.
 LEAST_UNITS = 0.5
 
+logger = logging.getLogger(__name__)
+
 
 @final
 @dataclass(frozen=True)
@@ -50,43 +52,64 @@ class Choice:
     tied: tuple[str, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all that it is the choice for."""
+        return self.candidate.name, *self.tied
+
+    @property
     def transposed(self) -> bool:
         """Say whether the weight is stored `[in, out]`."""
         return is_conv1d_class(self.candidate.kind)
 
 
 def choose_layers(
-    model: nn.Module, patterns: Patterns, *, density: Amounts | None, allocation: Allocation
+    model: nn.Module,
+    patterns: Patterns,
+    *,
+    density: Amounts | None,
+    allocation: Allocation,
+    skipped: dict[str, str] | None = None,
 ) -> dict[str, Choice]:
-    """Return what is to become of each chosen layer, by name; raise ValueError where that cannot be done in full."""
-    whole = match_layers(model, patterns)
-    densities = _densities(whole, density, allocation)
-    choices = {name: replace(choice, density=densities[name]) for name, choice in whole.items()}
-    _refuse({name: reason for name, choice in choices.items() if (reason := _too_coarse(choice))})
-    return choices
+    """Return what is to become of each chosen layer, by name; raise ValueError where that cannot be done in full.
+
+    If `skipped` is given, layers that cannot be sparse are left out, and entered there with the reason.
+    """
+    choices = match_layers(model, patterns, skipped)
+    while True:
+        densities = _densities(choices, density, allocation, skipped or ())
+        choices = {name: replace(choice, density=densities[name]) for name, choice in choices.items()}
+        coarse = {name: reason for name, choice in choices.items() if (reason := _too_coarse(choice))}
+        if not coarse:
+            return choices
+        # The others share out the density anew.
+        choices = _without(choices, {each: coarse[name] for name in coarse for each in choices[name].names}, skipped)
 
 
-def match_layers(model: nn.Module, patterns: Patterns) -> dict[str, Choice]:
-    """Return the chosen layers by name, each as dense as its pattern allows."""
+def match_layers(model: nn.Module, patterns: Patterns, skipped: dict[str, str] | None = None) -> dict[str, Choice]:
+    """Return the chosen layers by name, each as dense as its pattern allows; `skipped` is as in `choose_layers`."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"the model must be an nn.Module; got {type(model).__name__}; write sparsify(model, patterns, ...)"
         )
     found = candidates(model)
     wanted = _match_patterns(model, found, patterns)
-    _refuse({name: reason for name, pattern in wanted.items() if (reason := _objection(found[name], pattern))})
-    tied = _tied_names(model, found, wanted)
-    later = {other for rest in tied.values() for other in rest}
+    objections = {name: reason for name, pattern in wanted.items() if (reason := _objection(found[name], pattern))}
+    wanted = _without(wanted, objections, skipped)
+    sharers = _sharers(model, found, wanted)
+    while divided := _divided(model, found, wanted, sharers):
+        wanted = _without(wanted, divided, skipped)
     return {
-        name: Choice(found[name], pattern, pattern.density or 1.0, tied.get(name, ()))
+        name: Choice(found[name], pattern, pattern.density or 1.0, sharers[name][1:])
         for name, pattern in wanted.items()
-        if name not in later
+        if sharers[name][0] == name
     }
 
 
-def choose_masked(model: nn.Module, patterns: Patterns, masks: Mapping[str, Tensor]) -> dict[str, Choice]:
+def choose_masked(
+    model: nn.Module, patterns: Patterns, masks: Mapping[str, Tensor], skipped: dict[str, str] | None = None
+) -> dict[str, Choice]:
     """Return the choice of exactly the layers that have masks, at the density of these."""
-    choices = match_layers(model, patterns)
+    choices = match_layers(model, patterns, skipped)
     if missing := sorted(set(choices) ^ set(masks)):
         raise ValueError(f"masks and patterns must name the same layers; they differ in {', '.join(missing[:8])}")
     return {name: _at_density_of(choice, masks[name]) for name, choice in choices.items()}
@@ -102,28 +125,42 @@ def install(
     seed: int = 0,
     is_compressed: bool = False,
 ) -> dict[str, SparseLayer]:
-    """Make the chosen layers sparse, in place, and return them; all that can fail comes before the first change."""
-    views = {name: _first_view(model, choice, seed, name == list(choices)[-1]) for name, choice in choices.items()}
-    if masks is None:
-        matrices = {name: _first_mask(method, view, init, name) for name, view in views.items()}
-    else:
-        matrices = {name: to_matrix(masks[name], transposed=choice.transposed) for name, choice in choices.items()}
+    """Make the chosen layers sparse, in place, and return them; all that can fail comes before the first change.
+
+    One layer after the other is looked at, and then changed, so that memory for one of them is enough.
+    """
+    chances = {name: generator_for(seed, 0, name) for name in choices}
+    views = partial(_first_view, choices, chances)
+    decided: dict[str, Any] = {}
+    for number, (name, choice) in enumerate(choices.items(), start=1):
+        logger.info("sparsify: %d of %d layers, %s", number, len(choices), label(name))
+        if is_compressed and (reason := why_no_storage(choice.pattern)):
+            raise ValueError(f"{label(name)}: {reason}, or leave it dense with {{{name!r}: 'dense'}}")
+        weight = weight_of(model, choice.candidate).detach()
+        view = views(name, weight)
+        if masks is None:
+            decided[name] = _first_mask(method, view, init, name)
+        else:
+            decided[name] = to_matrix(masks[name], transposed=choice.transposed)
+        if is_compressed:
+            decided[name] = _to_index(choice, method, mask=decided[name], weight=weight, view=view)
+    open_attentions(model, (choice.candidate for choice in choices.values()))
     if is_compressed:
         for name, choice in choices.items():
-            _check_compressible(choice, method, matrices[name], weight_of(model, choice.candidate), views[name])
-    open_attentions(model, (choice.candidate for choice in choices.values()))
-    sparsities: dict[str, Sparsity] = {}
-    for name, choice in choices.items():
-        weight = cast(nn.Parameter, model.get_submodule(name).weight)
-        held = method.hold(matrices[name], weight, view=views[name], transposed=choice.transposed)
-        sparsities |= dict.fromkeys((name, *choice.tied), held)
-    make_sparse(model, sparsities)
+            store([model.get_submodule(each) for each in choice.names], decided.pop(name))
+        disable_fused_paths(model)
+    else:
+        sparsities: dict[str, Sparsity] = {}
+        for name, choice in choices.items():
+            weight = cast(nn.Parameter, model.get_submodule(name).weight)
+            view = views(name, weight.detach())
+            held = method.hold(decided.pop(name), weight, view=view, transposed=choice.transposed)
+            sparsities |= dict.fromkeys(choice.names, held)
+        make_sparse(model, sparsities)
     layers = {name: cast(SparseLayer, model.get_submodule(name)) for name in choices}
     with torch.no_grad():
         for layer in layers.values():
             layer.sparsity.settle(layer.trained)
-    if is_compressed:
-        compress({name: model.get_submodule(name) for name in sparsities})
     return layers
 
 
@@ -148,7 +185,7 @@ def _density_at(sparsity: float) -> float:
         raise TypeError(_not_a_number("sparsity", sparsity, 0.9))
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity} is outside [0, 1); 0.9 keeps a tenth of the weights")
-    return 1 - sparsity
+    return 1 - float(sparsity)
 
 
 def _first_mask(method: Method, view: View, init: Score, name: str) -> Tensor:
@@ -158,37 +195,36 @@ def _first_mask(method: Method, view: View, init: Score, name: str) -> Tensor:
         raise ValueError(f"{label(name)}: {error}") from error
 
 
-def _check_compressible(choice: Choice, method: Method, matrix: Tensor, weight: Tensor, view: View) -> None:
+def _to_index(choice: Choice, method: Method, *, mask: Tensor, weight: Tensor, view: View) -> FixedIndex:
+    """Return the first mask of a layer in the form in which compressed storage holds it."""
     name = label(choice.candidate.name)
-    sparse = SPARSE_CLASSES.get(choice.candidate.kind, SparseConv1D)
-    if reason := why_no_storage(COMPRESSED_CLASSES.get(sparse), choice.pattern):
-        raise ValueError(f"{name}: {reason}, or leave it dense with {{{choice.candidate.name!r}: 'dense'}}")
     # To see how the method holds a mask costs no memory; the parameter is another, so nothing has changed.
-    held = method.hold(matrix, nn.Parameter(weight.detach()), view=view, transposed=choice.transposed)
+    held = method.hold(mask, nn.Parameter(weight), view=view, transposed=choice.transposed)
     if not isinstance(held, Fixed):
         raise ValueError(
             f"{name}: {type(method).__name__} trains the whole weight behind the mask, which compressed storage does "
             "not have; use storage='dense', or a method with fixed masks such as RigL"
         )
-    if not choice.pattern.every_choice_is_legal:
-        try:
-            indexed(matrix, choice.pattern)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+    try:
+        return to_index(held)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _first_view(model: nn.Module, choice: Choice, seed: int, is_last: bool) -> View:
-    weight = to_matrix(weight_of(model, choice.candidate).detach(), transposed=choice.transposed)
+def _first_view(choices: Mapping[str, Choice], chances: Mapping[str, Generator], name: str, weight: Tensor) -> View:
+    choice = choices[name]
+    matrix = to_matrix(weight, transposed=choice.transposed)
     return View(
         pattern=choice.pattern,
         density=choice.density,
-        weight=weight,
-        mask=torch.ones_like(weight, dtype=torch.bool),
+        weight=matrix,
+        # Of one number, which stands for all.
+        mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
         grad=None,
         learned=None,
         step=0,
-        generator=generator_for(seed, 0, choice.candidate.name),
-        is_last=is_last,
+        generator=chances[name],
+        is_last=name == list(choices)[-1],
     )
 
 
@@ -239,59 +275,80 @@ def _nothing_matches(model: nn.Module, found: Mapping[str, Candidate], glob: str
     return f"no layer matches {glob!r}; the layers that can be sparse are {names or 'all sparse already'}"
 
 
-def _tied_names(
+def _sharers(
     model: nn.Module, found: Mapping[str, Candidate], wanted: Mapping[str, Pattern]
 ) -> dict[str, tuple[str, ...]]:
-    """Return, for the first of several layers that share one weight, the names of the others."""
+    """Return, for each layer, the names of all modules that share its weight, itself among them."""
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path)
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-    tied: dict[str, tuple[str, ...]] = {}
+    sharers: dict[str, tuple[str, ...]] = {}
     for name in wanted:
         if found[name].attention is not None:
+            sharers[name] = (name,)
             continue
-        weight = model.get_submodule(name).weight
-        modules = [path.rpartition(".")[0] for path in owners[id(weight)]]
-        sharers = list(dict.fromkeys(names[id(model.get_submodule(module))] for module in modules))
-        for other in sharers:
+        modules = [path.rpartition(".")[0] for path in owners[id(model.get_submodule(name).weight)]]
+        sharers[name] = tuple(dict.fromkeys(names[id(model.get_submodule(module))] for module in modules))
+    return sharers
+
+
+def _divided(
+    model: nn.Module,
+    found: Mapping[str, Candidate],
+    wanted: Mapping[str, Pattern],
+    sharers: Mapping[str, Sequence[str]],
+) -> dict[str, str]:
+    """Say which layers share their weight with one that cannot have the same mask, and what to do."""
+    reasons: dict[str, str] = {}
+    for name in wanted:
+        for other in (each for each in sharers[name] if each != name):
+            kind = type(model.get_submodule(other)).__name__
             if other not in wanted:
-                kind = type(model.get_submodule(other)).__name__
-                both = "make both sparse, or " if other in found else ""
-                raise ValueError(
-                    f"{name} shares its weight with {other} ({kind}), which would stay dense; {both}"
-                    f"leave {name} out with {{{name!r}: 'dense'}}"
-                )
-            if wanted[other] != wanted[name] or found[other].kind is not found[name].kind:
+                both = "make both sparse" if other in found else "give it a weight of its own"
+                reasons[name] = f"it shares its weight with {label(other)} ({kind}), which would stay dense; {both}"
+            elif is_conv1d_class(found[other].kind) != is_conv1d_class(found[name].kind):
+                reasons[name] = f"it shares its weight with {label(other)} ({kind}), which transposes it; part them"
+            elif wanted[other] != wanted[name]:
                 raise ValueError(f"{name} and {other} share one weight; give both the same pattern")
-        if sharers[0] == name and len(sharers) > 1:
-            tied[name] = tuple(sharers[1:])
-    return tied
+    return reasons
 
 
-def _refuse(reasons: Mapping[str, str]) -> None:
-    """Raise ValueError for the first of these layers, counting those that are refused for the same reason."""
-    if not reasons:
-        return
-    name, reason = next(iter(reasons.items()))
-    num_others = list(reasons.values()).count(reason) - 1
-    others = f" and {num_others} other{'s' * (num_others > 1)}" if num_others else ""
-    leave_out = f"{{{name!r}: 'dense'{', ...' if others else ''}}}"
-    raise ValueError(f"{label(name)}{others}: {reason}, or {leave_out}")
+def describe_reasons(reasons: Mapping[str, str]) -> list[str]:
+    """Say why each of these layers is not sparse; those that have the same reason are counted together.
+
+    >>> describe_reasons({"0": "it is empty", "2": "it is empty", "head": "it is tied"})
+    ['0 and 1 other: it is empty', 'head: it is tied']
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(label(name))
+    return [f"{first}{_and_others(len(rest))}: {reason}" for reason, (first, *rest) in names.items()]
+
+
+def _and_others(number: int) -> str:
+    return f" and {number} other{'s' * (number > 1)}" if number else ""
+
+
+def _without(items: Mapping[str, Any], reasons: Mapping[str, str], skipped: dict[str, str] | None) -> dict[str, Any]:
+    """Return what is left without the layers that cannot be sparse; refuse these unless they may be skipped."""
+    left = {name: item for name, item in items.items() if name not in reasons}
+    if reasons and (skipped is None or not left):
+        first = next(iter(reasons))
+        others = ", ..." * (list(reasons.values()).count(reasons[first]) > 1)
+        todo = f"or {{{first!r}: 'dense'{others}}}" if skipped is None else "and no other layer is left to be sparse"
+        raise ValueError(f"{describe_reasons(reasons)[0]}, {todo}")
+    if skipped is not None:
+        skipped |= reasons
+    return left
 
 
 def _objection(candidate: Candidate, pattern: Pattern) -> str:
     """Say why a layer cannot be sparse in this pattern; empty where it can."""
-    kind = candidate.kind
-    if candidate.obstacle:
-        return candidate.obstacle
-    if not can_swap(kind):
-        return (
-            f"{kind.__module__}.{kind.__qualname__} is a subclass that may compute something else; "
-            "replace it by a plain layer"
-        )
+    if reason := candidate.obstacle or why_not_sparse(candidate.kind):
+        return reason
     try:
-        pattern.check(matrix_shape(candidate.shape, transposed=is_conv1d_class(kind)))
+        pattern.check(matrix_shape(candidate.shape, transposed=is_conv1d_class(candidate.kind)))
     except ValueError as error:
         return str(error)
     return ""
@@ -312,7 +369,9 @@ def _too_coarse(choice: Choice) -> str:
     return too_coarse(choice.pattern, choice.candidate.shape, choice.density, transposed=choice.transposed)
 
 
-def _densities(choices: Mapping[str, Choice], amounts: Amounts | None, allocation: Allocation) -> dict[str, float]:
+def _densities(
+    choices: Mapping[str, Choice], amounts: Amounts | None, allocation: Allocation, skipped: Iterable[str]
+) -> dict[str, float]:
     fixed = {name: choice.density for name, choice in choices.items() if choice.pattern.density is not None}
     shapes = {name: choice.candidate.shape for name, choice in choices.items() if name not in fixed}
     if not shapes:
@@ -329,7 +388,7 @@ def _densities(choices: Mapping[str, Choice], amounts: Amounts | None, allocatio
             f"density={dict(amounts)} says itself how much each layer keeps, so the allocation would go unread; "
             "give one number to share out, or leave the allocation out"
         )
-    return _by_glob(shapes, amounts) | fixed
+    return _by_glob(shapes, amounts, skipped) | fixed
 
 
 def _check_fixed(choices: Mapping[str, Choice], amounts: Amounts | None) -> None:
@@ -360,14 +419,14 @@ def _by_allocation(shapes: Shapes, density: float, allocation: Allocation) -> di
                 f"{label(name)}: the allocation gives it density {densities[name]}, which is outside (0, 1]; "
                 "return how much of the layer is kept"
             )
-    return {name: densities[name] for name in shapes}
+    return {name: float(densities[name]) for name in shapes}
 
 
-def _by_glob(shapes: Shapes, amounts: Mapping[str, float]) -> dict[str, float]:
+def _by_glob(shapes: Shapes, amounts: Mapping[str, float], skipped: Iterable[str]) -> dict[str, float]:
     densities: dict[str, float] = {}
     for glob, amount in amounts.items():
         names = [name for name in shapes if fnmatchcase(name, glob)]
-        if not names:
+        if not names and not any(fnmatchcase(name, glob) for name in skipped):
             raise ValueError(f"density: no chosen layer matches {glob!r}; the layers are {', '.join(shapes)}")
         densities.update(dict.fromkeys(names, _checked(amount)))
     if missing := [label(name) for name in shapes if name not in densities]:
@@ -380,7 +439,8 @@ def _checked(density: float) -> float:
         raise TypeError(_not_a_number("density", density, 0.1))
     if not 0 < density <= 1:
         raise ValueError(f"density={density} is outside (0, 1]; 0.1 keeps a tenth of the weights")
-    return density
+    # A number of numpy could not be written to a file.
+    return float(density)
 
 
 def _not_a_number(what: str, given: object, example: float) -> str:

@@ -42,9 +42,17 @@ class Sparsifier:
     """
 
     def __init__(
-        self, layers: Mapping[str, SparseLayer], method: Method, *, seed: int = 0, track: bool = False
+        self,
+        layers: Mapping[str, SparseLayer],
+        method: Method,
+        *,
+        seed: int = 0,
+        track: bool = False,
+        skipped: Mapping[str, str] | None = None,
     ) -> None:
         self.layers = dict(layers)
+        # Which layers were to be sparse and could not, and why.
+        self.skipped = dict(skipped or {})
         self.method = method
         self.steps_done = 0
         self._seed = seed
@@ -59,8 +67,9 @@ class Sparsifier:
         self._frozen: set[str] = set()
         if method.moves:
             _watch_for_attach(self.layers)
-        masks = {name: layer.sparsity.mask for name, layer in self.layers.items()}
-        self._exploration = {name: Exploration.begin(mask) for name, mask in masks.items()} if track else None
+        self._exploration = (
+            {name: Exploration.begin(layer.sparsity.mask) for name, layer in self.layers.items()} if track else None
+        )
 
     def attach(self, *optimizers: Optimizer, hooks: bool = True) -> None:
         """Follow the steps of the optimizers that train the model, several where its parameters are divided.

@@ -1,5 +1,6 @@
 """Making a model sparse, and dense again."""
 
+import logging
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
@@ -15,12 +16,24 @@ from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_o
 from cutwork.matrix import from_matrix, to_matrix
 from cutwork.methods import Method, Supermask, Switch, named
 from cutwork.scores import SCORES, Score
-from cutwork.selection import Amounts, Patterns, choose_layers, choose_masked, install, label, match_layers, one_amount
+from cutwork.selection import (
+    Amounts,
+    Patterns,
+    choose_layers,
+    choose_masked,
+    describe_reasons,
+    install,
+    label,
+    match_layers,
+    one_amount,
+)
 from cutwork.sparsifier import Sparsifier
 from cutwork.sparsity import Fixed, Sparsity
 from cutwork.spelling import did_you_mean
 
 STORAGES = ("dense", "compressed")
+
+logger = logging.getLogger(__name__)
 
 
 def sparsify(
@@ -37,6 +50,7 @@ def sparsify(
     seed: int = 0,
     track: bool = False,
     storage: str = "dense",
+    skip: bool = False,
 ) -> "Sparsifier":
     """Make layers of a model sparse, in place, and return the sparsifier that trains them so.
 
@@ -46,7 +60,8 @@ def sparsify(
     first mask keeps what `init` scores highest, by default the magnitude of the weights, unless `masks` gives masks,
     shaped like the weights. `steps` is the length of the run, needed where the method speaks of a share of it. `track`
     keeps count of the masks visited. With `storage="compressed"` linear layers in tiles store and train only what their
-    masks keep, from the first step: weights, gradients and optimizer state have the size of that.
+    masks keep, from the first step: weights, gradients and optimizer state have the size of that. A layer that cannot
+    be sparse is an error; with `skip` it stays dense, a warning is logged, and `skipped` of the sparsifier says why.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -59,9 +74,16 @@ def sparsify(
       (sparsity): Fixed(block:16, density 0.25)
     )
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "sparsify under torch.inference_mode() would make masks and weights that can never train; call it outside, "
+            "or under torch.no_grad()"
+        )
     _check_whole("steps", steps, least=1, example="the number of optimizer steps of the run")
     _check_whole("seed", seed, least=None, example="any whole number")
-    chosen_method = named(method).in_steps(steps)
+    if not isinstance(skip, bool):
+        raise TypeError(f"skip is True or False; got {skip!r}; a layer is left out by name with {{'head': 'dense'}}")
+    chosen_method = named(method).in_steps(None if steps is None else int(steps))
     if _learns_masks(chosen_method):
         _refuse_first_mask(init, masks)
     if storage not in STORAGES:
@@ -70,18 +92,21 @@ def sparsify(
     score = _one_of(SCORES, "magnitude" if init is None else init, "score")
     share = _one_of(ALLOCATIONS, allocation, "allocation")
     amount = one_amount(density, sparsity)
+    skipped: dict[str, str] | None = {} if skip else None
     if masks is None:
-        choices = choose_layers(model, patterns, density=amount, allocation=share)
+        choices = choose_layers(model, patterns, density=amount, allocation=share, skipped=skipped)
     elif amount is not None or init is not None or allocation != "uniform":
         raise ValueError(
             "masks bring their own density and need no scores; leave density, sparsity, allocation, init out"
         )
     else:
-        choices = choose_masked(model, patterns, masks)
+        choices = choose_masked(model, patterns, masks, skipped)
     layers = install(
         model, choices, chosen_method, init=score, masks=masks, seed=seed, is_compressed=storage == "compressed"
     )
-    return Sparsifier(layers, chosen_method, seed=seed, track=track)
+    if skipped:
+        logger.warning("sparsify leaves %d layers dense: %s", len(skipped), "; ".join(describe_reasons(skipped)))
+    return Sparsifier(layers, chosen_method, seed=int(seed), track=track, skipped=skipped)
 
 
 def bake(model: nn.Module) -> dict[str, Tensor]:

@@ -116,8 +116,7 @@ class Topology:
 
     def to_mask(self) -> Tensor:
         """Return the mask."""
-        values = self.ptr.new_ones((self.num_units, self.columns, self.rows), dtype=torch.float32)
-        return self.scatter(values).bool()
+        return self.scatter(self.ptr.new_ones((self.num_units, self.columns, self.rows), dtype=torch.bool))
 
     def num_kept(self) -> int:
         """Return how many entries of the matrix are kept."""

@@ -1,4 +1,7 @@
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import cutwork as cw
 
@@ -9,7 +12,10 @@ BAD = [
     (lambda: cw.RigL(begin=500, until=100), ValueError, "never moves"),
     (lambda: cw.Gradual(begin=10, until=10), ValueError, "never moves"),
     (lambda: cw.Gradual(begin=-1, until=10), ValueError, "never moves"),
-    (lambda: cw.RigL(fraction=0.3), TypeError, r"write cutwork.constant\(0.3\)"),
+    (lambda: cw.RigL(fraction="0.3"), TypeError, r"fraction='0.3' is neither .* along a cosine, or cutwork.constant"),
+    (lambda: cw.RigL(fraction=True), TypeError, "fraction=True is neither"),
+    (lambda: cw.GraNet(fraction=1.5), ValueError, "fraction=1.5 must be a share of the kept units, from 0 to 1"),
+    (lambda: cw.Gradual(start_density="0.5"), TypeError, "start_density='0.5' is no number; write 1.0"),
     (lambda: cw.SRigL(fraction=cw.constant(3.0)), ValueError, "from 0 to 1"),
     (lambda: cw.GraNet(fraction=cw.cosine(0.3, -1)), ValueError, "from 0 to 1"),
     (lambda: cw.RigL(grow="random"), TypeError, "grow='random' is no function"),
@@ -32,9 +38,32 @@ def test_a_short_last_stretch_still_reaches_the_end_of_gradual():
 
 
 def test_frozen_weights_stay_frozen_under_a_supermask():
-    from torch import nn
-
     model = nn.Sequential(nn.Linear(16, 16))
     model[0].requires_grad_(False)
     cw.sparsify(model, "block:4", density=0.5, method="supermask")
     assert not model[0].weight.requires_grad
+
+
+@pytest.mark.parametrize("build", [cw.RigL, cw.set_, cw.GraNet, cw.SRigL])
+def test_a_number_as_fraction_falls_along_the_cosine_that_is_the_default(build):
+    masks = []
+    for fraction in (0.25, cw.cosine(0.25)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64))
+        method = build(every=2, until=8, fraction=fraction)
+        sparsifier = cw.sparsify(model, "vector:4", density=0.25, method=method, track=True, steps=8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sparsifier.attach(optimizer)
+        for step in range(8):
+            optimizer.zero_grad()
+            model(torch.randn(4, 64, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimizer.step()
+        masks.append(model[0].sparsity.mask)
+        assert max(sparsifier.exploration["0"].turnovers) > 0
+    assert torch.equal(*masks)
+
+
+def test_numbers_of_numpy_are_numbers():
+    method = cw.RigL(every=np.int64(10), begin=np.int64(0), until=np.float32(0.5), fraction=np.float32(0.5))
+    assert method.in_steps(np.int64(100)) == cw.RigL(every=10, begin=0, until=50, fraction=np.float32(0.5))
+    assert cw.Gradual(start_density=np.float32(0.5), until=np.int32(200)).due(np.int64(100))

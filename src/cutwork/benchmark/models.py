@@ -19,9 +19,9 @@ from cutwork.benchmark.results import DENSE, Row
 from cutwork.benchmark.subjects import FORWARD_ONLY, Subject, subject, title_of
 from cutwork.flops import Flops, flops
 from cutwork.fusion import fuse
-from cutwork.layers.linear import SparseConv1D
-from cutwork.layers.swap import SPARSE_CLASSES, sparse_layers
+from cutwork.layers.compressed import Compressed
 from cutwork.layers.swap import candidates as layers_that_can_be_sparse
+from cutwork.layers.swap import sparse_layers
 from cutwork.patterns import Pattern
 from cutwork.plan import pack
 from cutwork.sparsify import sparsify
@@ -198,7 +198,7 @@ def _cost(model: nn.Module, inputs: tuple[Tensor, ...]) -> Flops:
 def _left_dense(packed: nn.Module, pattern: Pattern) -> str:
     """Say how many sparse layers still multiply their whole weights; empty where none does."""
     layers = sparse_layers(packed)
-    left = [name for name, layer in layers.items() if type(layer) in (*SPARSE_CLASSES.values(), SparseConv1D)]
+    left = [name for name, layer in layers.items() if not isinstance(layer, Compressed)]
     if not left:
         return ""
     return f"{pattern}: of {len(layers)} sparse layers {len(left)} run on dense kernels (first: {left[0]})."

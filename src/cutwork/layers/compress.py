@@ -1,32 +1,23 @@
 """Turning layers from dense storage into compressed, and back, in place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear, why_no_storage
-from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.fixed_index import FixedIndex, indexed
-from cutwork.layers.linear import SparseConv1D, SparseLinear
+from cutwork.layers.sparse_class import dense_class, sparse_class
 from cutwork.matrix import from_matrix, to_matrix
 from cutwork.ops.activations import NONE
 from cutwork.sharding import is_sharded
 from cutwork.sparsity import Fixed
-from cutwork.topology import Topology
-
-# The dense storage of each layer that has compressed storage too.
-COMPRESSED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
-    SparseLinear: CompressedLinear,
-    SparseConv1D: CompressedLinear,
-    SparseConv2d: CompressedConv2d,
-}
 
 
 def why_not_compressed(layer: nn.Module) -> str:
     """Say why a sparse layer cannot be compressed as it is, and what to do; empty where it can."""
-    if reason := why_no_storage(COMPRESSED_CLASSES.get(type(layer)), layer.sparsity.pattern):  # pyrefly: ignore
+    if reason := why_no_storage(layer.sparsity.pattern):  # pyrefly: ignore
         return reason
     sparsity, weight = layer.sparsity, layer.weight
     if not isinstance(sparsity, Fixed):
@@ -48,22 +39,31 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
         if reason := why_not_compressed(layer):
             raise ValueError(f"{name or 'the model itself'}: {reason}")
     groups = _by_sparsity(layers)
-    topologies = [_topology_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
-    for topology, (fixed, sharers) in zip(topologies, groups.items(), strict=True):
-        assert isinstance(fixed, Fixed)
-        weight = sharers[0].weight
-        values = topology.gather(to_matrix(weight.detach(), transposed=fixed.transposed))
-        index = FixedIndex(
-            topology,
-            weight.shape,
-            pattern=fixed.pattern,
-            density=fixed.density,
-            transposed=fixed.transposed,
-            energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
-        )
-        trained = nn.Parameter(values, requires_grad=weight.requires_grad)
-        for layer in sharers:
-            become_compressed(layer, index, trained)
+    indices = [_index_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
+    for index, sharers in zip(indices, groups.values(), strict=True):
+        store(sharers, index)
+
+
+def to_index(fixed: Fixed) -> FixedIndex:
+    """Return a fixed mask in compressed storage; raise ValueError where it is not made of whole units."""
+    return FixedIndex(
+        indexed(fixed.mask_matrix(), fixed.pattern),
+        fixed.mask.shape,
+        pattern=fixed.pattern,
+        density=fixed.density,
+        transposed=fixed.transposed,
+        energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
+    )
+
+
+@torch.no_grad()
+def store(sharers: Sequence[Any], index: FixedIndex) -> None:
+    """Keep of the weight that some layers share only the values that an index names, in place."""
+    weight = sharers[0].weight
+    values = index.topology.gather(to_matrix(weight.detach(), transposed=index.transposed))
+    trained = nn.Parameter(values, requires_grad=weight.requires_grad)
+    for layer in sharers:
+        become_compressed(layer, index, trained)
 
 
 @torch.no_grad()
@@ -106,6 +106,8 @@ def why_not_expanded(layer: nn.Module) -> str:
 def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> None:
     """Turn one layer, dense or in dense storage, into a compressed one, in place."""
     is_convolution = isinstance(layer, nn.Conv2d)
+    # To be found again by `expand`, of whatever subclass the layer was.
+    layer.dense_class = dense_class(type(layer))
     if not is_convolution:
         layer.out_features, layer.in_features = index.shape
     layer.__class__ = CompressedConv2d if is_convolution else CompressedLinear
@@ -117,8 +119,8 @@ def _become_expanded(layer: Any, fixed: Fixed, weight: nn.Parameter) -> None:
     if fixed.transposed:
         # The layer of transformers has these numbers under other names.
         del layer.in_features, layer.out_features
-    dense = {CompressedConv2d: SparseConv2d, CompressedLinear: SparseLinear}[type(layer)]
-    layer.__class__ = SparseConv1D if fixed.transposed else dense
+    layer.__class__ = sparse_class(layer.dense_class)
+    del layer.dense_class
     _exchange_parameter(layer, "values", "weight", weight)
     layer.sparsity = fixed.train(layer.training)
 
@@ -130,10 +132,10 @@ def _exchange_parameter(layer: nn.Module, old: str, new: str, parameter: nn.Para
     layer._parameters.update({**parameters, new: parameter})
 
 
-def _topology_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> Topology:
+def _index_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> FixedIndex:
     assert isinstance(fixed, Fixed)
     try:
-        return indexed(fixed.mask_matrix(), fixed.pattern)
+        return to_index(fixed)
     except ValueError as error:
         name = next(name for name, layer in layers.items() if layer is sharers[0])
         raise ValueError(f"{name or 'the model itself'}: {error}") from error

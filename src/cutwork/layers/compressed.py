@@ -250,10 +250,8 @@ class CompressedConv2d(Compressed):
 INDEX_KEYS = ("sparsity.ptr", "sparsity.col", "sparsity.order")
 
 
-def why_no_storage(compressed: type[nn.Module] | None, pattern: Pattern) -> str:
-    """Say why layers of a class, in a pattern, have no compressed storage, and what to do; empty where they have."""
-    if compressed is None:
-        return "layers of its class have no compressed storage; keep it in dense storage"
+def why_no_storage(pattern: Pattern) -> str:
+    """Say why layers in a pattern have no compressed storage, and what to do; empty where they have."""
     if not isinstance(pattern, Block | Shuffled):
         return f"{pattern} has no tiles to store; use block, vector or shuffled, or keep it in dense storage"
     return ""
@@ -271,7 +269,7 @@ def checked_topology(
 ) -> Topology:
     """Return the index that these tensors are; raise ValueError where they are damaged or do not fit each other."""
     if not isinstance(pattern, Block | Shuffled):
-        raise ValueError(f"{name or 'the model itself'}: {why_no_storage(CompressedLinear, pattern)}")
+        raise ValueError(f"{name or 'the model itself'}: {why_no_storage(pattern)}")
     columns = pattern.columns if isinstance(pattern, Block) else 1
     if reason := _other_pattern(pattern, columns, values, order):
         raise ValueError(

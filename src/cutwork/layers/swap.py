@@ -4,13 +4,16 @@ A layer keeps its identity: only its class changes, and it gains a submodule nam
 it stays good, also from several places, and its parameters, hooks and flags stay what they were.
 """
 
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast, final
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from cutwork.layers.attention import (
     PROJECTIONS,
@@ -25,13 +28,22 @@ from cutwork.layers.compress import expand
 from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
 from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.linear import SparseConv1D, SparseLinear
+from cutwork.layers.sparse_class import TAKEN, dense_class, is_conv1d_class, sparse_class, why_not_sparse
+from cutwork.sharding import is_sharded
 from cutwork.sparsity import Sparsity
 
-SparseLayer = SparseLinear | SparseConv2d | SparseConv1D | CompressedLinear | CompressedConv2d
+# How each way of computing a weight anew is undone; the hook of one of the old ways runs before forward.
+UNDONE_BY: dict[type, str] = {
+    SpectralNorm: "torch.nn.utils.remove_spectral_norm(layer, {name!r})",
+    WeightNorm: "torch.nn.utils.remove_weight_norm(layer, {name!r})",
+    BasePruningMethod: "torch.nn.utils.prune.remove(layer, {name!r})",
+}
+UNREAD = (
+    "it belongs to a subclass of MultiheadAttention, which reads its weight without calling it; replace the subclass "
+    "by nn.MultiheadAttention"
+)
 
-SPARSE_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
-# transformers is never imported for its own sake; a model that holds its layer has brought it along.
-CONV1D = ("transformers.pytorch_utils", "Conv1D")
+SparseLayer = SparseLinear | SparseConv2d | SparseConv1D | CompressedLinear | CompressedConv2d
 
 
 @final
@@ -55,29 +67,31 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
     """Return the dense layers that could be sparse; the projections of a closed attention as they would be named."""
     found: dict[str, Candidate] = {}
     closed: list[str] = []
+    unread: list[str] = []
     for name, module in model.named_modules():
         if any(not inside or name.startswith(f"{inside}.") for inside in closed):
             continue
         if type(module) is nn.MultiheadAttention:
             closed.append(name)
+            obstacles = {part: _obstacle(*_home_of(module, part)) for part in PROJECTIONS}
+            blocked = next((f"{part} beside it: {obstacles[part]}" for part in PROJECTIONS if obstacles[part]), "")
             for part, shape in _projection_shapes(module).items():
                 path = f"{name}.{part}" if name else part
-                found[path] = Candidate(path, nn.Linear, shape, _obstacle(*_home_of(module, part)), attention=name)
+                # All four become layers at once, or none.
+                found[path] = Candidate(path, nn.Linear, shape, obstacles[part] or blocked, attention=name)
+        elif isinstance(module, nn.MultiheadAttention) and not isinstance(module, OpenAttention):
+            unread.append(f"{name}.out_proj" if name else "out_proj")
         elif _has_matrix(module) and not isinstance(module, SparseLayer):
             weight = cast(Tensor, module.weight)
             shape = () if isinstance(weight, UninitializedParameter) else tuple(weight.shape)
-            found[name] = Candidate(name, type(module), shape, _obstacle(module, "weight"))
+            obstacle = UNREAD if name in unread else _obstacle(module, "weight")
+            found[name] = Candidate(name, type(module), shape, obstacle)
     return found
 
 
 def can_swap(kind: type[nn.Module]) -> bool:
-    """Say whether layers of exactly this class can be made sparse; a subclass may compute something else."""
-    return kind in SPARSE_CLASSES or is_conv1d_class(kind)
-
-
-def is_conv1d_class(kind: type) -> bool:
-    """Say whether a class is transformers' `Conv1D`, dense or sparse, whose weight is stored `[in, out]`."""
-    return kind is SparseConv1D or (kind.__module__, kind.__name__) == CONV1D
+    """Say whether layers of this class can be made sparse; a subclass may compute something else."""
+    return not why_not_sparse(kind)
 
 
 def weight_of(model: nn.Module, candidate: Candidate) -> Tensor:
@@ -101,7 +115,7 @@ def make_sparse(model: nn.Module, sparsities: dict[str, Sparsity]) -> None:
     """Give the layers of these names their masks."""
     for name, sparsity in sparsities.items():
         layer = model.get_submodule(name)
-        layer.__class__ = SPARSE_CLASSES.get(type(layer), SparseConv1D)
+        layer.__class__ = sparse_class(type(layer))
         layer.sparsity = sparsity
     disable_fused_paths(model)
 
@@ -112,7 +126,7 @@ def make_dense(model: nn.Module) -> None:
     expand({name: layer for name, layer in layers.items() if isinstance(layer, Compressed)})
     for layer in layers.values():
         del layer.sparsity
-        layer.__class__ = _dense_class(layer)  # pyrefly: ignore[bad-argument-type]
+        layer.__class__ = dense_class(type(layer))  # pyrefly: ignore[bad-argument-type]
     for module in model.modules():
         if isinstance(module, OpenAttention):
             close_attention(module)
@@ -136,16 +150,22 @@ def _obstacle(owner: nn.Module, name: str) -> str:
     """Say why this weight cannot have a mask, and what to do about it; empty where it can."""
     weight = owner._parameters.get(name)
     if weight is None:
+        return f"its weight is computed anew {_computed_by(owner, name)}"
+    if "forward" in vars(owner):
         return (
-            "its weight is computed anew by weight_norm, prune or the like; remove that first "
-            "(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove)"
+            "its forward was replaced by a function that would go on to read the bare weight, as accelerate's hooks "
+            "do; take it off (accelerate.hooks.remove_hook_from_module), sparsify, then put it on"
         )
+    if taken := [each for each in TAKEN if each in {**vars(owner), **owner._modules, **owner._buffers}]:
+        return f"it has a {taken[0]!r}, which is what a sparse layer has too; rename it"
     if isinstance(weight, UninitializedParameter):
         return "its weight has no shape yet; run one batch through the model, then sparsify"
     if weight.device.type == "meta":
         return "it is on the meta device and has no weights yet; materialise the model, then sparsify"
     if not weight.numel():
         return f"its weight is empty, {tuple(weight.shape)}; give it inputs and outputs"
+    if is_sharded(weight):
+        return "its weight is sharded over processes; sparsify before fully_shard()"
     if weight.is_inference():
         return "its weight was made under torch.inference_mode and can never train; build the model outside of it"
     if not weight.is_floating_point():
@@ -153,13 +173,18 @@ def _obstacle(owner: nn.Module, name: str) -> str:
     return ""
 
 
+def _computed_by(owner: nn.Module, name: str) -> str:
+    """Name what computes a weight from other parameters, and how to make it a parameter again."""
+    if is_parametrized(owner, name):
+        kinds = ", ".join(type(each).__name__.lstrip("_") for each in owner.parametrizations[name])  # pyrefly: ignore
+        undo = f"torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
+        return f"by a parametrization ({kinds}); call {undo} first"
+    for hook in owner._forward_pre_hooks.values():
+        for kind, undo in UNDONE_BY.items():
+            if isinstance(hook, kind):
+                return f"by {type(hook).__name__}; call {undo.format(name=name)} first"
+    return f"or missing: {type(owner).__name__} has no parameter {name!r}; make it one"
+
+
 def _has_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d) or is_conv1d_class(type(module))
-
-
-def _dense_class(layer: SparseLayer) -> type[nn.Module]:
-    for dense, sparse in SPARSE_CLASSES.items():
-        if type(layer) is sparse:
-            return dense
-    module, name = CONV1D
-    return getattr(importlib.import_module(module), name)

@@ -4,14 +4,15 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self, final
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self, TypeGuard, final
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from cutwork.patterns import Pattern
-from cutwork.schedules import Schedule
+from cutwork.schedules import Schedule, cosine
 from cutwork.scores import NEED_NO_GRADIENT, Score, random
 from cutwork.sparsity import Fixed, Sparsity
 
@@ -88,7 +89,7 @@ class Method(ABC):
             value = getattr(self, field.name)
             if isinstance(value, Method):
                 changes[field.name] = value.in_steps(total)
-            elif field.name in self.step_fields and isinstance(value, float):
+            elif field.name in self.step_fields and is_share(value):
                 changes[field.name] = _to_step(value, total, f"{type(self).__name__}({field.name}={value})")
         return replace(self, **changes)  # pyrefly: ignore
 
@@ -131,16 +132,21 @@ def needs_gradient(*scores: Score) -> bool:
     return any(score not in NEED_NO_GRADIENT for score in scores)
 
 
+def is_share(steps: Any) -> TypeGuard[float]:
+    """Say whether a number of steps is written as a share of the run; numbers of numpy count like those of Python."""
+    return isinstance(steps, Real) and not isinstance(steps, Integral)
+
+
 def check_every(every: int) -> None:
     """Raise ValueError unless `every` is a number of steps."""
-    if not isinstance(every, int) or every < 1:
+    if not isinstance(every, Integral) or every < 1:
         raise ValueError(f"every={every}: a mask moves every so many steps; give a whole number, at least 1")
 
 
 def check_span(method: Method, *, every: int, begin: Steps, until: Steps, at_end: bool = False) -> None:
     """Raise ValueError where a method never moves; shares of a run are checked when they have become steps."""
     check_every(every)
-    if isinstance(begin, float) or isinstance(until, float):
+    if is_share(begin) or is_share(until):
         return
     first = (begin // every + 1) * every
     if begin < 0 or until <= begin or (first >= until and not at_end):
@@ -150,11 +156,25 @@ def check_span(method: Method, *, every: int, begin: Steps, until: Steps, at_end
         )
 
 
-def check_fraction(fraction: Schedule) -> None:
-    """Raise unless `fraction` is a schedule of shares."""
-    if not isinstance(fraction, Schedule):
-        raise TypeError(f"fraction={fraction!r} is no schedule; write cutwork.constant(0.3) or cutwork.cosine(0.3)")
-    if not (0 <= fraction.start <= 1 and 0 <= fraction.end <= 1):
+def fraction_at(fraction: Schedule | float, share: float) -> float:
+    """Return which fraction of the units is exchanged after a share of the time in which masks move.
+
+    A number is where the cosine of the papers begins, which ends at zero: 0.3 is `cosine(0.3)`. That is what RigL's
+    own code makes of its drop fraction, and every default here; to stay at a number is `constant(0.3)`.
+    """
+    return fraction(share) if isinstance(fraction, Schedule) else cosine(float(fraction))(share)
+
+
+def check_fraction(fraction: Schedule | float) -> None:
+    """Raise unless `fraction` is a schedule of shares, or a share."""
+    is_number = isinstance(fraction, Real) and not isinstance(fraction, bool)
+    if not isinstance(fraction, Schedule) and not is_number:
+        raise TypeError(
+            f"fraction={fraction!r} is neither a number nor a schedule; write 0.3, which falls to zero along a cosine, "
+            "or cutwork.constant(0.3)"
+        )
+    ends = (fraction.start, fraction.end) if isinstance(fraction, Schedule) else (fraction,)
+    if not all(0 <= end <= 1 for end in ends):
         raise ValueError(f"fraction={fraction} must be a share of the kept units, from 0 to 1, at its start and end")
 
 
@@ -168,7 +188,9 @@ def check_scores(**scores: Score) -> None:
 
 
 def check_start_density(density: float) -> None:
-    """Raise ValueError unless this can be the density of a mask."""
+    """Raise unless this can be the density of a mask."""
+    if not isinstance(density, Real):
+        raise TypeError(f"start_density={density!r} is no number; write 1.0 to start with everything")
     if not 0 < density <= 1:
         raise ValueError(f"start_density={density} is outside (0, 1]; 1.0 starts with everything")
 

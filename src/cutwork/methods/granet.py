@@ -16,6 +16,7 @@ from cutwork.methods.base import (
     check_span,
     check_start_density,
     falls_on,
+    fraction_at,
     hold_fixed,
     needs_gradient,
     progress,
@@ -32,6 +33,8 @@ from cutwork.sparsity import Sparsity
 class GraNet(Method):
     """Thin out from `start_density` until `thin_until`, and at every move until `until` regrow a fraction besides.
 
+    A number for the fraction falls to zero along a cosine.
+
     Reference: Liu et al., Sparse training via boosting pruning plasticity with neuroregeneration, 2021.
     """
 
@@ -40,7 +43,7 @@ class GraNet(Method):
     begin: Steps = 0
     thin_until: Steps = 0.5
     start_density: float = 0.5
-    fraction: Schedule = cosine(0.5)  # noqa: RUF009
+    fraction: Schedule | float = cosine(0.5)  # noqa: RUF009
     drop: Score = magnitude
     grow: Score = gradient
 
@@ -66,7 +69,7 @@ class GraNet(Method):
             view = replace(view, mask=thin_out(view, self.drop, self.start_density, share))
         if view.grad is None and needs_gradient(self.grow):
             return view.mask
-        fraction = self.fraction(progress(view.step, begin=self.begin, until=self.until))
+        fraction = fraction_at(self.fraction, progress(view.step, begin=self.begin, until=self.until))
         return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)
 
     @property

@@ -15,6 +15,7 @@ from cutwork.methods.base import (
     check_scores,
     check_span,
     falls_on,
+    fraction_at,
     hold_fixed,
     needs_gradient,
     progress,
@@ -30,7 +31,8 @@ from cutwork.sparsity import Sparsity
 class RigL(Method):
     """Every so many steps exchange a fraction of the kept units: drop by `drop`, grow by `grow`.
 
-    The fraction follows its schedule from `begin` to `anneal_until`, which is `until` unless given. With
+    The fraction follows its schedule from `begin` to `anneal_until`, which is `until` unless given; a number falls to
+    zero along a cosine, as in the paper, and `constant` holds it. With
     `estimate=True` growth looks at the outer product of input and output-gradient norms, and the dense gradient is
     never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks.
 
@@ -40,7 +42,7 @@ class RigL(Method):
     every: int = 100
     until: Steps = 0.75
     begin: Steps = 0
-    fraction: Schedule = cosine(0.3)  # noqa: RUF009
+    fraction: Schedule | float = cosine(0.3)  # noqa: RUF009
     drop: Score = magnitude
     grow: Score = gradient
     estimate: bool = False
@@ -63,7 +65,7 @@ class RigL(Method):
         if view.grad is None and self.needs_gradient:
             return view.mask
         until = self.until if self.anneal_until is None else self.anneal_until
-        fraction = self.fraction(progress(view.step, begin=self.begin, until=until))
+        fraction = fraction_at(self.fraction, progress(view.step, begin=self.begin, until=until))
         return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)
 
     @property
@@ -80,8 +82,8 @@ class RigL(Method):
         )
 
 
-def set_(*, every: int = 100, until: Steps = 0.75, fraction: Schedule = cosine(0.3)) -> RigL:  # noqa: B008
-    """Return RigL that grows at random: sparse evolutionary training.
+def set_(*, every: int = 100, until: Steps = 0.75, fraction: Schedule | float = cosine(0.3)) -> RigL:  # noqa: B008
+    """Return RigL that grows at random: sparse evolutionary training. The paper's fraction is `constant(0.3)`.
 
     Reference: Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity, 2018.
     """

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cutwork.methods.base import Method, Steps, View, check_fraction, check_span, falls_on, hold_fixed, progress
+from cutwork.methods.base import (
+    Method,
+    Steps,
+    View,
+    check_fraction,
+    check_span,
+    falls_on,
+    fraction_at,
+    hold_fixed,
+    progress,
+)
 from cutwork.patterns import keep_largest
 from cutwork.schedules import Schedule, cosine
 from cutwork.scores import Score, gradient, magnitude
@@ -30,7 +40,7 @@ class SRigL(Method):
     every: int = 100
     until: Steps = 0.75
     begin: Steps = 0
-    fraction: Schedule = cosine(0.3)  # noqa: RUF009
+    fraction: Schedule | float = cosine(0.3)  # noqa: RUF009
     min_salient: float = 0.3
 
     step_fields: ClassVar[Sequence[str]] = ("until", "begin")
@@ -56,7 +66,7 @@ class SRigL(Method):
         weight = pattern.pool(view.score(magnitude).float()).masked_fill(~kept, -torch.inf)
         grad = pattern.pool(view.score(gradient).float())
         count = int(kept.sum())
-        number = int(self.fraction(progress(view.step, begin=self.begin, until=self.until)) * count)
+        number = int(fraction_at(self.fraction, progress(view.step, begin=self.begin, until=self.until)) * count)
         staying = keep_largest(weight, count - number)
         active = self._active_rows(view, kept, staying | keep_largest(grad, number))
         staying = (

@@ -50,7 +50,12 @@ class STE(Method):
 
     def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
         return Reprojected(
-            mask, weight.shape, pattern=view.pattern, density=view.density, transposed=transposed, decay=self.decay
+            mask,
+            weight.shape,
+            pattern=view.pattern,
+            density=view.density,
+            transposed=transposed,
+            decay=float(self.decay),
         )
 
 
