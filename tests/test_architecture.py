@@ -27,6 +27,7 @@ FLOORS = [
         "timing",
         "columns",
         "timing_cache",
+        "evaluation",
     },
     {"pieces", "matrix", "topology", "kernels", "tensor_tree"},
     {"sparsity"},

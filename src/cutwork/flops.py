@@ -11,8 +11,7 @@ those that are modules (one operation an element, two for `nn.ReLU6`).
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from cutwork.evaluation import first_input, hooked, in_evaluation
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
 from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer, is_conv1d_class
@@ -319,7 +319,7 @@ def _tally_operations(
     def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         rule = _linear if is_conv1d_class(type(module)) else _rule_for(module, rules)
         if rule is not None:
-            x = (*args, *kwargs.values())[0]
+            x = first_input(args, kwargs)
             tally.add(module, rule(module, x, output if isinstance(output, Tensor) else output[0]))
 
     _evaluate(model, inputs, enter, leave)
@@ -331,28 +331,11 @@ def _rule_for(module: nn.Module, rules: Mapping[type[nn.Module], Rule]) -> Rule 
 
 def _evaluate(model: nn.Module, inputs: tuple[Any, ...], enter: Callable, leave: Callable) -> None:
     """Run the model once, calling `enter` and `leave` around the forward of each module, and undo all traces."""
-    with _in_evaluation(model), ExitStack() as hooks:
-        for module in model.modules():
-            hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
-            hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
-        model(*inputs)
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation for a while, without gradients, and keep sources of chance as they are."""
-    training = {module: module.training for module in model.modules()}
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         # The fused transformer layer neither calls its parts nor shows its products.
         torch.backends.mha.set_fastpath_enabled(False)
-        # Not through eval(): some modules do work there, such as merging weights.
-        for module in training:
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng(sorted(devices, key=str)):
-            yield
+        with in_evaluation(model), hooked(model.modules(), enter, leave):
+            model(*inputs)
     finally:
-        for module, was_training in training.items():
-            module.training = was_training
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork import __version__
+from cutwork.evaluation import first_input, hooked, in_evaluation
 from cutwork.kernels import cpu
 from cutwork.layers.compress import compress, expand, why_not_compressed, why_not_expanded
 from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
@@ -53,21 +54,14 @@ class Usage:
 
 def usages(model: nn.Module, layers: Mapping[str, nn.Module], *inputs: Any) -> dict[str, Usage]:
     """Return what each of these layers is called with in a pass over the inputs; the largest of several shapes."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
-    handles = [
-        layer.register_forward_pre_hook(lambda _, arguments, name=name: seen[name].append(arguments[0]))
-        for name, layer in layers.items()
-    ]
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            # Batch norm must not learn from this pass, nor dropout draw numbers.
-            model.eval()(*inputs)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return {name: _usage(called) for name, called in seen.items() if called}
+    seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers.values()}
+
+    def look(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen[layer].append(first_input(args, kwargs))
+
+    with in_evaluation(model), hooked(layers.values(), before=look):
+        model(*inputs)
+    return {name: _usage(seen[layer]) for name, layer in layers.items() if seen[layer]}
 
 
 def _usage(called: list[Tensor]) -> Usage:

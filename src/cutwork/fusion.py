@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from cutwork.evaluation import hooked, in_evaluation
 from cutwork.layers.compressed import Compressed, CompressedLinear
 from cutwork.layers.int8 import why_none
 
@@ -112,30 +113,16 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 def _observe(model: nn.Module, inputs: tuple[Any, ...]) -> "_Observer":
     observer = _Observer({module for module in model.modules() if _passes_through(module)})
-    handles = []
-    for module in model.modules():
-        handles += [
-            module.register_forward_pre_hook(observer.enter, with_kwargs=True),
-            module.register_forward_hook(observer.leave, with_kwargs=True),
-        ]
-    training = {module: module.training for module in model.modules()}
-    in_place = [module for module in training if isinstance(module, nn.ReLU | nn.SiLU) and module.inplace]
+    in_place = [module for module in model.modules() if isinstance(module, nn.ReLU | nn.SiLU) and module.inplace]
     try:
-        # Statistics must not be learned from this, nor chance drawn.
-        for module in training:
-            module.training = False
         # What is read and what is returned must be two tensors to be told apart.
         for module in in_place:
             module.inplace = False
-        with torch.no_grad(), observer:
+        with in_evaluation(model), hooked(model.modules(), observer.enter, observer.leave), observer:
             outputs = model(*inputs)
     finally:
-        for module, was_training in training.items():
-            module.training = was_training
         for module in in_place:
             module.inplace = True
-        for handle in handles:
-            handle.remove()
     observer.touch(None, tree_leaves(outputs))
     return observer
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
@@ -16,6 +15,7 @@ from cutwork.benchmark.models import tensor_of
 from cutwork.benchmark.passes import DTYPES
 from cutwork.benchmark.results import DENSE, Results, Row, time_of
 from cutwork.columns import in_columns
+from cutwork.evaluation import first_input, hooked, in_evaluation
 from cutwork.forms import BF16, INT8, TILES
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.int8 import Int8Linear
@@ -80,12 +80,8 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
         raise ValueError("benchmark: the model has no sparse layer; sparsify() it, or load a sparse checkpoint")
     if seconds <= 0:
         raise ValueError(f"benchmark: seconds={seconds:g}; give more than 0")
-    training = [(module, module.training) for side in (model, against) for module in side.modules()]
-    try:
-        model.eval()
-        against.eval()
-        with torch.no_grad():
-            seen = _inputs_of(layers, model, arguments, options)
+    with in_evaluation(model), in_evaluation(against):
+        seen = _inputs_of(layers, model, arguments, options)
         run = Run()
         run.compare(_whole(model, against, arguments, options), seconds=SHARE_OF_MODEL * seconds)
         for name, x in seen.items():
@@ -95,9 +91,6 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
                 continue
             group = _layer(name, layers[name], twin, x)
             run.compare(group, seconds=(1 - SHARE_OF_MODEL) * seconds / len(seen))
-    finally:
-        for module, was_training in training:
-            module.training = was_training
     forms = {name: _form(layers[name]) for name in seen}
     return ModelComparison(run.results(""), {WHOLE: " ".join(dict.fromkeys(forms.values())), **forms})
 
@@ -112,16 +105,14 @@ def _inputs_of(
     layers: Mapping[str, nn.Module], model: nn.Module, arguments: Sequence[Any], options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Return random numbers of the shape and layout of the first input that each layer sees, for those that run."""
-    seen: dict[str, Tensor] = {}
+    seen: dict[nn.Module, Tensor] = {}
 
-    def look(name: str, module: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.setdefault(name, torch.randn_like(given[0]))
+    def look(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.setdefault(layer, torch.randn_like(first_input(args, kwargs)))
 
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(partial(look, name)))
+    with hooked(layers.values(), before=look):
         model(*arguments, **options)
-    return {name: seen[name] for name in layers if name in seen}
+    return {name: seen[layer] for name, layer in layers.items() if layer in seen}
 
 
 def _whole(model: nn.Module, against: nn.Module, arguments: Sequence[Any], options: Mapping[str, Any]) -> Group:
