@@ -28,6 +28,7 @@ FLOORS = [
         "columns",
         "timing_cache",
         "evaluation",
+        "rest",
     },
     {"pieces", "matrix", "topology", "kernels", "tensor_tree"},
     {"sparsity"},

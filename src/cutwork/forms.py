@@ -18,6 +18,7 @@ from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.swap import SparseLayer
+from cutwork.rest import Rest
 from cutwork.sparsity import Fixed
 from cutwork.timing import Timing, measure
 from cutwork.timing_cache import TimingCache
@@ -89,14 +90,14 @@ def obstacle(layer: nn.Module, form: str) -> str:
 def change(model: nn.Module, names: Sequence[str], form: str, *, training: bool) -> None:
     """Give layers of a model a form, in place; those of fewer bits take the places of the others.
 
-    Where nothing trains, the dense form reads the weight as it lies there: it is zero where the mask is.
+    Where nothing trains, the dense form reads the weight as it lies there, as long as it is zero outside the mask.
     """
     layers = {name: model.get_submodule(name) for name in names}
     if form == DENSE:
         expand({name: layer for name, layer in layers.items() if isinstance(layer, Compressed)})
         for layer in layers.values():
             if isinstance(layer, SparseLinear | SparseConv2d | SparseConv1D):
-                layer.is_resting = not training and _may_rest(layer)
+                layer.sparsity.rest = Rest() if isinstance(layer.sparsity, Fixed) and not training else None
         return
     compress({name: layer for name, layer in layers.items() if not isinstance(layer, Compressed)})
     for name, layer in layers.items():
@@ -105,10 +106,6 @@ def change(model: nn.Module, names: Sequence[str], form: str, *, training: bool)
         elif form == INT8:
             assert isinstance(layer, CompressedLinear)
             model.set_submodule(name, Int8Linear(layer))
-
-
-def _may_rest(layer: SparseLinear | SparseConv2d | SparseConv1D) -> bool:
-    return isinstance(layer.sparsity, Fixed) and layer.sparsity.fits(layer.weight)
 
 
 def time_forms(
