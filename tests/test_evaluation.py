@@ -1,4 +1,5 @@
 import copy
+from collections import UserDict
 
 import pytest
 import torch
@@ -93,3 +94,95 @@ def test_hooks_see_inputs_given_by_name():
     layer(x)
     assert len(seen) == 2
     assert seen[0][0] is x and seen[0][1] is y and seen[1] is x
+
+
+class Attending(nn.Module):
+    """Takes its inputs as models of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.activation = nn.GELU()
+
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        return self.second(self.activation(input=self.first(input_ids * attention_mask)))
+
+
+CALLS = {
+    "all by name": lambda x, mask: ({"input_ids": x, "attention_mask": mask},),
+    "some by name": lambda x, mask: (x, {"attention_mask": mask}),
+    "as tokenizers return it": lambda x, mask: (UserDict(input_ids=x, attention_mask=mask),),
+    "in order": lambda x, mask: (x, mask),
+    "in order, with nothing by name": lambda x, mask: (x, mask, {}),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_everybody_takes_inputs_by_name(call):
+    torch.manual_seed(0)
+    inputs = CALLS[call](torch.rand(4, 16), torch.ones(4, 16))
+    model = Attending()
+    proposal = cw.plan(model, *inputs, speedup=1.01, patterns="block:8", densities=0.5, seconds=0.001)
+    assert [row.input for row in proposal.rows] == [(4, 16), (4, 32)]
+    cw.sparsify(model, "block:8", density=0.5)
+    assert [row.input for row in cw.plan(model, *inputs, seconds=0.001).rows] == [(4, 16), (4, 32)]
+    dense = copy.deepcopy(model)
+    cw.bake(dense)
+    assert [row.calls for row in cw.pack(model, *inputs, seconds=0.001).rows] == [1, 1]
+    cw.pack(model, forms="tiles")
+    assert cw.flops(model, *inputs).dense == 2 * 2 * 4 * 16 * 32
+    assert cw.flops(model, *inputs, counting="every-operation").sparse
+    assert cw.report(model, *inputs).total.flops == 2 * 2 * 4 * 16 * 32
+    compared = cw.benchmark(model, against=dense, inputs=inputs, seconds=0.01)
+    assert [row.shape for row in compared.results.rows if row.form == "sparse"] == [
+        "the whole model",
+        "first",
+        "second",
+    ]
+    assert [fusion.module for fusion in cw.fuse(model, *inputs)] == ["activation"]
+
+
+def test_a_mapping_that_is_itself_the_input_stays_one():
+    class FromBatch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, batch, scale=1.0):
+            return scale * self.layer(batch["pixels"])
+
+    batch = {"pixels": torch.ones(3, 4)}
+    assert cw.flops(FromBatch(), batch).dense == 2 * 3 * 4 * 2
+    assert cw.flops(FromBatch(), batch, {"scale": 2.0}).dense == 2 * 3 * 4 * 2
+    assert cw.flops(FromBatch(), {**batch, "scale": torch.ones(1)}, {}).dense == 2 * 3 * 4 * 2
+
+
+def test_a_name_that_a_model_does_not_take_is_an_error_of_python():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
+        cw.flops(nn.Linear(4, 2), {"input": torch.ones(1, 4), "mask": 1})
+
+
+def test_layers_that_are_called_by_name_are_seen():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.activation = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()
+
+        def forward(self, images):
+            return self.activation(input=self.norm(input=self.conv(input=images)))
+
+    torch.manual_seed(0)
+    model, x = ByName().eval(), torch.rand(2, 8, 5, 5)
+    cw.sparsify(model, "block:8", density=0.5)
+    dense = copy.deepcopy(model)
+    cw.bake(dense)
+    assert cw.plan(model, x, seconds=0.001).rows[0].input == (2, 8, 5, 5)
+    cw.pack(model, forms="tiles")
+    for counting in ("products", "every-operation"):
+        assert (
+            cw.flops(model, x, counting=counting).layers[0].dense
+            == cw.flops(dense, x, counting=counting).layers[0].dense
+        )
+    assert len(cw.benchmark(model, against=dense, inputs=x, seconds=0.01).results.rows) == 4
+    assert [fusion.module for fusion in cw.fuse(model, x)] == ["norm", "activation"]
+    torch.testing.assert_close(model(x), dense(x))

@@ -1,11 +1,15 @@
 """Running a model in evaluation to look at what it does, and leaving it as it was."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import nn
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 @contextmanager
@@ -44,6 +48,45 @@ def hooked(
             if after is not None:
                 hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
         yield
+
+
+@final
+@dataclass(frozen=True)
+class Call:
+    """What a model is called with: inputs in their order, and others by name."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Call a model with it."""
+        return model(*self.args, **self.kwargs)
+
+
+def call_of(model: nn.Module, inputs: Sequence[Any]) -> Call:
+    """Return how a model is called with inputs, of which a mapping at the end holds those that it takes by name.
+
+    A mapping of which `forward` takes nothing by name is an input like others; one more, empty, says so of any.
+
+    >>> class Scaled(nn.Module):
+    ...     def forward(self, x, *, scale=1.0): ...
+    >>> call_of(Scaled(), (2, {"scale": 3}))
+    Call(args=(2,), kwargs={'scale': 3})
+    >>> call_of(Scaled(), ({"pixels": 2},))
+    Call(args=({'pixels': 2},), kwargs={})
+    """
+    *args, last = inputs or ({},)
+    if isinstance(last, Mapping) and (not last or _takes_by_name(model, last)):
+        return Call(tuple(args), dict(last))
+    return Call((*args, last), {})
+
+
+def _takes_by_name(model: nn.Module, given: Mapping[Any, Any]) -> bool:
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return all(isinstance(name, str) for name in given)
+    named = {parameter.name for parameter in parameters if parameter.kind in NAMED}
+    return any(name in named for name in given)
 
 
 def first_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -4,13 +4,13 @@ import copy
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from cutwork import __version__
-from cutwork.evaluation import first_input, hooked, in_evaluation
+from cutwork.evaluation import Call, first_input, hooked, in_evaluation
 from cutwork.kernels import cpu
 from cutwork.layers.compress import compress, expand, why_not_compressed, why_not_expanded
 from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
@@ -53,15 +53,15 @@ class Usage:
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
-def usages(model: nn.Module, layers: Mapping[str, nn.Module], *inputs: Any) -> dict[str, Usage]:
-    """Return what each of these layers is called with in a pass over the inputs; the largest of several shapes."""
+def usages(model: nn.Module, layers: Mapping[str, nn.Module], call: Call) -> dict[str, Usage]:
+    """Return what each of these layers is called with in a pass over the model; the largest of several shapes."""
     seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers.values()}
 
     def look(layer: nn.Module, args: tuple, kwargs: dict) -> None:
         seen[layer].append(first_input(args, kwargs))
 
     with in_evaluation(model), hooked(layers.values(), before=look):
-        model(*inputs)
+        call(model)
     return {name: _usage(seen[layer]) for name, layer in layers.items() if seen[layer]}
 
 
