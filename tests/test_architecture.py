@@ -28,6 +28,8 @@ FLOORS = [
         "timing",
         "columns",
         "timing_cache",
+        "evaluation",
+        "rest",
     },
     {"pieces", "matrix", "topology", "kernels", "tensor_tree"},
     {"sparsity"},

@@ -11,8 +11,7 @@ those that are modules (one operation an element, two for `nn.ReLU6`).
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
 from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer, is_conv1d_class
@@ -185,9 +185,9 @@ COUNTINGS: dict[str, dict[type[nn.Module], Rule] | None] = {
 def flops(model: nn.Module, *inputs: Any, counting: str = "products") -> Flops:
     """Count the operations of `model(*inputs)` in evaluation, with whole weights and as the masks are now.
 
-    The counts are for the whole batch: give one sample to know what a sample costs. A layer that is called twice
-    counts twice. The model runs once, and is afterwards as it was; on the "meta" device it costs no time.
-    `counting` is "products", "every-operation" or "every-operation+activations".
+    A mapping given last holds what the model takes by name. The counts are for the whole batch: give one sample to know
+    what a sample costs. A layer that is called twice counts twice. The model runs once, and is afterwards as it was; on
+    the "meta" device it costs no time. `counting` is "products", "every-operation" or "every-operation+activations".
 
     >>> from cutwork.sparsify import sparsify
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -202,11 +202,11 @@ def flops(model: nn.Module, *inputs: Any, counting: str = "products") -> Flops:
     """
     if counting not in COUNTINGS:
         raise ValueError(f"unknown counting {counting!r}; write {', '.join(map(repr, COUNTINGS))}")
-    tally, rules = _Tally(), COUNTINGS[counting]
+    call, tally, rules = call_of(model, inputs), _Tally(), COUNTINGS[counting]
     if rules is None:
-        _tally_products(model, inputs, tally)
+        _tally_products(model, call, tally)
     else:
-        _tally_operations(model, inputs, tally, rules)
+        _tally_operations(model, call, tally, rules)
     if not tally.dense:
         raise ValueError(
             f"flops: nothing in this {type(model).__name__} was counted by counting={counting!r}; pass inputs that "
@@ -263,7 +263,7 @@ class _Tally:
         self.sparse[module] += adds * kept // total + multiplies * kept // total + rest
 
 
-def _tally_products(model: nn.Module, inputs: tuple[Any, ...], tally: _Tally) -> None:
+def _tally_products(model: nn.Module, call: Call, tally: _Tally) -> None:
     """Count what torch's own counter sees, each product for the innermost module that is running."""
     running = [model]
     seen = 0
@@ -294,7 +294,7 @@ def _tally_products(model: nn.Module, inputs: tuple[Any, ...], tally: _Tally) ->
         running.pop()
 
     with counter:
-        _evaluate(model, inputs, enter, leave)
+        _evaluate(model, call, enter, leave)
 
 
 def _attention_products(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -310,49 +310,30 @@ def _compressed_convolution_products(x: Any, *args: Any, out_shape: Any, **kwarg
     return 2 * math.prod(out_shape) * math.prod(kernel_size) * x[1] // groups
 
 
-def _tally_operations(
-    model: nn.Module, inputs: tuple[Any, ...], tally: _Tally, rules: Mapping[type[nn.Module], Rule]
-) -> None:
+def _tally_operations(model: nn.Module, call: Call, tally: _Tally, rules: Mapping[type[nn.Module], Rule]) -> None:
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         tally.ran.add(module)
 
     def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         rule = _linear if is_conv1d_class(type(module)) else _rule_for(module, rules)
         if rule is not None:
-            x = (*args, *kwargs.values())[0]
+            x = first_input(args, kwargs)
             tally.add(module, rule(module, x, output if isinstance(output, Tensor) else output[0]))
 
-    _evaluate(model, inputs, enter, leave)
+    _evaluate(model, call, enter, leave)
 
 
 def _rule_for(module: nn.Module, rules: Mapping[type[nn.Module], Rule]) -> Rule | None:
     return next((rule for kind, rule in rules.items() if isinstance(module, kind)), None)
 
 
-def _evaluate(model: nn.Module, inputs: tuple[Any, ...], enter: Callable, leave: Callable) -> None:
+def _evaluate(model: nn.Module, call: Call, enter: Callable, leave: Callable) -> None:
     """Run the model once, calling `enter` and `leave` around the forward of each module, and undo all traces."""
-    with _in_evaluation(model), ExitStack() as hooks:
-        for module in model.modules():
-            hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
-            hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
-        model(*inputs)
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation for a while, without gradients, and keep sources of chance as they are."""
-    training = {module: module.training for module in model.modules()}
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         # The fused transformer layer neither calls its parts nor shows its products.
         torch.backends.mha.set_fastpath_enabled(False)
-        # Not through eval(): some modules do work there, such as merging weights.
-        for module in training:
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng(sorted(devices, key=str)):
-            yield
+        with in_evaluation(model), hooked(model.modules(), enter, leave):
+            call(model)
     finally:
-        for module, was_training in training.items():
-            module.training = was_training
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -4,12 +4,13 @@ import copy
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from cutwork import __version__
+from cutwork.evaluation import Call, first_input, hooked, in_evaluation
 from cutwork.kernels import cpu
 from cutwork.layers.compress import compress, expand, why_not_compressed, why_not_expanded
 from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
@@ -17,6 +18,7 @@ from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.swap import SparseLayer
+from cutwork.rest import Rest
 from cutwork.sparsity import Fixed
 from cutwork.timing import Timing, measure
 from cutwork.timing_cache import TimingCache
@@ -51,23 +53,16 @@ class Usage:
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
-def usages(model: nn.Module, layers: Mapping[str, nn.Module], *inputs: Any) -> dict[str, Usage]:
-    """Return what each of these layers is called with in a pass over the inputs; the largest of several shapes."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
-    handles = [
-        layer.register_forward_pre_hook(lambda _, arguments, name=name: seen[name].append(arguments[0]))
-        for name, layer in layers.items()
-    ]
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            # Batch norm must not learn from this pass, nor dropout draw numbers.
-            model.eval()(*inputs)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return {name: _usage(called) for name, called in seen.items() if called}
+def usages(model: nn.Module, layers: Mapping[str, nn.Module], call: Call) -> dict[str, Usage]:
+    """Return what each of these layers is called with in a pass over the model; the largest of several shapes."""
+    seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers.values()}
+
+    def look(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen[layer].append(first_input(args, kwargs))
+
+    with in_evaluation(model), hooked(layers.values(), before=look):
+        call(model)
+    return {name: _usage(seen[layer]) for name, layer in layers.items() if seen[layer]}
 
 
 def _usage(called: list[Tensor]) -> Usage:
@@ -95,14 +90,14 @@ def obstacle(layer: nn.Module, form: str) -> str:
 def change(model: nn.Module, names: Sequence[str], form: str, *, training: bool) -> None:
     """Give layers of a model a form, in place; those of fewer bits take the places of the others.
 
-    Where nothing trains, the dense form reads the weight as it lies there: it is zero where the mask is.
+    Where nothing trains, the dense form reads the weight as it lies there, as long as it is zero outside the mask.
     """
     layers = {name: model.get_submodule(name) for name in names}
     if form == DENSE:
         expand({name: layer for name, layer in layers.items() if isinstance(layer, Compressed)})
         for layer in layers.values():
             if isinstance(layer, SparseLinear | SparseConv2d | SparseConv1D):
-                layer.is_resting = not training and _may_rest(layer)
+                layer.sparsity.rest = Rest() if isinstance(layer.sparsity, Fixed) and not training else None
         return
     compress({name: layer for name, layer in layers.items() if not isinstance(layer, Compressed)})
     for name, layer in layers.items():
@@ -111,10 +106,6 @@ def change(model: nn.Module, names: Sequence[str], form: str, *, training: bool)
         elif form == INT8:
             assert isinstance(layer, CompressedLinear)
             model.set_submodule(name, Int8Linear(layer))
-
-
-def _may_rest(layer: SparseLinear | SparseConv2d | SparseConv1D) -> bool:
-    return isinstance(layer.sparsity, Fixed) and layer.sparsity.fits(layer.weight)
 
 
 def time_forms(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from cutwork.evaluation import Call, call_of, hooked, in_evaluation
 from cutwork.layers.compressed import Compressed, CompressedLinear
 from cutwork.layers.int8 import why_none
 
@@ -34,12 +35,12 @@ class Fusion:
 def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     """Let compressed layers do the activations beside them, in place, and return which modules they replace.
 
-    The model runs once on the inputs to see who reads what. An activation whose result only a compressed linear layer
-    reads goes into that layer, which then keeps only the activation's input for its gradient; one that alone reads the
-    result of a compressed layer goes into that one. Where nothing trains (`model.eval()`), batch norms that alone read
-    the result of a compressed layer become part of its values: such a model loads no checkpoint of the original any
-    more, so do that last. What is replaced becomes `nn.Identity`. It holds for a model that takes the same way
-    whatever its inputs are.
+    The model runs once on the inputs, of which a mapping at the end holds those it takes by name, to see who reads
+    what. An activation whose result only a compressed linear layer reads goes into that layer, which then keeps only
+    the activation's input for its gradient; one that alone reads the result of a compressed layer goes into that one.
+    Where nothing trains (`model.eval()`), batch norms that alone read the result of a compressed layer become part of
+    its values: such a model loads no checkpoint of the original any more, so do that last. What is replaced becomes
+    `nn.Identity`. It holds for a model that takes the same way whatever its inputs are.
 
     >>> from cutwork import pack, sparsify
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
@@ -55,8 +56,9 @@ def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     if not inputs:
         raise ValueError("fuse: who reads what shows only when the model runs; pass its inputs: fuse(model, x)")
     done: list[Fusion] = []
+    call = call_of(model, inputs)
     # Each pass may open the way for another: an activation reads a compressed layer once the batch norm is gone.
-    while found := _fuse_once(model, names, _observe(model, inputs)):
+    while found := _fuse_once(model, names, _observe(model, call)):
         done += found
     return tuple(done)
 
@@ -110,32 +112,18 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def _observe(model: nn.Module, inputs: tuple[Any, ...]) -> "_Observer":
+def _observe(model: nn.Module, call: Call) -> "_Observer":
     observer = _Observer({module for module in model.modules() if _passes_through(module)})
-    handles = []
-    for module in model.modules():
-        handles += [
-            module.register_forward_pre_hook(observer.enter, with_kwargs=True),
-            module.register_forward_hook(observer.leave, with_kwargs=True),
-        ]
-    training = {module: module.training for module in model.modules()}
-    in_place = [module for module in training if isinstance(module, nn.ReLU | nn.SiLU) and module.inplace]
+    in_place = [module for module in model.modules() if isinstance(module, nn.ReLU | nn.SiLU) and module.inplace]
     try:
-        # Statistics must not be learned from this, nor chance drawn.
-        for module in training:
-            module.training = False
         # What is read and what is returned must be two tensors to be told apart.
         for module in in_place:
             module.inplace = False
-        with torch.no_grad(), observer:
-            outputs = model(*inputs)
+        with in_evaluation(model), hooked(model.modules(), observer.enter, observer.leave), observer:
+            outputs = call(model)
     finally:
-        for module, was_training in training.items():
-            module.training = was_training
         for module in in_place:
             module.inplace = True
-        for handle in handles:
-            handle.remove()
     observer.touch(None, tree_leaves(outputs))
     return observer
 

@@ -9,6 +9,7 @@ from typing import Any, final
 from torch import nn
 
 from cutwork.columns import in_columns
+from cutwork.evaluation import call_of
 from cutwork.forms import BF16, DENSE, INT8, MARGIN, TILES, Usage, change, obstacle, time_forms, usages
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.layers.conv2d import SparseConv2d
@@ -107,13 +108,14 @@ def plan(
 ) -> Any:
     """Measure the forms that each sparse layer can take here, and return which it should take and why.
 
-    The `inputs` are those of the model: they tell what each layer sees. Without any, linear layers are measured with a
-    few usual numbers of tokens, and leave dense only where that is faster for all of them. `forms` forces a form, or
-    forbids one with an exclamation mark ("!tiles"), everywhere or by globs over layer names, of which the last that
-    matches decides. `precisions` adds forms of linear layers in fewer bits, "bf16" and, for inference, "int8", whose
-    results differ by their rounding. With `training` the backward pass counts too. Each distinct layer is measured for
-    `seconds` with each input. What is steady is kept in a file in the user's cache folder unless `cache` is False;
-    `cutwork doctor` says where, and it may be deleted. What is not steady is marked with "~".
+    The `inputs` are those of the model, a mapping at the end holding what it takes by name: they tell what each layer
+    sees. Without any, linear layers are measured with a few usual numbers of tokens, and leave dense only where that is
+    faster for all of them. `forms` forces a form, or forbids one with an exclamation mark ("!tiles"), everywhere or by
+    globs over layer names, of which the last that matches decides. `precisions` adds forms of linear layers in fewer
+    bits, "bf16" and, for inference, "int8", whose results differ by their rounding. With `training` the backward pass
+    counts too. Each distinct layer is measured for `seconds` with each input. What is steady is kept in a file in the
+    user's cache folder unless `cache` is False; `cutwork doctor` says where, and it may be deleted. What is not steady
+    is marked with "~".
 
     With a `speedup`, the model is one to be made sparse: return the `Proposal` of `patterns` and `densities` by which
     the whole model would get so much faster, with most weights left. Each pattern at each density is timed inside the
@@ -195,7 +197,7 @@ def _plan(
     groups = grouped(layers)
     wanted = _wanted(what, layers, groups, forms)
     offered = _offered(what, precisions, training=training)
-    seen = usages(model, layers, *inputs) if inputs else {}
+    seen = usages(model, layers, call_of(model, inputs)) if inputs else {}
     measured: dict[Any, list[dict[str, Timing]]] = {}
     rows = []
     for first, sharers in groups.items():

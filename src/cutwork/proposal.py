@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cutwork.columns import in_columns
+from cutwork.evaluation import Call, call_of
 from cutwork.forms import MARGIN, TILES, Usage, at_rest, change, obstacle, usages
 from cutwork.kernels import REFERENCE, tile_kernel
 from cutwork.layers.attention import OpenAttention
@@ -101,16 +102,17 @@ def propose(
         raise ValueError(
             "plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)"
         )
+    call = call_of(model, inputs)
     # A copy: hooks may count calls, and the mode of each module is its own.
     dense = copy.deepcopy(model).eval()
     # With attentions open, and masks only to have layers that can become tiles.
     trial = copy.deepcopy(model).eval()
     sparsify(trial, "unstructured", density=0.5)
     layers = sparse_layers(trial)
-    seen = usages(trial, layers, *inputs)
+    seen = usages(trial, layers, call)
     at_rest(trial, layers)
     tried = {
-        (pattern, density): _try(dense, trial, inputs, list(seen), parse(pattern), density, seconds)
+        (pattern, density): _try(dense, trial, call, list(seen), parse(pattern), density, seconds)
         for pattern in offered
         for density in amounts
     }
@@ -193,7 +195,7 @@ class _Trial:
 def _try(
     model: nn.Module,
     trial: nn.Module,
-    inputs: Sequence[Any],
+    call: Call,
     names: Sequence[str],
     pattern: Pattern,
     density: float,
@@ -206,7 +208,7 @@ def _try(
     def timed(subject: nn.Module) -> tuple[Callable[[], object], dict[str, nn.Module]]:
         def infer() -> None:
             with torch.no_grad():
-                subject(*inputs)
+                call(subject)
 
         # The fused path of a closed attention calls none of its projections.
         return infer, {name: subject.get_submodule(name) for name in names if _is_called(subject, name)}

@@ -97,8 +97,9 @@ class Report:
 def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -> Report:
     """Return what is sparse in a model and how much of it; given inputs, also the operations of a pass over these.
 
-    `method` adds what a training step by it costs. Parameters that only serve to learn masks do not count; one that
-    several layers share counts for the first. Operations are those of `flops` with its "products".
+    A mapping given last holds what the model takes by name. `method` adds what a training step by it costs. Parameters
+    that only serve to learn masks do not count; one that several layers share counts for the first. Operations are
+    those of `flops` with its "products".
 
     >>> from cutwork.sparsify import sparsify
     >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from cutwork.matrix import from_matrix, matrix_shape, to_matrix
 from cutwork.ops.direct import is_transformed
 from cutwork.patterns import Pattern, Shape
 from cutwork.protected import plain, protect
+from cutwork.rest import Rest, can_be_watched
 from cutwork.sharding import local, part_like, whole
 
 # How loud the gradient outside the mask is in a step that listens to it. A power of two, so that scaling back is
@@ -121,6 +122,8 @@ class Masked(Sparsity):
     # The mask as others find it among the buffers, and as it is computed with; both have the same memory.
     _shown: Tensor
     _mask: Tensor
+    # Of a layer that stays dense where nothing trains: what is known of its weight.
+    rest: Rest | None = None
 
     def __init__(self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool) -> None:
         super().__init__(pattern=pattern, density=density, transposed=transposed)
@@ -146,6 +149,28 @@ class Masked(Sparsity):
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """Return the effective weight, zero outside the mask, and remember in `was_used` to have been asked."""
+
+    @final
+    def rests(self, weight: Tensor | None) -> bool:
+        """Say whether the weight may be read as it lies there: nothing trains, and it is zero outside the mask."""
+        rest = self.rest
+        # Compiled code could not look again when something was written.
+        if rest is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        mask = self.mask
+        if rest.lasts(weight, mask):  # pyrefly: ignore
+            return rest.is_clean
+        if not can_be_watched(weight, mask):  # pyrefly: ignore
+            return False
+        rest.note(weight, mask, is_clean=self.fits(weight))  # pyrefly: ignore
+        return rest.is_clean
+
+    @final
+    def train(self, mode: bool = True) -> Self:
+        """Look again at a weight that rests: somebody may have written to it in a way that PyTorch does not count."""
+        if self.rest is not None:
+            self.rest.forget()
+        return super().train(mode)
 
     @final
     def matrix(self, tensor: Tensor) -> Tensor:

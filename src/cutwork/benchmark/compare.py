@@ -1,8 +1,7 @@
 """One sparse model beside its dense form, whole and layer by layer."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
@@ -16,6 +15,7 @@ from cutwork.benchmark.models import tensor_of
 from cutwork.benchmark.passes import DTYPES
 from cutwork.benchmark.results import DENSE, Results, Row, time_of
 from cutwork.columns import in_columns
+from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
 from cutwork.forms import BF16, INT8, TILES
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.int8 import Int8Linear
@@ -59,9 +59,10 @@ class ModelComparison:
 def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: float = 10.0) -> ModelComparison:
     """Measure a sparse model against a dense one that computes the same: forward, whole and layer by layer.
 
-    `inputs` is what the models are called with: a tensor, several in a tuple, or a mapping by name. A model or layer
-    whose outputs differ from the dense one's gets no time and no ratio: take `bake` of a copy as the dense form. Layers
-    run on random numbers of the shapes that they see. Both models are put into evaluation for the measurement.
+    `inputs` is what the models are called with: a tensor, several in a tuple, or a mapping by name, which may be the
+    last of several. A model or layer whose outputs differ from the dense one's gets no time and no ratio: take `bake`
+    of a copy as the dense form. Layers run on random numbers of the shapes that they see. Both models are put into
+    evaluation for the measurement.
 
     >>> import copy
     >>> from cutwork import bake, pack, sparsify
@@ -74,20 +75,16 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
     >>> compared.ratio is not None, [row.shape for row in compared.results.rows if row.form == "sparse"]
     (True, ['the whole model', '0', '2'])
     """
-    arguments, options = _call_of(inputs)
+    call = call_of(model, inputs if isinstance(inputs, tuple | list) else (inputs,))
     layers = _sparse_layers(model)
     if not layers:
         raise ValueError("benchmark: the model has no sparse layer; sparsify() it, or load a sparse checkpoint")
     if seconds <= 0:
         raise ValueError(f"benchmark: seconds={seconds:g}; give more than 0")
-    training = [(module, module.training) for side in (model, against) for module in side.modules()]
-    try:
-        model.eval()
-        against.eval()
-        with torch.no_grad():
-            seen = _inputs_of(layers, model, arguments, options)
+    with in_evaluation(model), in_evaluation(against):
+        seen = _inputs_of(layers, model, call)
         run = Run()
-        run.compare(_whole(model, against, arguments, options), seconds=SHARE_OF_MODEL * seconds)
+        run.compare(_whole(model, against, call), seconds=SHARE_OF_MODEL * seconds)
         for name, x in seen.items():
             twin = _twin(against, name)
             if twin is None:
@@ -95,40 +92,27 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
                 continue
             group = _layer(name, layers[name], twin, x)
             run.compare(group, seconds=(1 - SHARE_OF_MODEL) * seconds / len(seen))
-    finally:
-        for module, was_training in training:
-            module.training = was_training
     forms = {name: _form(layers[name]) for name in seen}
     return ModelComparison(run.results(""), {WHOLE: " ".join(dict.fromkeys(forms.values())), **forms})
 
 
-def _call_of(inputs: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), inputs
-    return (inputs if isinstance(inputs, tuple | list) else (inputs,)), {}
-
-
-def _inputs_of(
-    layers: Mapping[str, nn.Module], model: nn.Module, arguments: Sequence[Any], options: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def _inputs_of(layers: Mapping[str, nn.Module], model: nn.Module, call: Call) -> dict[str, Tensor]:
     """Return random numbers of the shape and layout of the first input that each layer sees, for those that run."""
-    seen: dict[str, Tensor] = {}
+    seen: dict[nn.Module, Tensor] = {}
 
-    def look(name: str, module: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.setdefault(name, torch.randn_like(given[0]))
+    def look(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.setdefault(layer, torch.randn_like(first_input(args, kwargs)))
 
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(partial(look, name)))
-        model(*arguments, **options)
-    return {name: seen[name] for name in layers if name in seen}
+    with hooked(layers.values(), before=look):
+        call(model)
+    return {name: seen[layer] for name, layer in layers.items() if layer in seen}
 
 
-def _whole(model: nn.Module, against: nn.Module, arguments: Sequence[Any], options: Mapping[str, Any]) -> Group:
-    first = tensor_of([held for held in (*arguments, *options.values()) if isinstance(held, Tensor)])
+def _whole(model: nn.Module, against: nn.Module, call: Call) -> Group:
+    first = tensor_of([held for held in (*call.args, *call.kwargs.values()) if isinstance(held, Tensor)])
     weights = next(parameter for parameter in against.parameters())
     row = Row("model", WHOLE, len(first), "forward", "", 1.0, DENSE, _precision(weights), equal=False, error=None)
-    calls = [partial(side, *arguments, **options) for side in (against, model)]
+    calls = [partial(call, side) for side in (against, model)]
     return _group(row, *calls, model=model)
 
 

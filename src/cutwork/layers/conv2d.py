@@ -2,10 +2,9 @@
 
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
-from cutwork.layers.held import held
+from cutwork.layers.held import held, rests
 from cutwork.sparsity import Masked
 
 
@@ -15,8 +14,6 @@ class SparseConv2d(nn.Conv2d):
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
     sparsity: Masked
-    # As in a sparse linear layer.
-    is_resting: bool = False
 
     @property
     def trained(self) -> nn.Parameter:
@@ -25,6 +22,6 @@ class SparseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input with the effective weight."""
-        if self.is_resting and not torch.is_grad_enabled():
+        if rests(self):
             return self._conv_forward(input, held(self, "weight"), held(self, "bias"))
         return self.sparsity.watch(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)

@@ -12,3 +12,8 @@ def held(layer: nn.Module, name: str) -> Any:
     """
     parameters = layer._parameters
     return parameters[name] if name in parameters else getattr(layer, name)
+
+
+def rests(layer: nn.Module) -> bool:
+    """Say whether a sparse layer may read its weight past the mask."""
+    return layer._modules["sparsity"].rests(layer._parameters.get("weight"))  # pyrefly: ignore

@@ -2,11 +2,10 @@
 
 from typing import final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutwork.layers.held import held
+from cutwork.layers.held import held, rests
 from cutwork.sparsity import Masked
 
 
@@ -16,8 +15,6 @@ class SparseLinear(nn.Linear):
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
     sparsity: Masked
-    # Whether the weight is known to be zero outside the mask, and may be read as it lies there while nothing trains.
-    is_resting: bool = False
 
     @property
     def trained(self) -> nn.Parameter:
@@ -26,7 +23,7 @@ class SparseLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input times the effective weight, plus the bias."""
-        if self.is_resting and not torch.is_grad_enabled():
+        if rests(self):
             return F.linear(input, held(self, "weight"), held(self, "bias"))
         return self.sparsity.watch(input, F.linear(input, self.sparsity(self.weight), self.bias), -1)
 
@@ -38,7 +35,6 @@ class SparseConv1D(nn.Module):
     sparsity: Masked
     weight: nn.Parameter
     bias: nn.Parameter
-    is_resting: bool = False
     nf: int
     nx: int
 
@@ -49,7 +45,7 @@ class SparseConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""
-        if self.is_resting and not torch.is_grad_enabled():
+        if rests(self):
             return F.linear(x, held(self, "weight").T, held(self, "bias"))
         return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight).T, self.bias), -1)
 
