@@ -59,6 +59,7 @@ def save(
     Under a fixed mask only what is kept is stored, of weights and of optimizer state, as long as the rest is zero (the
     sign of these zeros is lost). `extra` takes numbers, text, tensors, and lists, tuples and dicts of these: the
     epoch, the state of a learning-rate scheduler, and `torch.get_rng_state()`, which is not saved unless given here.
+    Numbers of numpy come back as Python's, paths as text.
     A process killed while it saves leaves the old file as it was. Where several train one model, one of them saves.
 
     >>> import tempfile
