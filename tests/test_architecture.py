@@ -27,6 +27,8 @@ FLOORS = [
         "timing",
         "columns",
         "timing_cache",
+        "schema",
+        "skeleton",
     },
     {"pieces", "matrix", "topology", "kernels", "tensor_tree"},
     {"sparsity"},
