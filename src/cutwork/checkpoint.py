@@ -1,5 +1,7 @@
 """Checkpoints: a sparse model, and what else its training needs to go on, in one safetensors file without pickle."""
 
+import copy
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -14,6 +16,7 @@ from torch.optim import Optimizer
 
 from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.patterns import Shape
 from cutwork.schema import COUNT, Named, Number, check_form
 from cutwork.sharding import is_sharded
 from cutwork.skeleton import skeleton
@@ -44,11 +47,6 @@ FORM = {
     "sparsifiers": [{"layers": [str], "method?": str, "state": {"steps_done": COUNT, "exploration?": object}}],
     "extra": Named(object),
 }
-# What torch's own optimizers remember of each entry of a parameter. What others do only they know.
-PER_ENTRY = (
-    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
-    *("sum", "prev", "step_size", "ax"),
-)
 # How many times larger than itself a file may become in memory, where masks of bits become bytes, and how many times
 # larger than the model: what is not kept is not in the file, neither of weights nor of what an optimizer remembers.
 UNFOLDS, COPIES = 10, 16
@@ -189,8 +187,8 @@ def _load(
         _load_extra_states(undo, model, state)
         for sparsifier in sparsifiers:
             undo.callback(sparsifier.load_state_dict, sparsifier.state_dict())
-        for optimizer, one in zip(optimizers, taken["optimizers"], strict=True):
-            _load_optimizer(undo, optimizer, one)
+        for optimizer, one, saved in zip(optimizers, taken["optimizers"], wanted["optimizers"], strict=True):
+            _load_optimizer(undo, optimizer, one, _shapes_held(optimizer, saved["parameters"], state))
         for sparsifier, one in zip(sparsifiers, taken["sparsifiers"], strict=True):
             sparsifier.load_state_dict(one)
         undo.pop_all()
@@ -316,59 +314,29 @@ def _check_optimizers(outlines: State, saved: list[State], optimizers: list[Opti
                 f"{old}; build it over the same ones in the same groups, after their layers are sparse"
             )
         try:
-            _check_groups(one["parameters"], taken, optimizer)
-            _check_states(one, taken, outlines["model"], optimizer)
+            _check_places(one, taken)
         except ValueError as error:
             raise ValueError(f"load: the {one['type']} saved is damaged: {error}; load an earlier file") from error
 
 
-def _check_groups(parameters: list[list[str | None]], taken: State, optimizer: Optimizer) -> None:
+def _check_places(one: State, taken: State) -> None:
+    """Raise ValueError where groups do not say which parameter is which, or a state belongs to none."""
     groups: Any = taken.get("param_groups")
     check_form(groups, [Named(object)], "param_groups")
     for number, group in enumerate(groups):
         check_form(group.get("params"), [(COUNT, str)], f"param_groups/{number}/params")
+        for key in group:
+            if str(key).startswith(STATE_KEY):
+                check_form(group[key], COUNT, f"param_groups/{number}/{key}")
     if more := sorted(str(key) for key in taken if str(key).startswith(STATE_KEY)):
         raise ValueError(f"it holds {more[0]}, which belongs to a sparsifier")
-    if [len(group["params"]) for group in groups] != [len(names) for names in parameters]:
+    if [len(group["params"]) for group in groups] != [len(names) for names in one["parameters"]]:
         raise ValueError("its groups have not as many places as parameters")
-    for number, (group, given) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
-        for key, value in group.items():
-            if str(key).startswith(STATE_KEY):
-                check_form(value, COUNT, f"group {number}/{key}")
-            elif key != "params" and key in given and not _is_like(value, given[key]):
-                raise ValueError(f"group {number} has {value!r} as {key}, where an optimizer has {given[key]!r}")
-
-
-def _is_like(value: Any, given: Any) -> bool:
-    """Say whether an optimizer that has one setting could have another: numbers for numbers, pairs for pairs."""
-    if isinstance(given, list | tuple):
-        return isinstance(value, list | tuple) and len(value) == len(given) and all(map(_is_like, value, given))
-    if isinstance(given, bool):
-        return isinstance(value, bool | None)
-    if isinstance(given, int | float | Tensor):
-        return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
-    return True
-
-
-def _check_states(one: State, taken: State, model: State, optimizer: Optimizer) -> None:
-    """Raise ValueError where what is remembered of a parameter does not belong to it."""
-    places = list(chain.from_iterable(group["params"] for group in taken["param_groups"]))
-    name_of = dict(zip(places, chain.from_iterable(one["parameters"]), strict=True))
-    if len(name_of) < len(places) or len(taken["state"]) < len(one["state"]):
+    places = list(chain.from_iterable(group["params"] for group in groups))
+    if len(set(places)) < len(places) or len(taken["state"]) < len(one["state"]):
         raise ValueError("a place stands twice")
-    if unknown := [place for place in taken["state"] if place not in name_of]:
+    if unknown := [place for place in taken["state"] if place not in places]:
         raise ValueError(f"it remembers something of parameter {unknown[0]}, which it does not have")
-    if not type(optimizer).__module__.startswith("torch.optim."):
-        return
-    for place, state in taken["state"].items():
-        name = name_of[place]
-        shape = model[name].shape if isinstance(model.get(name), Tensor) else None
-        for key, value in state.items():
-            found = list(value.shape) if isinstance(value, Tensor) else value
-            if key in PER_ENTRY and value is not None and (not isinstance(value, Tensor) or value.shape != shape):
-                raise ValueError(f"its {key} of {name} is {found}, where the parameter is {list(shape or ())}")
-            if key == "step" and not _is_like(value, 0):
-                raise ValueError(f"its step of {name} is {found}, which is no number")
 
 
 def _check_sparsifiers(outlines: list[State], saved: list[State], sparsifiers: list[Sparsifier]) -> None:
@@ -435,17 +403,51 @@ def _load_extra_states(undo: ExitStack, model: nn.Module, state: State) -> None:
             ) from error
 
 
-def _load_optimizer(undo: ExitStack, optimizer: Optimizer, state: State) -> None:
+def _load_optimizer(undo: ExitStack, optimizer: Optimizer, state: State, shapes: list[list[Shape]]) -> None:
+    """Load the state of an optimizer of parameters of these shapes; raise ValueError where it could not go on."""
     before = {key: vars(optimizer)[key] for key in ("state", "param_groups")}
     undo.callback(vars(optimizer).update, before)
-    name = type(optimizer).__name__
+    name, todo = type(optimizer).__name__, "load an earlier file"
+    knows = [_remembered(optimizer, group, 2) is not None for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
     except Exception as error:
-        raise ValueError(f"load: {name} refuses the state that was saved: {error!r}; load an earlier file") from error
-    for old, new in zip(before["param_groups"], optimizer.param_groups, strict=True):
-        if missing := [key for key in old if key not in new]:
-            raise ValueError(f"load: the {name} saved lacks {missing[0]}; it is damaged, load an earlier file")
+        raise ValueError(f"load: {name} refuses the state that was saved: {error!r}; {todo}") from error
+    for place, (group, sizes) in enumerate(zip(optimizer.param_groups, shapes, strict=True)):
+        for parameter, shape in zip(group["params"], sizes, strict=True) if knows[place] else ():
+            needed = _remembered(optimizer, group, len(shape))
+            if needed is None:
+                raise ValueError(f"load: {name} can take no step with the settings that were saved; {todo}")
+            held = optimizer.state.get(parameter) or {}
+            for key, of_small in needed.items() if held else ():
+                expected = [size if small > 1 else 1 for size, small in zip(shape, of_small, strict=False)]
+                found = list(held[key].shape) if isinstance(held.get(key), Tensor) else held.get(key)
+                if found != (expected if of_small else []):
+                    raise ValueError(
+                        f"load: {name} remembers {key} {found} of a parameter {list(shape)}, where it needs "
+                        f"{expected if of_small else 'a number'}; {todo}"
+                    )
+
+
+def _remembered(optimizer: Optimizer, group: State, ndim: int) -> dict[str, Shape] | None:
+    """Return the shapes of what one of torch's optimizers remembers of a small parameter; None where nobody knows.
+
+    It takes a step on one: so no list says what optimizers remember, and settings that forbid a step are found.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim.") or not group["params"]:
+        return None
+    like = group["params"][0]
+    small = nn.Parameter(torch.zeros(tuple(range(2, 2 + ndim)), dtype=like.dtype, device=like.device))
+    small.grad = torch.ones_like(small)
+    try:
+        # Such a copy leaves the hooks behind.
+        twin = copy.copy(optimizer)
+        twin.state, twin.param_groups = defaultdict(dict), [{**group, "params": [small]}]
+        twin.step()
+    except Exception:
+        return None
+    remembered = {key: value.shape for key, value in twin.state[small].items() if isinstance(value, Tensor)}
+    return {key: shape for key, shape in remembered.items() if len(shape) in (0, ndim)}
 
 
 def _method_of(sparsifier: Sparsifier) -> str:
@@ -522,6 +524,17 @@ def _first_names(state: State) -> dict[int, str]:
 
 def _names_held(optimizer: Optimizer, names: dict[int, str]) -> list[list[str | None]]:
     return [[names.get(id(parameter)) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _shapes_held(optimizer: Optimizer, names: list[list[str | None]], state: State) -> list[list[Shape]]:
+    """Return the shapes that the parameters of an optimizer will have: the number of units of some may change."""
+    return [
+        [
+            state[name].shape if name in state else parameter.shape
+            for name, parameter in zip(row, group["params"], strict=True)
+        ]
+        for row, group in zip(names, optimizer.param_groups, strict=True)
+    ]
 
 
 def _flat(groups: list[list[str | None]]) -> list[str]:
