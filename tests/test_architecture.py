@@ -30,6 +30,8 @@ FLOORS = [
         "timing_cache",
         "evaluation",
         "rest",
+        "schema",
+        "skeleton",
     },
     {"pieces", "matrix", "topology", "kernels", "tensor_tree"},
     {"sparsity"},

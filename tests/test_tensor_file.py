@@ -1,5 +1,9 @@
+import errno
+import hashlib
 import json
+import os
 import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -157,3 +161,97 @@ def test_a_link_stays_a_link_to_the_new_file(tmp_path):
 def test_what_is_no_file_is_not_replaced(tmp_path, place):
     with pytest.raises(ValueError, match="is a folder or a device; give the name of a file"):
         write_file(Path(place or tmp_path), {"a": torch.zeros(2)}, {})
+
+
+def write_text(path, description, entries=None, content=b""):
+    """Write a file with true digests, of a description in any text and entries of any kind."""
+    metadata = {"cutwork": description, "sha256": hashlib.sha256(description.encode()).hexdigest()}
+    header = json.dumps({"__metadata__": metadata, **(entries or {})}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content)
+
+
+@pytest.mark.parametrize("limit", [0, 8192])
+def test_a_disk_without_room_names_the_file_and_keeps_the_old_one(tmp_path, limit):
+    before = write(tmp_path / "a")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"so the checkpoint was not saved; a file that stood there .*; make room"
+        ) as error:
+            write_file(tmp_path / "a", {"weight": torch.zeros(10_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(tmp_path / "a"))
+    assert (tmp_path / "a").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_place_where_nobody_may_write_is_named(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(errno.EACCES, "Permission denied", "another name")
+
+    monkeypatch.setattr(tensor_file.Path, "replace", refuse)
+    with pytest.raises(
+        PermissionError, match=r"Permission denied, so the checkpoint was not saved; .*give another path"
+    ) as error:
+        write_file(tmp_path / "a", {}, {})
+    assert error.value.filename == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize("read", [read_file, read_description])
+def test_what_is_no_file_is_not_read(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ValueError, match=f"^{place} is a folder or a device; give the name of a file that save"):
+            read(place)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        read(tmp_path / "missing")
+    with pytest.raises(NotADirectoryError, match="inside"):
+        (tmp_path / "file").touch()
+        read(tmp_path / "file" / "inside")
+
+
+def test_a_file_that_nobody_may_read_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "a")
+
+    def refuse(self, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(tensor_file.Path, "open", refuse)
+    with pytest.raises(PermissionError, match=str(tmp_path / "a")):
+        read_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize("read", [read_file, read_description])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "Expecting value"),
+        ("[1]", "it is no object"),
+        ("{", "Expecting property name"),
+        ('{"a": 1, "a": 2}', "a name stands twice"),
+        ("[" * 100_000, "recursion"),
+        ('{"a": ' + "9" * 5000 + "}", "Exceeds the limit"),
+    ],
+)
+def test_a_description_that_is_no_json_object_is_refused(tmp_path, read, text, words):
+    write_text(tmp_path / "a", text)
+    with pytest.raises(ValueError, match=f"a has a description that cannot be read .*{words}.*; copy it anew"):
+        read(tmp_path / "a")
+
+
+def test_a_description_without_the_digest_of_the_tensors_is_refused(tmp_path):
+    write_text(tmp_path / "a", "{}")
+    with pytest.raises(ValueError, match="its tensors do not have the sha256"):
+        read_file(tmp_path / "a")
+    assert read_description(tmp_path / "a") == {}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size"), [("BOOL", [1], 1), ("C64", [1], 8), ("F32", [0, 2**63 - 1, 4], 0), ("F8_E8M0", [1], 1)]
+)
+def test_a_tensor_that_cannot_have_been_written_is_refused(tmp_path, dtype, shape, size):
+    write_text(tmp_path / "a", "{}", {"t": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}, b"\7" * size)
+    with pytest.raises(ValueError, match=f"a holds a tensor 't' of {dtype} .*, which no save.. has written; copy it"):
+        read_file(tmp_path / "a")

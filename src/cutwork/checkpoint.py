@@ -1,17 +1,25 @@
 """Checkpoints: a sparse model, and what else its training needs to go on, in one safetensors file without pickle."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim import Optimizer
 
 from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.patterns import Shape
+from cutwork.schema import COUNT, Named, Number, check_form
 from cutwork.sharding import is_sharded
+from cutwork.skeleton import skeleton
 from cutwork.sparsifier import STATE_KEY, Sparsifier
 from cutwork.sparsity import Fixed
 from cutwork.structure import LayerRecord, State, Structure, under
@@ -21,6 +29,27 @@ from cutwork.tensor_tree import TensorTable
 # Version 2 says of each layer how it is stored; before that there was dense storage only.
 VERSION = 2
 READABLE = (1, 2)
+
+# What the description must look like; what stands for values of any kind is checked by the table of tensors.
+FORM = {
+    "version": COUNT,
+    "layers": Named(object),
+    "attentions": [str],
+    "model": Named(object),
+    "optimizers": [
+        {
+            "type": str,
+            "parameters": [[(str, None)]],
+            "state": [[(COUNT, str), Named(object)]],
+            "rest": Named(object),
+        }
+    ],
+    "sparsifiers": [{"layers": [str], "method?": str, "state": {"steps_done": COUNT, "exploration?": object}}],
+    "extra": Named(object),
+}
+# How many times larger than itself a file may become in memory, where masks of bits become bytes, and how many times
+# larger than the model: what is not kept is not in the file, neither of weights nor of what an optimizer remembers.
+UNFOLDS, COPIES = 10, 16
 
 Masks = Mapping[int, tuple[str, Tensor]]
 
@@ -59,6 +88,7 @@ def save(
     Under a fixed mask only what is kept is stored, of weights and of optimizer state, as long as the rest is zero (the
     sign of these zeros is lost). `extra` takes numbers, text, tensors, and lists, tuples and dicts of these: the
     epoch, the state of a learning-rate scheduler, and `torch.get_rng_state()`, which is not saved unless given here.
+    Numbers of numpy come back as Python's, paths as text.
     A process killed while it saves leaves the old file as it was. Where several train one model, one of them saves.
 
     >>> import tempfile
@@ -119,30 +149,53 @@ def load(
     other after the layers are sparse. If anything is wrong, nothing has changed.
     """
     tensors, description = read_file(Path(path))
-    _check_version(path, description)
-    table = TensorTable(tensors)
-    structure = _structure(description)
-    state: State = {key: table.take(node) for key, node in description["model"].items()}
-    sparsifiers, optimizers = _listed(sparsifier), _listed(optimizer)
-    _check_model("load", model)
-    structure.check(model)
-    found = structure.state_of(model)
-    structure.check_indices(model, state)
-    _check_tensors(path, structure.known_part(model, state), structure.comparable(found))
-    structure.check_masks(state)
-    _check_belong("load", model, sparsifiers, optimizers)
-    sparsifier_states = _take_sparsifiers(table, description["sparsifiers"], sparsifiers)
-    optimizer_states = _take_optimizers(table, description["optimizers"], optimizers, _first_names(found))
-    extra = table.take(description["extra"])
+    with _naming(path):
+        return _load(TensorTable(tensors), _checked(description), model, _listed(sparsifier), _listed(optimizer))
 
+
+def _load(
+    table: TensorTable, description: State, model: nn.Module, sparsifiers: list[Sparsifier], optimizers: list[Optimizer]
+) -> Checkpoint:
+    """Find out all that could be wrong, at first without memory, then with what the file holds, and only then load."""
+    structure = _structure(description)
+    _check_model("load", model)
+    _check_belong("load", model, sparsifiers, optimizers)
+    _check_nodes(table, description)
+    # What nobody asks for stays in the file.
+    wanted = {
+        **description,
+        "optimizers": description["optimizers"][: len(optimizers)],
+        "sparsifiers": description["sparsifiers"][: len(sparsifiers)],
+    }
+    outline = table.outline()
+    outlines = _taken(outline, wanted)
+    structure.check(model)
+    built = skeleton(model)
+    structure.build(built, outlines["model"])
+    structure.make_room(built, outlines["model"])
+    _check_tensors(outlines["model"], dict(built.state_dict(keep_vars=True)))
+    _check_optimizers(outlines, description["optimizers"], optimizers, _first_names(model.state_dict(keep_vars=True)))
+    _check_sparsifiers(outlines["sparsifiers"], description["sparsifiers"], sparsifiers)
+    _check_size(table, outline, model)
+
+    taken = _taken(table, wanted)
+    state = taken["model"]
+    structure.check_masks(state)
+    structure.check_indices(built, state)
+    with ExitStack() as undo:
+        # What code of others may refuse comes first, and is taken back; the rest has been tried.
+        _load_extra_states(undo, model, state)
+        for sparsifier in sparsifiers:
+            undo.callback(sparsifier.load_state_dict, sparsifier.state_dict())
+        for optimizer, one, saved in zip(optimizers, taken["optimizers"], wanted["optimizers"], strict=True):
+            _load_optimizer(undo, optimizer, one, _shapes_held(optimizer, saved["parameters"], state))
+        for sparsifier, one in zip(sparsifiers, taken["sparsifiers"], strict=True):
+            sparsifier.load_state_dict(one)
+        undo.pop_all()
     structure.build(model, state)
     model.load_state_dict(state)
-    for one_optimizer, one_state in zip(optimizers, optimizer_states, strict=True):
-        one_optimizer.load_state_dict(one_state)
-    for one_sparsifier, one_state in zip(sparsifiers, sparsifier_states, strict=True):
-        one_sparsifier.load_state_dict(one_state)
     layers = sparse_layers(model)
-    return Checkpoint({name: layers[name] for name in structure.layers}, extra)
+    return Checkpoint({name: layers[name] for name in structure.layers if name in layers}, taken["extra"])
 
 
 def describe(path: str | Path) -> Description:
@@ -159,8 +212,8 @@ def describe(path: str | Path) -> Description:
     fixed 2:4 at density 0.5, estimate=False [0]
     """
     description = read_description(Path(path))
-    _check_version(path, description)
-    structure = _structure(description)
+    with _naming(path):
+        structure = _structure(_checked(description))
     return Description(
         version=description["version"],
         layers=structure.layers,
@@ -170,9 +223,62 @@ def describe(path: str | Path) -> Description:
     )
 
 
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Name a file in whatever is found wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _checked(description: State) -> State:
+    """Return a description that has its form; raise ValueError for any other."""
+    version = description.get("version")
+    if version not in READABLE:
+        raise ValueError(
+            f"it is a checkpoint of version {version!r}; this cutwork reads versions up to {VERSION}; use the one that "
+            "wrote it, or a newer one"
+        )
+    check_form(description, FORM, "the description")
+    return description
+
+
 def _structure(description: State) -> Structure:
-    layers = {name: LayerRecord(**record) for name, record in description["layers"].items()}
-    return Structure(layers, description["attentions"])
+    return Structure.read(description["layers"], description["attentions"])
+
+
+def _check_nodes(table: TensorTable, description: State) -> None:
+    """Raise ValueError unless all that stands for values can be taken from a table."""
+    for key, node in description["model"].items():
+        table.check(node, key)
+    for place, one in enumerate(description["optimizers"]):
+        table.check(one["rest"], f"optimizers/{place}")
+        for number, node in one["state"]:
+            table.check(node, f"optimizers/{place}/{number}")
+    for place, one in enumerate(description["sparsifiers"]):
+        table.check(one["state"], f"sparsifiers/{place}")
+    table.check(description["extra"], "extra")
+
+
+def _taken(table: TensorTable, description: State) -> State:
+    """Return the values of a checkpoint, with tensors from a table."""
+
+    def entries(node: Any) -> State:
+        value = table.take(node)
+        if not isinstance(value, dict):
+            raise ValueError(f"the description has {node!r} where names stand; it is damaged, load an earlier file")
+        return value
+
+    return {
+        "model": {key: table.take(node) for key, node in description["model"].items()},
+        "optimizers": [
+            {**entries(one["rest"]), "state": {place: entries(node) for place, node in one["state"]}}
+            for one in description["optimizers"]
+        ],
+        "sparsifiers": [table.take(one["state"]) for one in description["sparsifiers"]],
+        "extra": entries(description["extra"]),
+    }
 
 
 def _put_optimizer(table: TensorTable, optimizer: Optimizer, name: str, names: dict[int, str], masks: Masks) -> State:
@@ -191,18 +297,15 @@ def _put_optimizer(table: TensorTable, optimizer: Optimizer, name: str, names: d
     }
 
 
-def _take_optimizers(
-    table: TensorTable, saved: list[State], optimizers: list[Optimizer], names: dict[int, str]
-) -> list[State]:
-    if not optimizers:
-        return []
+def _check_optimizers(outlines: State, saved: list[State], optimizers: list[Optimizer], names: dict[int, str]) -> None:
+    """Raise ValueError where optimizers are not those that were saved, or could not go on with what is saved."""
     wanted, given = [one["type"] for one in saved], [type(one).__name__ for one in optimizers]
-    if wanted != given:
+    if optimizers and wanted != given:
         raise ValueError(
             f"load: the checkpoint holds {', '.join(wanted) or 'no optimizer'}; got {', '.join(given)}; give the same "
             "in the same order, or none"
         )
-    for one, optimizer in zip(saved, optimizers, strict=True):
+    for one, taken, optimizer in zip(saved, outlines["optimizers"], optimizers, strict=False):
         if (found := _names_held(optimizer, names)) != one["parameters"]:
             pairs = zip_longest(_flat(one["parameters"]), _flat(found), fillvalue="the end")
             old, new = next(pair for pair in pairs if pair[0] != pair[1])
@@ -210,17 +313,38 @@ def _take_optimizers(
                 f"load: the {one['type']} given trains other parameters than the one saved, first {new} where that had "
                 f"{old}; build it over the same ones in the same groups, after their layers are sparse"
             )
-    return [
-        {"state": {place: table.take(node) for place, node in one["state"]}, **table.take(one["rest"])} for one in saved
-    ]
+        try:
+            _check_places(one, taken)
+        except ValueError as error:
+            raise ValueError(f"load: the {one['type']} saved is damaged: {error}; load an earlier file") from error
 
 
-def _take_sparsifiers(table: TensorTable, saved: list[State], sparsifiers: list[Sparsifier]) -> list[State]:
+def _check_places(one: State, taken: State) -> None:
+    """Raise ValueError where groups do not say which parameter is which, or a state belongs to none."""
+    groups: Any = taken.get("param_groups")
+    check_form(groups, [Named(object)], "param_groups")
+    for number, group in enumerate(groups):
+        check_form(group.get("params"), [(COUNT, str)], f"param_groups/{number}/params")
+        for key in group:
+            if str(key).startswith(STATE_KEY):
+                check_form(group[key], COUNT, f"param_groups/{number}/{key}")
+    if more := sorted(str(key) for key in taken if str(key).startswith(STATE_KEY)):
+        raise ValueError(f"it holds {more[0]}, which belongs to a sparsifier")
+    if [len(group["params"]) for group in groups] != [len(names) for names in one["parameters"]]:
+        raise ValueError("its groups have not as many places as parameters")
+    places = list(chain.from_iterable(group["params"] for group in groups))
+    if len(set(places)) < len(places) or len(taken["state"]) < len(one["state"]):
+        raise ValueError("a place stands twice")
+    if unknown := [place for place in taken["state"] if place not in places]:
+        raise ValueError(f"it remembers something of parameter {unknown[0]}, which it does not have")
+
+
+def _check_sparsifiers(outlines: list[State], saved: list[State], sparsifiers: list[Sparsifier]) -> None:
     if sparsifiers and len(sparsifiers) != len(saved):
         raise ValueError(
             f"load: the checkpoint holds {len(saved)} sparsifiers; got {len(sparsifiers)}; give as many, or none"
         )
-    for one, sparsifier in zip(saved, sparsifiers, strict=False):
+    for one, taken, sparsifier in zip(saved, outlines, sparsifiers, strict=False):
         if differing := sorted(set(one["layers"]) ^ set(sparsifier.layers)):
             raise ValueError(
                 f"load: the sparsifier saved and the one given move different layers; they differ in "
@@ -232,21 +356,102 @@ def _take_sparsifiers(table: TensorTable, saved: list[State], sparsifiers: list[
                 f"load: the sparsifier saved moves masks by {one['method']}, the one given by "
                 f"{_method_of(sparsifier)}; sparsify() with the same method, or load without it and begin anew"
             )
-        if missing := set(sparsifier.state_dict()) - set(one["state"]):
+        given = sparsifier.state_dict()
+        if missing := set(given) - set(taken):
             raise ValueError(f"load: the sparsifier was saved without {', '.join(missing)}; make this with track=False")
-    return [table.take(one["state"]) for one in saved[: len(sparsifiers)]]
+        if "exploration" in given:
+            _check_exploration(taken["exploration"], given["exploration"])
+
+
+def _check_exploration(taken: Any, given: State) -> None:
+    """Raise ValueError where what was explored is not of the layers that go on exploring."""
+    sets = ("first", "ever", "always", "now")
+    check_form(taken, {name: {**dict.fromkeys(sets, Tensor), "turnovers": [Number()]} for name in given}, "exploration")
+    for name, seen in given.items():
+        for key in sets:
+            found, mask = taken[name][key], seen[key]
+            if found.dtype != torch.bool or found.shape != mask.shape:
+                raise ValueError(
+                    f"load: the exploration of {name} is {found.dtype} {list(found.shape)}, where its mask is "
+                    f"{list(mask.shape)}; the file is damaged, load an earlier one"
+                )
+
+
+def _check_size(table: TensorTable, outline: TensorTable, model: nn.Module) -> None:
+    """Raise ValueError where a file asks for more memory than itself and the model account for."""
+    stored = sum(tensor.nbytes for tensor in table.tensors.values())
+    held = sum(tensor.nbytes for tensor in model.state_dict().values() if isinstance(tensor, Tensor))
+    if outline.bytes_taken > UNFOLDS * stored + COPIES * held:
+        raise ValueError(
+            f"its {stored} bytes of tensors ask for {outline.bytes_taken} bytes, more than they and the model account "
+            "for; it is damaged, load an earlier file"
+        )
+
+
+def _load_extra_states(undo: ExitStack, model: nn.Module, state: State) -> None:
+    """Let modules with a state of their own kind take it; raise ValueError where one refuses."""
+    for name, module in model.named_modules():
+        key = under(name, "_extra_state")
+        if key not in state:
+            continue
+        undo.callback(module.set_extra_state, module.get_extra_state())
+        try:
+            module.set_extra_state(state[key])
+        except Exception as error:
+            raise ValueError(
+                f"{name or 'the model itself'} refuses its extra state: {error!r}; load another"
+            ) from error
+
+
+def _load_optimizer(undo: ExitStack, optimizer: Optimizer, state: State, shapes: list[list[Shape]]) -> None:
+    """Load the state of an optimizer of parameters of these shapes; raise ValueError where it could not go on."""
+    before = {key: vars(optimizer)[key] for key in ("state", "param_groups")}
+    undo.callback(vars(optimizer).update, before)
+    name, todo = type(optimizer).__name__, "load an earlier file"
+    knows = [_remembered(optimizer, group, 2) is not None for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except Exception as error:
+        raise ValueError(f"load: {name} refuses the state that was saved: {error!r}; {todo}") from error
+    for place, (group, sizes) in enumerate(zip(optimizer.param_groups, shapes, strict=True)):
+        for parameter, shape in zip(group["params"], sizes, strict=True) if knows[place] else ():
+            needed = _remembered(optimizer, group, len(shape))
+            if needed is None:
+                raise ValueError(f"load: {name} can take no step with the settings that were saved; {todo}")
+            held = optimizer.state.get(parameter) or {}
+            for key, of_small in needed.items() if held else ():
+                expected = [size if small > 1 else 1 for size, small in zip(shape, of_small, strict=False)]
+                found = list(held[key].shape) if isinstance(held.get(key), Tensor) else held.get(key)
+                if found != (expected if of_small else []):
+                    raise ValueError(
+                        f"load: {name} remembers {key} {found} of a parameter {list(shape)}, where it needs "
+                        f"{expected if of_small else 'a number'}; {todo}"
+                    )
+
+
+def _remembered(optimizer: Optimizer, group: State, ndim: int) -> dict[str, Shape] | None:
+    """Return the shapes of what one of torch's optimizers remembers of a small parameter; None where nobody knows.
+
+    It takes a step on one: so no list says what optimizers remember, and settings that forbid a step are found.
+    """
+    if not type(optimizer).__module__.startswith("torch.optim.") or not group["params"]:
+        return None
+    like = group["params"][0]
+    small = nn.Parameter(torch.zeros(tuple(range(2, 2 + ndim)), dtype=like.dtype, device=like.device))
+    small.grad = torch.ones_like(small)
+    try:
+        # Such a copy leaves the hooks behind.
+        twin = copy.copy(optimizer)
+        twin.state, twin.param_groups = defaultdict(dict), [{**group, "params": [small]}]
+        twin.step()
+    except Exception:
+        return None
+    remembered = {key: value.shape for key, value in twin.state[small].items() if isinstance(value, Tensor)}
+    return {key: shape for key, shape in remembered.items() if len(shape) in (0, ndim)}
 
 
 def _method_of(sparsifier: Sparsifier) -> str:
     return type(sparsifier.method).__name__
-
-
-def _check_version(path: str | Path, description: State) -> None:
-    if description["version"] not in READABLE:
-        raise ValueError(
-            f"{path} is a checkpoint of version {description['version']}; this cutwork reads versions up to {VERSION}; "
-            "use the one that wrote it, or a newer one"
-        )
 
 
 def _check_model(what: str, model: nn.Module) -> None:
@@ -262,6 +467,8 @@ def _check_model(what: str, model: nn.Module) -> None:
                 f"{what}: {key} is sharded over processes; use torch.distributed.checkpoint, which takes the model's "
                 "state dict as it is, or gather it first with get_model_state_dict and full_state_dict=True"
             )
+        if isinstance(value, UninitializedBuffer | UninitializedParameter):
+            raise ValueError(f"{what}: {key} has no shape yet; run one batch through the model first")
         if isinstance(value, Tensor) and value.is_meta:
             raise ValueError(f"{what}: {key} is on the meta device and has no memory; give it some with to_empty()")
 
@@ -285,13 +492,13 @@ def _check_belong(what: str, model: nn.Module, sparsifiers: list[Sparsifier], op
             )
 
 
-def _check_tensors(path: str | Path, saved: State, found: State) -> None:
+def _check_tensors(saved: State, found: State) -> None:
     saved, found = _outlines(saved), _outlines(found)
     differing = [key for key in {**saved, **found} if saved.get(key) != found.get(key)]
     if differing:
         key = differing[0]
         raise ValueError(
-            f"{path} was saved from another model: {len(differing)} of {len(saved)} tensors differ, first {key}: "
+            f"it was saved from another model: {len(differing)} of {len(saved)} tensors differ, first {key}: "
             f"{saved.get(key, 'nothing')} in the checkpoint, {found.get(key, 'nothing')} in the model; build the model "
             "that was saved, in the same dtypes"
         )
@@ -317,6 +524,17 @@ def _first_names(state: State) -> dict[int, str]:
 
 def _names_held(optimizer: Optimizer, names: dict[int, str]) -> list[list[str | None]]:
     return [[names.get(id(parameter)) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _shapes_held(optimizer: Optimizer, names: list[list[str | None]], state: State) -> list[list[Shape]]:
+    """Return the shapes that the parameters of an optimizer will have: the number of units of some may change."""
+    return [
+        [
+            state[name].shape if name in state else parameter.shape
+            for name, parameter in zip(row, group["params"], strict=True)
+        ]
+        for row, group in zip(names, optimizer.param_groups, strict=True)
+    ]
 
 
 def _flat(groups: list[list[str | None]]) -> list[str]:

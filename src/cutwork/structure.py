@@ -1,16 +1,18 @@
 """What makes the layers of a model sparse, as data: read off one model, and built into another."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
-from cutwork.layers.attention import OpenAttention, disable_fused_paths, open_attention, projections
+from cutwork.layers.attention import OpenAttention, disable_fused_paths, open_attention
 from cutwork.layers.compress import become_compressed
-from cutwork.layers.compressed import INDEX_KEYS, Compressed, checked_topology
+from cutwork.layers.compressed import Compressed, checked_topology, why_no_storage
 from cutwork.layers.fixed_index import FixedIndex
 from cutwork.layers.swap import (
+    Candidate,
     SparseLayer,
     can_swap,
     candidates,
@@ -19,14 +21,40 @@ from cutwork.layers.swap import (
     sparse_layers,
 )
 from cutwork.matrix import matrix_shape, to_matrix
-from cutwork.patterns import Pattern, parse
+from cutwork.patterns import Block, Pattern, Shape, Shuffled, parse
+from cutwork.schema import Named, Number, check_form
 from cutwork.sparsity import Fixed, Learned, Reprojected, Sparsity
+from cutwork.topology import Topology
 
 KINDS = {"fixed": Fixed, "reprojected": Reprojected, "learned": Learned}
 
 DENSE, COMPRESSED = "dense", "compressed"
-# What a compressed layer has instead of a weight, as its state dict names it.
-COMPRESSED_KEYS = ("values", *INDEX_KEYS)
+STORAGES = (DENSE, COMPRESSED)
+# How large a tile may be of which none is kept, so that no number of the file speaks for its size.
+LARGEST_ABSENT = 2**20
+
+# What the JSON of a record must look like, and the options of each kind.
+RECORD = {
+    "kind": str,
+    "pattern": str,
+    "density": Number(0, 1),
+    "transposed": bool,
+    "tied": [str],
+    "options": Named(object),
+    "mask_density": Number(0, 1),
+    "mask_is_legal": bool,
+    "frozen": [str],
+    "storage?": str,
+}
+OPTIONS = {
+    "fixed": {"estimate": bool},
+    "reprojected": {"decay": Number()},
+    "learned": {
+        "score_range": (None, [Number(), Number()]),
+        "dense_weight_gradient": bool,
+        "bits": Number(0, 62, is_whole=True),
+    },
+}
 
 State = dict[str, Any]
 
@@ -75,6 +103,21 @@ class Structure:
         records = {names[0]: _record(names[0], layers[names[0]], names[1:]) for names in sharers.values()}
         return cls(records, [name for name, module in _all_modules(model) if isinstance(module, OpenAttention)])
 
+    @classmethod
+    def read(cls, layers: dict[str, Any], attentions: list[str]) -> "Structure":
+        """Make a structure of JSON again; raise ValueError where it is none."""
+        check_form(layers, Named(RECORD), "layers")
+        check_form(attentions, [str], "attentions")
+        records = {name: LayerRecord(**record) for name, record in layers.items()}
+        names: set[str] = set()
+        for name, record in records.items():
+            _check_record(name, record)
+            sharers = [name, *record.tied]
+            if len(names | set(sharers)) != len(names) + len(sharers):
+                raise ValueError(f"{name or 'the model itself'} is described twice")
+            names.update(sharers)
+        return cls(records, attentions)
+
     def check(self, model: nn.Module) -> None:
         """Raise ValueError unless the layers of a model are dense, or sparse in just this way."""
         present, found = Structure.of(model).layers, candidates(model)
@@ -83,93 +126,61 @@ class Structure:
                 f"{more[0]} is {present[more[0]]} in the model, but not sparse in the checkpoint; load into a dense "
                 "model, or bake() this one"
             )
+        modules = dict(_all_modules(model))
+        for name in self.attentions:
+            if type(modules.get(name)) not in (nn.MultiheadAttention, OpenAttention):
+                raise ValueError(
+                    f"{name or 'the model itself'} is an attention in the checkpoint, but none in the model; build the "
+                    "model that was saved"
+                )
         for name, record in self.layers.items():
             if name in present:
                 if present[name] != record:
                     raise ValueError(_difference(name, record, present[name]))
                 continue
             for each in (name, *record.tied):
-                kind = found[each].kind if each in found else None
-                if kind is None or not can_swap(kind) or is_conv1d_class(kind) != record.transposed:
-                    raise ValueError(
-                        f"{each or 'the model itself'} is {record} in the checkpoint, but no layer of this model that "
-                        "can be; build the model that was saved, without what wraps it (as in wrapped.module)"
-                    )
+                _check_candidate(each, record, found.get(each), self.attentions)
 
     def check_masks(self, state: State) -> None:
         """Raise ValueError unless every mask in a state dict is legal, where it was so in the model described."""
         for name, record in self.layers.items():
             if record.storage == COMPRESSED:
                 continue
-            matrix = to_matrix(state[under(name, "sparsity.mask")], transposed=record.transposed)
-            if record.mask_is_legal and not parse(record.pattern).allows(matrix):
+            matrix, pattern = (
+                to_matrix(state[under(name, "sparsity.mask")], transposed=record.transposed),
+                parse(record.pattern),
+            )
+            pattern.check(matrix.shape)
+            if record.mask_is_legal and not pattern.allows(matrix):
                 raise ValueError(
                     f"{name}: the mask in the checkpoint is not legal for {record.pattern}; save it with a pattern "
                     "that allows it"
                 )
 
-    def check_indices(self, model: nn.Module, state: State) -> None:
-        """Raise ValueError unless every compressed weight in a state dict is sound and fits its layer in a model."""
-        found = self.state_of(model)
+    def check_indices(self, skeleton: nn.Module, state: State) -> None:
+        """Raise ValueError unless each compressed weight in a state dict is sound and fits its layer in a skeleton."""
         for name, record in self.layers.items():
-            if record.storage != COMPRESSED:
+            if record.storage == DENSE:
                 continue
-            values, ptr, col, order = (state.get(under(name, key)) for key in COMPRESSED_KEYS)
-            if values is None or ptr is None or col is None:
-                raise ValueError(f"{name}: the checkpoint holds no values and index of it; save the model again")
-            weights = {id(found.get(under(each, "weight"))) for each in (name, *record.tied)}
-            if len(weights) > 1:
+            layer = cast(Compressed, skeleton.get_submodule(name))
+            values, ptr, col = (state[under(name, key)] for key in ("values", "sparsity.ptr", "sparsity.col"))
+            order = state.get(under(name, "sparsity.order"))
+            index = layer.sparsity
+            tile = index.rows * index.columns
+            if not values.numel() and tile > max(LARGEST_ABSENT, index.shape[0] * index.shape[1]):
                 raise ValueError(
-                    f"{name} shares its weight with {', '.join(record.tied)} in the checkpoint, but not in the model; "
-                    "build the model that was saved"
+                    f"{name or 'the model itself'} keeps no unit, and those of {record.pattern} are larger than it is; "
+                    "save it with smaller ones"
                 )
-            shape, dtype = _outline(model, name, found, transposed=record.transposed)
-            if values.dtype != dtype:
-                raise ValueError(
-                    f"{name} holds {values.dtype} in the checkpoint, but {dtype} in the model; build the model in the "
-                    "same dtypes; where this layer alone was packed so, sparsify() the model as before, and call "
-                    f"pack(model, forms={{{name!r}: 'tiles-bf16'}}) before loading"
-                )
-            checked_topology(name, shape, parse(record.pattern), values=values, ptr=ptr, col=col, order=order)
-
-    def known_part(self, model: nn.Module, state: State) -> State:
-        """Return the entries of a state dict that a model has before `build`, as it has them."""
-        present = sparse_layers(model)
-        prefixes = tuple(under(name, "sparsity.") for name in self.layers if name not in present)
-        new = {id(value) for key, value in state.items() if key.startswith(prefixes)}
-        return {key: value for key, value in self.comparable(state).items() if id(value) not in new}
-
-    def comparable(self, state: State) -> State:
-        """Return the entries of a state dict whose sizes must agree: not the weights of compressed layers."""
-        names = [
-            each
-            for name, record in self.layers.items()
-            if record.storage == COMPRESSED
-            for each in (name, *record.tied)
-        ]
-        keys = {under(name, key) for name in names for key in ("weight", *COMPRESSED_KEYS)}
-        # A layer that stands in several places has its weight under the names of all.
-        weights = {id(value) for key, value in state.items() if key in keys}
-        return {key: value for key, value in state.items() if id(value) not in weights}
-
-    def state_of(self, model: nn.Module) -> State:
-        """Return the state of a model under the keys that it will have when its attentions are open."""
-        state = dict(model.state_dict(keep_vars=True))
-        parts: dict[int, dict[str, tuple[Tensor, Tensor | None]]] = {}
-        for name, module in _all_modules(model):
-            if name not in self.attentions or type(module) is not nn.MultiheadAttention:
-                continue
-            for key in ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                state.pop(under(name, key), None)
-            # One module may stand in several places; its parts must be the same tensors in each.
-            for part, (weight, bias) in parts.setdefault(id(module), projections(module)).items():
-                state[under(name, f"{part}.weight")] = weight
-                if bias is not None:
-                    state[under(name, f"{part}.bias")] = bias
-        return state
+            checked_topology(name, index.shape, index.pattern, values=values, ptr=ptr, col=col, order=order)
 
     def build(self, model: nn.Module, state: State) -> None:
-        """Make those layers sparse that are dense, with masks and parameters of their own from a state dict."""
+        """Make those layers sparse that are dense, with masks and parameters of their own from a state dict.
+
+        Done to a `skeleton` it finds out whether it can be done, and what becomes of the model: then compressed layers
+        that are there already get the sizes they will have. Raises ValueError where it cannot; the skeleton is then of
+        no more use, and the model should not have been tried.
+        """
         for name, module in list(model.named_modules()):
             if name in self.attentions and type(module) is nn.MultiheadAttention:
                 open_attention(module)
@@ -178,12 +189,28 @@ class Structure:
         for name, record in self.layers.items():
             if name in present:
                 continue
+            weight = _shared_weight(record, name, model)
             if record.storage == COMPRESSED:
                 _build_compressed(record, name, model, state)
             else:
-                sparsity = _build(record, name, model.get_submodule(name).weight, state)  # pyrefly: ignore
+                sparsity = _build(record, name, weight, state)
                 built |= dict.fromkeys((name, *record.tied), sparsity)
         make_sparse(model, built)
+
+    def make_room(self, skeleton: nn.Module, state: State) -> None:
+        """Give compressed layers of a skeleton as many units as a state dict has, as the model does in loading."""
+        for name, record in self.layers.items():
+            values, col = (state.get(under(name, key)) for key in ("values", "sparsity.col"))
+            if record.storage == DENSE or not isinstance(values, Tensor) or not isinstance(col, Tensor):
+                continue
+            layers = [cast(Compressed, skeleton.get_submodule(each)) for each in (name, *record.tied)]
+            held = layers[0].values
+            if values.ndim == held.ndim and values.shape[1:] == held.shape[1:] and col.shape == values.shape[:1]:
+                trained = nn.Parameter(held.new_empty(values.shape), requires_grad=held.requires_grad)
+                for layer in layers:
+                    layer.values = trained
+                index = layers[0].sparsity
+                index.col = index.col.new_empty(col.shape)
 
 
 def under(name: str, key: str) -> str:
@@ -250,8 +277,103 @@ def _text_of(name: str, pattern: Pattern) -> str:
     return str(pattern)
 
 
+def _check_record(name: str, record: LayerRecord) -> None:
+    """Raise ValueError where a record contradicts itself, or this version does not know it."""
+    place = f"layers/{name}"
+    if record.kind not in KINDS:
+        raise ValueError(f"{place} is of the kind {record.kind!r}, but there are {', '.join(KINDS)}")
+    check_form(record.options, OPTIONS[record.kind], f"{place}/options")
+    if record.storage not in STORAGES:
+        raise ValueError(f"{place} has the storage {record.storage!r}, but there are {', '.join(STORAGES)}")
+    pattern = parse(record.pattern)
+    if record.storage != DENSE and (reason := why_no_storage(pattern)):
+        raise ValueError(f"{place} is {record.storage}: {reason}")
+    if record.storage != DENSE and record.kind != "fixed":
+        raise ValueError(f"{place} is {record.storage}, which only fixed masks are; it is {record.kind}")
+
+
+def _check_candidate(name: str, record: LayerRecord, found: Candidate | None, attentions: list[str]) -> None:
+    """Raise ValueError where a dense layer of a model cannot become what a record says."""
+    can_be = (
+        found is not None
+        and can_swap(found.kind)
+        and is_conv1d_class(found.kind) == record.transposed
+        and found.attention in (None, *attentions)
+    )
+    if found is None or not can_be:
+        raise ValueError(
+            f"{name or 'the model itself'} is {record} in the checkpoint, but no layer of this model that can be; "
+            "build the model that was saved, without what wraps it (as in wrapped.module)"
+        )
+    if found.obstacle:
+        raise ValueError(f"{name or 'the model itself'} is {record} in the checkpoint, but cannot be: {found.obstacle}")
+
+
+def _shared_weight(record: LayerRecord, name: str, model: nn.Module) -> nn.Parameter:
+    """Return the weight of a layer; raise ValueError where not all have it that should."""
+    weights = [cast(nn.Parameter, model.get_submodule(each).weight) for each in (name, *record.tied)]
+    if any(weight is not weights[0] for weight in weights):
+        raise ValueError(
+            f"{name} shares its weight with {', '.join(record.tied)} in the checkpoint, but not in the model; build "
+            "the model that was saved"
+        )
+    return weights[0]
+
+
+def _own_tensors(record: LayerRecord, name: str, shape: Shape, state: State) -> dict[str, Tensor]:
+    """Return what a state dict has for the sparsity of a layer; raise ValueError where that is not what it needs."""
+    prefix, needed = under(name, "sparsity."), _needed(record, shape)
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if differing := sorted(set(own) ^ set(needed)):
+        raise ValueError(
+            f"{prefix}{differing[0]} is {'unknown' if differing[0] in own else 'missing'} in the checkpoint, where "
+            f"{name or 'the model itself'} is {record}; save the model again"
+        )
+    for key, (dtype, sizes) in needed.items():
+        _check_outline(f"{prefix}{key}", own[key], dtype, sizes)
+    return own
+
+
+def _check_outline(name: str, value: Any, dtype: torch.dtype | None, sizes: Sequence[int | None]) -> None:
+    is_right = (
+        isinstance(value, Tensor)
+        and (value.is_floating_point() if dtype is None else value.dtype == dtype)
+        and value.ndim == len(sizes)
+        and all(size in (None, found) for size, found in zip(sizes, value.shape, strict=True))
+    )
+    if not is_right:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else "no tensor"
+        wanted = ", ".join("any" if size is None else str(size) for size in sizes)
+        raise ValueError(
+            f"{name} is {found} in the checkpoint, but the model needs {dtype or 'floating point'} [{wanted}]; build "
+            "the model that was saved, in the same dtypes"
+        )
+
+
+def _needed(record: LayerRecord, shape: Shape) -> dict[str, tuple[torch.dtype | None, Sequence[int | None]]]:
+    """Return what the sparsity of a layer whose weight has this shape needs in a state dict.
+
+    That is, of each tensor, its dtype, or None for floating point, and its shape, in which None is any size.
+    """
+    pattern, matrix = parse(record.pattern), matrix_shape(shape, transposed=record.transposed)
+    needed: dict[str, tuple[torch.dtype | None, Sequence[int | None]]] = {}
+    if record.storage == COMPRESSED:
+        needed |= {"ptr": (torch.int32, [None]), "col": (torch.int32, [None])}
+        if isinstance(pattern, Shuffled):
+            needed["order"] = torch.int32, [None]
+    else:
+        needed["mask"] = torch.bool, shape
+    if record.options.get("estimate"):
+        needed |= {"energy_in": (None, [shape[0 if record.transposed else 1]]), "energy_out": (None, [matrix[0]])}
+    if record.kind == "learned":
+        needed["scores"] = None, pattern.grid(matrix)
+    if record.options.get("bits"):
+        needed |= {"shift": (None, [1]), "scale": (None, [1])}
+    return needed
+
+
 def _build(record: LayerRecord, name: str, weight: nn.Parameter, state: State) -> Sparsity:
-    own = {key: state[under(name, f"sparsity.{key}")].to(weight.device) for key in _keys_under(name, state)}
+    own = {key: value.to(weight.device) for key, value in _own_tensors(record, name, weight.shape, state).items()}
     options = dict(record.options)
     bits = options.pop("bits", 0)
     if record.kind == "learned":
@@ -277,17 +399,19 @@ def _build(record: LayerRecord, name: str, weight: nn.Parameter, state: State) -
 def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: State) -> None:
     """Make a dense layer, and those that share its weight, compressed; the values themselves are loaded later."""
     weight = cast(nn.Parameter, model.get_submodule(name).weight)
-    own = {key: state[under(name, f"sparsity.{key}")].to(weight.device) for key in _keys_under(name, state)}
-    shape = matrix_shape(weight.shape, transposed=record.transposed)
-    pattern, values = parse(record.pattern), state[under(name, "values")]
+    own = {key: value.to(weight.device) for key, value in _own_tensors(record, name, weight.shape, state).items()}
+    pattern, values = parse(record.pattern), cast(Tensor, state.get(under(name, "values")))
+    rows, columns = _unit_of(pattern)
+    _check_outline(under(name, "values"), values, weight.dtype, [None, columns, rows])
     energies = None
     if record.options["estimate"]:
         energy_in, energy_out = (
             nn.Parameter(own[key], requires_grad=key not in record.frozen) for key in ("energy_in", "energy_out")
         )
         energies = energy_in, energy_out
+    shape = matrix_shape(weight.shape, transposed=record.transposed)
     index = FixedIndex(
-        checked_topology(name, shape, pattern, values=values, ptr=own["ptr"], col=own["col"], order=own.get("order")),
+        Topology(shape, rows, columns, own["ptr"], own["col"], own.get("order")),
         weight.shape,
         pattern=pattern,
         density=record.density,
@@ -300,19 +424,10 @@ def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: S
     disable_fused_paths(model)
 
 
-def _outline(model: nn.Module, name: str, found: State, *, transposed: bool) -> tuple[tuple[int, int], torch.dtype]:
-    """Return the shape, as a matrix, and the dtype of the weight that a layer has, or will have when it is open."""
-    weight = found.get(under(name, "weight"))
-    if weight is not None:
-        return matrix_shape(weight.shape, transposed=transposed), weight.dtype
-    layer = model.get_submodule(name)
-    assert isinstance(layer, Compressed), f"{name} has neither a weight nor values"
-    return layer.sparsity.shape, layer.values.dtype
-
-
-def _keys_under(name: str, state: State) -> list[str]:
-    prefix = under(name, "sparsity.")
-    return [key.removeprefix(prefix) for key in state if key.startswith(prefix)]
+def _unit_of(pattern: Pattern) -> tuple[int, int]:
+    """Return how many outputs and inputs a unit of a compressed weight has."""
+    assert isinstance(pattern, Block | Shuffled), f"{pattern} has no compressed storage"
+    return pattern.rows, pattern.columns if isinstance(pattern, Block) else 1
 
 
 def _all_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

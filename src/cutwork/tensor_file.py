@@ -6,9 +6,11 @@ tensors: their names, dtypes, shapes and bytes.
 
 import hashlib
 import json
+import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch import Tensor
 DESCRIPTION, DIGEST = "cutwork", "sha256"
 SUFFIX = ".saving"
 ALIGNMENT = 8
+# Above this PyTorch cannot count the entries of a tensor, empty or not.
+LARGEST = 2**62
 
 DTYPES = {
     torch.float64: "F64",
@@ -57,32 +61,65 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], description: Mapping[s
             file.flush()
             os.fsync(file.fileno())
         _move_into_place(unfinished, path)
+    except OSError as error:
+        # What the system says names the unfinished file, or none.
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}, so the checkpoint was not saved; a file that stood there before is as it was; "
+            "make room, or give another path",
+            str(path),
+        ) from error
     finally:
         unfinished.unlink(missing_ok=True)
+    # The new name is safe from a power failure once its folder is written.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the description of a file; raise ValueError if a single byte is not as it was written."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            description = _checked(path, file.metadata())
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it has no other iterator
-    except SafetensorError as error:
-        raise _not_readable(path, error) from None
-    if _digest(tensors) != description.pop(DIGEST):
+    with _opened(path) as file:
+        description, digest = _checked(path, file.metadata())
+        tensors = {name: _read_tensor(path, file, name) for name in file.keys()}  # noqa: SIM118, it has no other iterator
+    if _digest(tensors) != digest:
         raise _damaged(path, "tensors")
     return tensors, description
 
 
 def read_description(path: Path) -> dict[str, Any]:
     """Return the description of a file without reading its tensors."""
+    with _opened(path) as file:
+        return _checked(path, file.metadata())[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of the format; whatever is wrong with it names it."""
+    # Opened first by Python, whose errors name the file; asked first, because a pipe may never open.
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a folder or a device; give the name of a file that save() has written")
+    path.open("rb").close()
     try:
         with safe_open(path, framework="pt") as file:
-            description = _checked(path, file.metadata())
+            yield file
     except SafetensorError as error:
-        raise _not_readable(path, error) from None
-    del description[DIGEST]
-    return description
+        raise ValueError(
+            f"{path} is no complete safetensors file ({error}); copy it anew or load an earlier one"
+        ) from None
+
+
+def _read_tensor(path: Path, file: Any, name: str) -> Tensor:
+    entry = file.get_slice(name)
+    dtype, shape = entry.get_dtype(), entry.get_shape()
+    if dtype not in DTYPES.values() or math.prod(max(size, 1) for size in shape) > LARGEST:
+        raise ValueError(
+            f"{path} holds a tensor {name!r} of {dtype} {shape}, which no save() has written; copy it anew or load an "
+            "earlier one"
+        )
+    return file.get_tensor(name)
 
 
 def _header(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
@@ -101,7 +138,8 @@ def _header(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> by
     return with_text(text + " " * (-len(with_text(text)) % ALIGNMENT))
 
 
-def _checked(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+def _checked(path: Path, metadata: dict[str, str] | None) -> tuple[dict[str, Any], Any]:
+    """Return the description, and the digest that the tensors must have."""
     if not metadata or DESCRIPTION not in metadata:
         raise ValueError(
             f"{path} is a safetensors file without a description of sparse layers; load it into a dense model with "
@@ -110,7 +148,22 @@ def _checked(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     text = metadata[DESCRIPTION]
     if metadata.get(DIGEST) != hashlib.sha256(text.encode()).hexdigest():
         raise _damaged(path, "description")
-    return json.loads(text)
+    try:
+        description = json.loads(text, object_pairs_hook=_without_repetition)
+        if not isinstance(description, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} has a description that cannot be read ({error}); copy it anew or load an earlier one"
+        ) from None
+    return description, description.pop(DIGEST, None)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -138,16 +191,6 @@ def _move_into_place(unfinished: Path, path: Path) -> None:
         raise RuntimeError(
             f"{path} was being saved by two processes at once; save in one of them, or give each a path of its own"
         ) from None
-    # The new name is safe from a power failure once its folder is written.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _not_readable(path: Path, error: SafetensorError) -> ValueError:
-    return ValueError(f"{path} is no complete safetensors file ({error}); copy it anew or load an earlier one")
 
 
 def _damaged(path: Path, part: str) -> ValueError:

@@ -180,3 +180,16 @@ def test_every_float_dtype_has_an_order(text, dtype):
     scores = torch.arange(256).view(16, 16).to(dtype)
     mask = parse(text).project(scores, 0.5)
     assert torch.equal(mask, parse(text).project(scores.double(), 0.5))
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (1, 1)])
+@pytest.mark.parametrize(
+    "name", ["block:{}", "vector:{}", "block:2x{}", "shuffled:{}", "shuffled:{}x2", "shuffled:2x{}"]
+)
+def test_sizes_beyond_the_matrix_mean_the_matrix_and_take_no_memory(name, shape):
+    scores = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    fitting, huge = parse(name.format(6)), parse(name.format(10**30))
+    mask = fitting.project(scores, 0.5)
+    assert torch.equal(huge.project(scores, 0.5), mask)
+    assert huge.allows(mask)
+    assert torch.equal(huge.regrow(mask, scores, scores, 1.0), fitting.regrow(mask, scores, scores, 1.0))

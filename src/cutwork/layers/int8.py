@@ -1,5 +1,6 @@
 """Linear layers for inference in int8."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, final
 
@@ -16,8 +17,8 @@ from cutwork.ops.direct import can_skip_dispatcher, kernel_of
 from cutwork.ops.int8_linear import int8_linear, integers_of, num_steps, quantize
 from cutwork.topology import Topology
 
-# What must fit each other, or a kernel would read past an end.
-INDEX = ("integers", "ptr", "col", "order")
+# What a layer has instead of a weight, as its state dict names it; the order only where outputs are shuffled.
+INT8_KEYS = ("integers", "scales", "ptr", "col", "order")
 
 
 @final
@@ -101,6 +102,23 @@ class Int8Linear(nn.Module):
         y = product(flat, *held, self.out_features, self.columns, NONE)
         return activate(self.after, y).view(*x.shape[:-1], self.out_features)
 
+    def check(self, given: Mapping[str, Tensor]) -> None:
+        """Raise ValueError unless these are, by name, all the tensors of this layer, and fit for a kernel."""
+        held = {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
+        if differing := sorted(set(held) ^ set(given)):
+            missing = [name for name in differing if name in held]
+            raise ValueError(f"it {'lacks' if missing else 'has no place for'} {', '.join(missing or differing)}")
+        for name, tensor in given.items():
+            fits = tensor.dtype == held[name].dtype or (name in ("scales", "bias") and tensor.is_floating_point())
+            if not fits or tensor.shape != held[name].shape or not tensor.is_contiguous() or tensor.is_meta:
+                raise ValueError(
+                    f"{name} must be contiguous {held[name].dtype} of {list(held[name].shape)}; got {tensor.dtype} of "
+                    f"{list(tensor.shape)}{' on the meta device' if tensor.is_meta else ''}"
+                )
+        replace(self.topology, ptr=given["ptr"], col=given["col"], order=given.get("order")).check()
+        if (needed := num_steps(given["ptr"], self.columns)) != len(given["integers"]):
+            raise ValueError(f"ptr needs integers of {needed} steps; got {len(given['integers'])}")
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -111,20 +129,19 @@ class Int8Linear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Refuse an index that the kernel, which trusts it, could not use."""
-        held = {name: tensor for name, tensor in self._buffers.items() if name in INDEX and tensor is not None}
-        given: dict[str, Any] = {name: state_dict.get(f"{prefix}{name}", tensor) for name, tensor in held.items()}
-        # Of another shape a tensor is refused by PyTorch, and not copied.
-        if all(tensor.shape == held[name].shape for name, tensor in given.items()):
-            try:
-                replace(self.topology, ptr=given["ptr"], col=given["col"], order=given.get("order")).check()
-                if num_steps(given["ptr"], self.columns) != len(given["integers"]):
-                    raise ValueError("it does not fit the number of its weights")
-            except ValueError as error:
-                raise ValueError(
-                    f"{prefix.removesuffix('.') or 'the model itself'}: its int8 weight is damaged: {error}; load what "
-                    "state_dict() has written"
-                ) from error
+        """Refuse what the kernel, which trusts it, could not use, and a part of a weight, before any is copied."""
+        names = (*INT8_KEYS, "bias")
+        given = {name: state_dict[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in state_dict}
+        try:
+            if not all(isinstance(tensor, Tensor) for tensor in given.values()):
+                raise ValueError("it holds something else than tensors")
+            if given:
+                self.check(given)
+        except ValueError as error:
+            raise ValueError(
+                f"{prefix.removesuffix('.') or 'the model itself'}: its int8 weight is damaged: {error}; load what "
+                "state_dict() has written"
+            ) from error
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

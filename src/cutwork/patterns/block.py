@@ -61,8 +61,8 @@ class Block(Pattern):
         return tile_means(scores, self.rows, self.columns)
 
     def spread(self, units: Tensor, shape: Shape) -> Tensor:
-        tall = units.repeat_interleave(self.rows, 0)[: shape[0]]
-        return tall.repeat_interleave(self.columns, 1)[:, : shape[1]]
+        rows, columns = min(self.rows, shape[0]), min(self.columns, shape[1])
+        return units.repeat_interleave(rows, 0)[: shape[0]].repeat_interleave(columns, 1)[:, : shape[1]]
 
     def select(self, units: Tensor, count: int) -> Tensor:
         return keep_largest(units, count)
@@ -73,6 +73,8 @@ class Block(Pattern):
 
 def tile_means(scores: Tensor, rows: int, columns: int) -> Tensor:
     """Return the mean over each tile of a matrix, counting only the entries inside it."""
+    # A tile larger than the matrix is the matrix, and takes no more memory.
+    rows, columns = min(rows, max(scores.shape[0], 1)), min(columns, max(scores.shape[1], 1))
     pad_rows, pad_columns = -scores.shape[0] % rows, -scores.shape[1] % columns
     if pad_rows or pad_columns:
         inside = F.pad(scores.new_ones(()).expand(scores.shape), (0, pad_columns, 0, pad_rows))

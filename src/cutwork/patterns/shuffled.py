@@ -56,9 +56,9 @@ class Shuffled(Pattern):
 
     def allows(self, mask: Tensor) -> bool:
         order = group_rows(mask, self.rows)
-        columns = mask[order][:: self.rows]
+        columns = mask[order][:: min(self.rows, len(mask))]
         counts = columns.sum(1)
-        whole_runs = (counts % self.columns == 0) | (counts == mask.shape[1])
+        whole_runs = (counts % min(self.columns, mask.shape[1]) == 0) | (counts == mask.shape[1])
         return bool(whole_runs.all()) and torch.equal(self._ungroup(columns, order), mask)
 
     def grid(self, shape: Shape) -> tuple[int, int]:
@@ -80,8 +80,8 @@ class Shuffled(Pattern):
 
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         order = group_rows(kept, self.rows)
-        columns = kept[order][:: self.rows]
-        num_runs = int((-(-columns.sum(1) // self.columns)).sum())
+        columns = kept[order][:: min(self.rows, len(kept))]
+        num_runs = int((-(-columns.sum(1) // min(self.columns, kept.shape[1]))).sum())
         number = int(fraction * num_runs)
         survivors = self._best_runs(self._group_means(drop, order), columns, num_runs - number)
         grown = self._best_runs(self._group_means(grow, order), ~survivors, number)
@@ -92,7 +92,7 @@ class Shuffled(Pattern):
 
     def _ungroup(self, columns: Tensor, order: Tensor) -> Tensor:
         mask = torch.empty(len(order), columns.shape[1], dtype=torch.bool, device=columns.device)
-        mask[order] = columns.repeat_interleave(self.rows, 0)[: len(order)]
+        mask[order] = columns.repeat_interleave(min(self.rows, len(order)), 0)[: len(order)]
         return mask
 
     def _best_runs(self, scores: Tensor, allowed: Tensor, count: int) -> Tensor:
@@ -103,7 +103,8 @@ class Shuffled(Pattern):
         runs = tile_means(scores.gather(1, order).masked_fill(~allowed, 0), 1, self.columns) / amount
         # Rounding must not let a run overtake an earlier one of its group; a run without columns comes last of all.
         runs = runs.masked_fill(amount == 0, -torch.inf).cummin(dim=1).values
-        chosen = keep_largest(runs, count).repeat_interleave(self.columns, 1)[:, : scores.shape[1]] & allowed
+        width = scores.shape[1]
+        chosen = keep_largest(runs, count).repeat_interleave(min(self.columns, width), 1)[:, :width] & allowed
         return torch.zeros_like(allowed).scatter(1, order, chosen)
 
 
@@ -122,6 +123,7 @@ def group_rows(mask: Tensor, size: int) -> Tensor:
     with the closest neighbours, and takes again and again the row that is nearest to all it has. Needs memory for one
     number a pair of rows, and gives the same order everywhere.
     """
+    size = min(size, len(mask))
     entries = mask.float()
     overlap = (entries @ entries.T).cpu()
     norms = overlap.diagonal()

@@ -1,0 +1,98 @@
+import random
+
+import pytest
+import torch
+from torch import nn
+
+import cutwork as cw
+from cutwork.layers.int8 import INT8_KEYS
+
+PATTERNS = ("block:4", "block:3x5", "vector:4", "shuffled:4")
+
+
+def int8_model(pattern="block:4", seed=0, **options):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(24, 22, **options), nn.ReLU(), nn.Linear(22, 10))
+    cw.sparsify(model, pattern, density=0.4)
+    cw.pack(model, forms="int8")
+    return model
+
+
+def copied(state):
+    return {key: tensor.clone() for key, tensor in state.items()}
+
+
+def is_same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+DAMAGES = {
+    "a type": ("0.ptr", lambda ptr: ptr.float(), r"ptr must be contiguous torch.int32 of \[7\]; got torch.float32 of"),
+    "nan": ("0.col", lambda col: col * float("nan"), "col must be contiguous torch.int32 of"),
+    "a shape": ("0.scales", lambda scales: scales[1:], r"scales must be .* of \[22\]; got torch.float32 of \[21\]"),
+    "a longer index": ("0.col", lambda col: torch.cat([col, col]), "col must be contiguous"),
+    "a step less": ("0.integers", lambda integers: integers[1:], "integers must be contiguous torch.int8 of"),
+    "strides": ("0.ptr", lambda ptr: torch.stack([ptr, ptr], 1)[:, 0], "ptr must be contiguous"),
+    "meta": ("0.col", lambda col: col.to("meta"), "got torch.int32 of .* on the meta device"),
+    "a number out of range": ("0.col", lambda col: col + 1000, "col holds"),
+    "a falling ptr": ("0.ptr", lambda ptr: ptr.flip(0), "ptr must rise from 0"),
+    "whole numbers for scales": ("0.scales", lambda scales: scales.int(), "scales must be contiguous torch.float32"),
+    "a bias of another length": ("0.bias", lambda bias: bias[1:], "bias must be contiguous torch.float32"),
+    "no tensor": ("0.ptr", lambda ptr: 3, "it holds something else than tensors"),
+}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_state_dict_changes_nothing(what, assign):
+    model = int8_model()
+    before = copied(model.state_dict())
+    key, damage, words = DAMAGES[what]
+    other = int8_model(seed=1).state_dict()
+    with pytest.raises(ValueError, match=f"0: its int8 weight is damaged: .*{words}.*; load what state_dict"):
+        model.load_state_dict({**other, key: damage(other[key])}, assign=assign)
+    assert is_same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("key", [*INT8_KEYS, "bias"])
+def test_parts_of_two_weights_are_not_mixed(key, strict):
+    layer, other = int8_model("shuffled:4")[0], int8_model("shuffled:4", seed=1)[0].state_dict()
+    before = copied(layer.state_dict())
+    del other[key]
+    with pytest.raises(ValueError, match=f"the model itself: its int8 weight is damaged: it lacks {key}; load what"):
+        layer.load_state_dict(other, strict=strict)
+    assert is_same(layer.state_dict(), before)
+
+
+def test_what_a_layer_has_no_place_for_is_refused():
+    layer, other = int8_model(bias=False)[0], int8_model()[0]
+    with pytest.raises(ValueError, match="it has no place for bias"):
+        layer.load_state_dict(other.state_dict(), strict=False)
+
+
+def test_a_state_dict_without_the_layer_leaves_it():
+    model = int8_model()
+    before = copied(model.state_dict())
+    model.load_state_dict({}, strict=False)
+    assert is_same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_layer_loads_in_whole_or_not_at_all(pattern):
+    dice, model = random.Random(0), int8_model(pattern)
+    states = [copied(int8_model(pattern, seed=seed).state_dict()) for seed in (0, 1)]
+    for _ in range(50):
+        model.load_state_dict(states[0])
+        mixed = {key: states[dice.randrange(2)][key] for key in states[0]}
+        for key in dice.sample(sorted(mixed), dice.randrange(3)):
+            del mixed[key]
+        try:
+            model.load_state_dict(mixed, strict=False)
+        except ValueError:
+            found = model[0].state_dict()
+            assert any(
+                is_same(found, {key.removeprefix("0."): t for key, t in state.items() if key.startswith("0.")})
+                for state in (states[0], mixed)
+            )
+        model(torch.randn(3, 24))
