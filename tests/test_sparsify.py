@@ -312,6 +312,14 @@ def test_a_weight_tied_to_an_embedding_is_refused():
         cw.sparsify(model, "block:4", density=0.5)
 
 
+def test_a_weight_shared_with_a_layer_that_transposes_it_is_refused():
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    model = nn.Sequential(nn.Linear(8, 8), pytorch_utils.Conv1D(8, 8))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"^0: it shares its weight with 1 \(Conv1D\), which transposes it; part them"):
+        cw.sparsify(model, "block:4", density=0.5)
+
+
 def with_weight(weight):
     layer = nn.Linear(8, 8)
     layer.weight = nn.Parameter(weight, requires_grad=False)
