@@ -2,6 +2,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -641,6 +642,7 @@ def test_a_call_that_takes_long_says_in_the_log_how_far_it_is(caplog):
 # In a process of its own: the peak is that of its whole life. The first call loads what it needs.
 PEAK = """
 import re, sys
+from dataclasses import dataclass
 from pathlib import Path
 import torch, cutwork as cw
 from torch import nn
@@ -667,3 +669,28 @@ def test_to_make_a_model_sparse_takes_memory_for_one_of_its_layers(storage, most
     command = [sys.executable, "-c", PEAK, storage]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert float(done.stdout) < most
+
+
+def test_a_method_whose_first_mask_is_not_made_of_tiles_changes_nothing_in_compressed_storage():
+    @dataclass(frozen=True)
+    class Diagonal(cw.Method):
+        needs_gradient = False
+        dense_gradient_share = 0.0
+
+        def start(self, view, init):
+            return torch.eye(*view.weight.shape) > 0
+
+        def due(self, step):
+            return False
+
+        def move(self, view):
+            return view.mask
+
+        def hold(self, mask, weight, *, view, transposed):
+            return cw.hold_fixed(mask, weight, view=view, transposed=transposed)
+
+    model = mlp()
+    with pytest.raises(ValueError, match=r"^0: the mask is not legal for block:4, so its units cannot be stored alone"):
+        cw.sparsify(model, "block:4", density=0.25, method=Diagonal(), storage="compressed")
+    assert type(model[0]) is nn.Linear
+    assert list(cw.sparsify(model, "block:4", density=0.25, method=Diagonal()).layers) == ["0", "2"]
