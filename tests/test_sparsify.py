@@ -2,6 +2,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +310,14 @@ def test_a_weight_tied_to_an_embedding_is_refused():
     model = nn.ModuleDict({"embed": nn.Embedding(8, 8), "head": nn.Linear(8, 8)})
     model["head"].weight = model["embed"].weight
     with pytest.raises(ValueError, match=r"^head: it shares its weight with embed \(Embedding\), .* own, or {'head'"):
+        cw.sparsify(model, "block:4", density=0.5)
+
+
+def test_a_weight_shared_with_a_layer_that_transposes_it_is_refused():
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    model = nn.Sequential(nn.Linear(8, 8), pytorch_utils.Conv1D(8, 8))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"^0: it shares its weight with 1 \(Conv1D\), which transposes it; part them"):
         cw.sparsify(model, "block:4", density=0.5)
 
 
@@ -633,6 +642,7 @@ def test_a_call_that_takes_long_says_in_the_log_how_far_it_is(caplog):
 # In a process of its own: the peak is that of its whole life. The first call loads what it needs.
 PEAK = """
 import re, sys
+from dataclasses import dataclass
 from pathlib import Path
 import torch, cutwork as cw
 from torch import nn
@@ -659,3 +669,28 @@ def test_to_make_a_model_sparse_takes_memory_for_one_of_its_layers(storage, most
     command = [sys.executable, "-c", PEAK, storage]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert float(done.stdout) < most
+
+
+def test_a_method_whose_first_mask_is_not_made_of_tiles_changes_nothing_in_compressed_storage():
+    @dataclass(frozen=True)
+    class Diagonal(cw.Method):
+        needs_gradient = False
+        dense_gradient_share = 0.0
+
+        def start(self, view, init):
+            return torch.eye(*view.weight.shape) > 0
+
+        def due(self, step):
+            return False
+
+        def move(self, view):
+            return view.mask
+
+        def hold(self, mask, weight, *, view, transposed):
+            return cw.hold_fixed(mask, weight, view=view, transposed=transposed)
+
+    model = mlp()
+    with pytest.raises(ValueError, match=r"^0: the mask is not legal for block:4, so its units cannot be stored alone"):
+        cw.sparsify(model, "block:4", density=0.25, method=Diagonal(), storage="compressed")
+    assert type(model[0]) is nn.Linear
+    assert list(cw.sparsify(model, "block:4", density=0.25, method=Diagonal()).layers) == ["0", "2"]

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from numbers import Real
 from typing import Any, cast, final
 
@@ -16,6 +15,7 @@ from cutwork.layers.attention import disable_fused_paths
 from cutwork.layers.compress import store, to_index
 from cutwork.layers.compressed import why_no_storage
 from cutwork.layers.fixed_index import FixedIndex
+from cutwork.layers.initialised import initialised, take_over, why_not_initialised
 from cutwork.layers.sparse_class import is_conv1d_class, why_not_sparse
 from cutwork.layers.swap import (
     Candidate,
@@ -69,12 +69,14 @@ def choose_layers(
     density: Amounts | None,
     allocation: Allocation,
     skipped: dict[str, str] | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Choice]:
     """Return what is to become of each chosen layer, by name; raise ValueError where that cannot be done in full.
 
-    If `skipped` is given, layers that cannot be sparse are left out, and entered there with the reason.
+    If `skipped` is given, layers that cannot be sparse are left out, and entered there with the reason. On `device`
+    layers that are on the meta device will get their numbers.
     """
-    choices = match_layers(model, patterns, skipped)
+    choices = match_layers(model, patterns, skipped, device)
     while True:
         densities = _densities(choices, density, allocation, skipped or ())
         choices = {name: replace(choice, density=densities[name]) for name, choice in choices.items()}
@@ -85,15 +87,22 @@ def choose_layers(
         choices = _without(choices, {each: coarse[name] for name in coarse for each in choices[name].names}, skipped)
 
 
-def match_layers(model: nn.Module, patterns: Patterns, skipped: dict[str, str] | None = None) -> dict[str, Choice]:
-    """Return the chosen layers by name, each as dense as its pattern allows; `skipped` is as in `choose_layers`."""
+def match_layers(
+    model: nn.Module,
+    patterns: Patterns,
+    skipped: dict[str, str] | None = None,
+    device: torch.device | None = None,
+) -> dict[str, Choice]:
+    """Return the chosen layers by name, each as dense as its pattern allows; the rest is as in `choose_layers`."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"the model must be an nn.Module; got {type(model).__name__}; write sparsify(model, patterns, ...)"
         )
     found = candidates(model)
     wanted = _match_patterns(model, found, patterns)
-    objections = {name: reason for name, pattern in wanted.items() if (reason := _objection(found[name], pattern))}
+    objections = {
+        name: reason for name, pattern in wanted.items() if (reason := _objection(found[name], pattern, device))
+    }
     wanted = _without(wanted, objections, skipped)
     sharers = _sharers(model, found, wanted)
     while divided := _divided(model, found, wanted, sharers):
@@ -106,10 +115,14 @@ def match_layers(model: nn.Module, patterns: Patterns, skipped: dict[str, str] |
 
 
 def choose_masked(
-    model: nn.Module, patterns: Patterns, masks: Mapping[str, Tensor], skipped: dict[str, str] | None = None
+    model: nn.Module,
+    patterns: Patterns,
+    masks: Mapping[str, Tensor],
+    skipped: dict[str, str] | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, Choice]:
     """Return the choice of exactly the layers that have masks, at the density of these."""
-    choices = match_layers(model, patterns, skipped)
+    choices = match_layers(model, patterns, skipped, device)
     if missing := sorted(set(choices) ^ set(masks)):
         raise ValueError(f"masks and patterns must name the same layers; they differ in {', '.join(missing[:8])}")
     return {name: _at_density_of(choice, masks[name]) for name, choice in choices.items()}
@@ -124,39 +137,19 @@ def install(
     masks: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     is_compressed: bool = False,
+    device: torch.device | None = None,
 ) -> dict[str, SparseLayer]:
     """Make the chosen layers sparse, in place, and return them; all that can fail comes before the first change.
 
-    One layer after the other is looked at, and then changed, so that memory for one of them is enough.
+    One layer after the other is looked at, and then changed, so that memory for one of them is enough. Those on the
+    meta device are initialised on `device`, and compressed at once.
     """
     chances = {name: generator_for(seed, 0, name) for name in choices}
-    views = partial(_first_view, choices, chances)
-    decided: dict[str, Any] = {}
-    for number, (name, choice) in enumerate(choices.items(), start=1):
-        logger.info("sparsify: %d of %d layers, %s", number, len(choices), label(name))
-        if is_compressed and (reason := why_no_storage(choice.pattern)):
-            raise ValueError(f"{label(name)}: {reason}, or leave it dense with {{{name!r}: 'dense'}}")
-        weight = weight_of(model, choice.candidate).detach()
-        view = views(name, weight)
-        if masks is None:
-            decided[name] = _first_mask(method, view, init, name)
-        else:
-            decided[name] = to_matrix(masks[name], transposed=choice.transposed)
-        if is_compressed:
-            decided[name] = _to_index(choice, method, mask=decided[name], weight=weight, view=view)
-    open_attentions(model, (choice.candidate for choice in choices.values()))
+    beginning = _Beginning(choices, method, init, masks, chances)
     if is_compressed:
-        for name, choice in choices.items():
-            store([model.get_submodule(each) for each in choice.names], decided.pop(name))
-        disable_fused_paths(model)
+        _compress(model, beginning, device)
     else:
-        sparsities: dict[str, Sparsity] = {}
-        for name, choice in choices.items():
-            weight = cast(nn.Parameter, model.get_submodule(name).weight)
-            view = views(name, weight.detach())
-            held = method.hold(decided.pop(name), weight, view=view, transposed=choice.transposed)
-            sparsities |= dict.fromkeys(choice.names, held)
-        make_sparse(model, sparsities)
+        _mask(model, beginning)
     layers = {name: cast(SparseLayer, model.get_submodule(name)) for name in choices}
     with torch.no_grad():
         for layer in layers.values():
@@ -188,44 +181,101 @@ def _density_at(sparsity: float) -> float:
     return 1 - float(sparsity)
 
 
-def _first_mask(method: Method, view: View, init: Score, name: str) -> Tensor:
-    try:
-        return method.start(view, init)
-    except ValueError as error:
-        raise ValueError(f"{label(name)}: {error}") from error
+def _mask(model: nn.Module, beginning: "_Beginning") -> None:
+    choices = beginning.choices
+    masks = {name: beginning.mask(name, weight_of(model, each.candidate).detach()) for name, each in choices.items()}
+    open_attentions(model, (choice.candidate for choice in choices.values()))
+    sparsities: dict[str, Sparsity] = {}
+    for name, choice in choices.items():
+        weight = cast(nn.Parameter, model.get_submodule(name).weight)
+        sparsities |= dict.fromkeys(choice.names, beginning.hold(name, masks.pop(name), weight))
+    make_sparse(model, sparsities)
 
 
-def _to_index(choice: Choice, method: Method, *, mask: Tensor, weight: Tensor, view: View) -> FixedIndex:
-    """Return the first mask of a layer in the form in which compressed storage holds it."""
-    name = label(choice.candidate.name)
-    # To see how the method holds a mask costs no memory; the parameter is another, so nothing has changed.
-    held = method.hold(mask, nn.Parameter(weight), view=view, transposed=choice.transposed)
-    if not isinstance(held, Fixed):
-        raise ValueError(
-            f"{name}: {type(method).__name__} trains the whole weight behind the mask, which compressed storage does "
-            "not have; use storage='dense', or a method with fixed masks such as RigL"
+def _compress(model: nn.Module, beginning: "_Beginning", device: torch.device | None) -> None:
+    choices = beginning.choices
+    decided = {name: _index_or_twins(model, beginning, choice, device) for name, choice in choices.items()}
+    open_attentions(model, (choice.candidate for choice in choices.values()))
+    for name, choice in choices.items():
+        layers, form = [model.get_submodule(each) for each in choice.names], decided.pop(name)
+        if isinstance(form, FixedIndex):
+            store(layers, form)
+        else:
+            for layer, twin in zip(layers, form, strict=True):
+                take_over(layer, twin)
+    disable_fused_paths(model)
+
+
+def _index_or_twins(
+    model: nn.Module, beginning: "_Beginning", choice: Choice, device: torch.device | None
+) -> FixedIndex | list[Any]:
+    """Return the index of a layer's first mask; of layers on the meta device compressed copies that have numbers."""
+    name = choice.candidate.name
+    if device is None or not choice.candidate.is_meta:
+        return beginning.index(name, weight_of(model, choice.candidate).detach())
+    twins = [initialised(model.get_submodule(each), device) for each in choice.names]
+    store(twins, beginning.index(name, twins[0].weight.detach()))
+    return twins
+
+
+@final
+@dataclass(frozen=True)
+class _Beginning:
+    """How the chosen layers begin: where their first masks come from, and what holds these."""
+
+    choices: Mapping[str, Choice]
+    method: Method
+    init: Score
+    masks: Mapping[str, Tensor] | None
+    chances: Mapping[str, Generator]
+
+    def mask(self, name: str, weight: Tensor) -> Tensor:
+        """Return the first mask of a layer, as a matrix; that takes the time, so the log says how far it is."""
+        names = list(self.choices)
+        logger.info("sparsify: %d of %d layers, %s", names.index(name) + 1, len(names), label(name))
+        if self.masks is not None:
+            return to_matrix(self.masks[name].to(weight.device), transposed=self.choices[name].transposed)
+        try:
+            return self.method.start(self._view(name, weight), self.init)
+        except ValueError as error:
+            raise ValueError(f"{label(name)}: {error}") from error
+
+    def hold(self, name: str, mask: Tensor, weight: nn.Parameter) -> Sparsity:
+        """Return what holds the mask of a layer."""
+        view = self._view(name, weight.detach())
+        return self.method.hold(mask, weight, view=view, transposed=self.choices[name].transposed)
+
+    def index(self, name: str, weight: Tensor) -> FixedIndex:
+        """Return the first mask of a layer as compressed storage holds it; raise ValueError where that cannot."""
+        if reason := why_no_storage(self.choices[name].pattern):
+            raise ValueError(f"{label(name)}: {reason}, or leave it dense with {{{name!r}: 'dense'}}")
+        # To see how the method holds a mask costs no memory; the parameter is another, so nothing has changed.
+        held = self.hold(name, self.mask(name, weight), nn.Parameter(weight))
+        if not isinstance(held, Fixed):
+            raise ValueError(
+                f"{label(name)}: {type(self.method).__name__} trains the whole weight behind the mask, which "
+                "compressed storage does not have; use storage='dense', or a method with fixed masks such as RigL"
+            )
+        try:
+            return to_index(held)
+        except ValueError as error:
+            raise ValueError(f"{label(name)}: {error}") from error
+
+    def _view(self, name: str, weight: Tensor) -> View:
+        choice = self.choices[name]
+        matrix = to_matrix(weight, transposed=choice.transposed)
+        return View(
+            pattern=choice.pattern,
+            density=choice.density,
+            weight=matrix,
+            # Of one number, which stands for all.
+            mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
+            grad=None,
+            learned=None,
+            step=0,
+            generator=self.chances[name],
+            is_last=name == list(self.choices)[-1],
         )
-    try:
-        return to_index(held)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _first_view(choices: Mapping[str, Choice], chances: Mapping[str, Generator], name: str, weight: Tensor) -> View:
-    choice = choices[name]
-    matrix = to_matrix(weight, transposed=choice.transposed)
-    return View(
-        pattern=choice.pattern,
-        density=choice.density,
-        weight=matrix,
-        # Of one number, which stands for all.
-        mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
-        grad=None,
-        learned=None,
-        step=0,
-        generator=chances[name],
-        is_last=name == list(choices)[-1],
-    )
 
 
 def _at_density_of(choice: Choice, mask: Tensor) -> Choice:
@@ -343,10 +393,22 @@ def _without(items: Mapping[str, Any], reasons: Mapping[str, str], skipped: dict
     return left
 
 
-def _objection(candidate: Candidate, pattern: Pattern) -> str:
+def _objection(candidate: Candidate, pattern: Pattern, device: torch.device | None) -> str:
     """Say why a layer cannot be sparse in this pattern; empty where it can."""
     if reason := candidate.obstacle or why_not_sparse(candidate.kind):
         return reason
+    if candidate.is_meta and device is None:
+        return (
+            "it is on the meta device and has no weights yet; materialise the model, then sparsify, or make it "
+            "compressed at once with storage='compressed' and device='cpu'"
+        )
+    if candidate.is_meta and candidate.attention is not None:
+        return (
+            f"{label(candidate.attention)} is on the meta device, and its parts get their first numbers together; "
+            "materialise it, with to_empty() and _reset_parameters(), then sparsify"
+        )
+    if candidate.is_meta and (reason := why_not_initialised(candidate.kind)):
+        return f"it is on the meta device, and {reason}"
     try:
         pattern.check(matrix_shape(candidate.shape, transposed=is_conv1d_class(candidate.kind)))
     except ValueError as error:

@@ -51,6 +51,7 @@ def sparsify(
     track: bool = False,
     storage: str = "dense",
     skip: bool = False,
+    device: str | torch.device | None = None,
 ) -> "Sparsifier":
     """Make layers of a model sparse, in place, and return the sparsifier that trains them so.
 
@@ -62,6 +63,8 @@ def sparsify(
     keeps count of the masks visited. With `storage="compressed"` linear layers in tiles store and train only what their
     masks keep, from the first step: weights, gradients and optimizer state have the size of that. A layer that cannot
     be sparse is an error; with `skip` it stays dense, a warning is logged, and `skipped` of the sparsifier says why.
+    Chosen layers on the meta device come into being on `device`, compressed at once: one after the other gets the first
+    numbers that its own `reset_parameters` gives it, and keeps what its mask does. All else stays on the meta device.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -91,18 +94,26 @@ def sparsify(
         raise ValueError(f"unknown storage {storage!r}{near}; write {', '.join(map(repr, STORAGES))}")
     score = _one_of(SCORES, "magnitude" if init is None else init, "score")
     share = _one_of(ALLOCATIONS, allocation, "allocation")
+    target = _checked_device(device, storage)
     amount = one_amount(density, sparsity)
     skipped: dict[str, str] | None = {} if skip else None
     if masks is None:
-        choices = choose_layers(model, patterns, density=amount, allocation=share, skipped=skipped)
+        choices = choose_layers(model, patterns, density=amount, allocation=share, skipped=skipped, device=target)
     elif amount is not None or init is not None or allocation != "uniform":
         raise ValueError(
             "masks bring their own density and need no scores; leave density, sparsity, allocation, init out"
         )
     else:
-        choices = choose_masked(model, patterns, masks, skipped)
+        choices = choose_masked(model, patterns, masks, skipped, target)
+    if target is not None and not any(choice.candidate.is_meta for choice in choices.values()):
+        raise ValueError(f"device={device!r} is for layers on the meta device, and none of these is; leave it out")
     layers = install(
-        model, choices, chosen_method, init=score, masks=masks, seed=seed, is_compressed=storage == "compressed"
+        *(model, choices, chosen_method),
+        init=score,
+        masks=masks,
+        seed=seed,
+        is_compressed=storage == "compressed",
+        device=target,
     )
     if skipped:
         logger.warning("sparsify leaves %d layers dense: %s", len(skipped), "; ".join(describe_reasons(skipped)))
@@ -229,6 +240,19 @@ def _check_whole(name: str, value: object, *, least: int | None, example: str) -
         raise TypeError(f"{name} is a whole number; got {value!r} ({type(value).__name__}); give {example}")
     if least is not None and value < least:
         raise ValueError(f"{name}={value} is less than {least}; give {example}")
+
+
+def _checked_device(device: str | torch.device | None, storage: str) -> torch.device | None:
+    if device is None:
+        return None
+    if torch.device(device).type == "meta":
+        raise ValueError("device='meta' has no memory for values; give the device that the model will be on")
+    if storage != "compressed":
+        raise ValueError(
+            f"device={device!r} lets layers come into being compressed, but storage is {storage!r}; add "
+            "storage='compressed', or materialise the model with to_empty() and leave device out"
+        )
+    return torch.device(device)
 
 
 def _learns_masks(method: Method) -> bool:

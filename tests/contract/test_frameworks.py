@@ -101,7 +101,7 @@ def test_the_hugging_face_trainer_accumulates_to_the_same_masks(method, tmp_path
 
 def test_an_output_layer_tied_to_the_embedding_is_refused():
     with pytest.raises(
-        ValueError, match=r"lm_head shares its weight with model\.embed_tokens \(Embedding\), which"
+        ValueError, match=r"lm_head: it shares its weight with model\.embed_tokens \(Embedding\), which"
     ) as error:
         cw.sparsify(llama(tie_word_embeddings=True), "block:4", density=0.3)
     assert "make both sparse" not in str(error.value)

@@ -28,15 +28,13 @@ def is_conv1d_class(kind: type) -> bool:
 
 
 def why_not_sparse(kind: type[nn.Module]) -> str:
-    """Say why layers of a class cannot be sparse, and what to do; empty where they can.
+    """Say why linear layers or convolutions of a class cannot be sparse, and what to do; empty where they can.
 
     A subclass can where it computes what its parent does.
     """
     if is_conv1d_class(kind):
         return ""
     parent = _parent_of(kind)
-    if parent is None:
-        return f"{_full_name(kind)} is no linear layer or 2-d convolution; replace it by a plain layer"
     for name in INHERITED:
         if getattr(kind, name, None) is not getattr(parent, name, None):
             return (
@@ -72,17 +70,15 @@ def dense_class(kind: type[nn.Module]) -> type[nn.Module]:
     return kind.__bases__[-1] if issubclass(kind, SparseLinear | SparseConv2d) else kind
 
 
-def _parent_of(kind: type[nn.Module]) -> type[nn.Module] | None:
-    return next((parent for parent in SPARSE_CLASSES if issubclass(kind, parent)), None)
+def _parent_of(kind: type[nn.Module]) -> type[nn.Module]:
+    return next(parent for parent in SPARSE_CLASSES if issubclass(kind, parent))
 
 
 @cache
 def _class_of_both(dense: type[nn.Module]) -> type[nn.Module]:
     """Make a class that computes as a sparse layer does and is, and keeps all else of, a subclass of a dense one."""
-    parent = _parent_of(dense)
-    assert parent is not None, f"{dense} is no subclass of {list(SPARSE_CLASSES)}"
     # Made at run time, it cannot be found by its name, so a pickle names the dense class instead.
-    return type(f"Sparse{dense.__name__}", (SPARSE_CLASSES[parent], dense), {"__reduce_ex__": _reduce})
+    return type(f"Sparse{dense.__name__}", (SPARSE_CLASSES[_parent_of(dense)], dense), {"__reduce_ex__": _reduce})
 
 
 def _reduce(layer: nn.Module, protocol: int) -> tuple[Any, ...]:

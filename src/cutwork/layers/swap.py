@@ -56,6 +56,8 @@ class Candidate:
     shape: tuple[int, ...]
     obstacle: str = ""
     attention: str | None = None
+    # Whether its weight has a shape, but no numbers yet.
+    is_meta: bool = False
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
@@ -73,19 +75,20 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
             continue
         if type(module) is nn.MultiheadAttention:
             closed.append(name)
+            is_meta = any(parameter.is_meta for parameter in module.parameters())
             obstacles = {part: _obstacle(*_home_of(module, part)) for part in PROJECTIONS}
             blocked = next((f"{part} beside it: {obstacles[part]}" for part in PROJECTIONS if obstacles[part]), "")
             for part, shape in _projection_shapes(module).items():
                 path = f"{name}.{part}" if name else part
                 # All four become layers at once, or none.
-                found[path] = Candidate(path, nn.Linear, shape, obstacles[part] or blocked, attention=name)
+                found[path] = Candidate(path, nn.Linear, shape, obstacles[part] or blocked, name, is_meta)
         elif isinstance(module, nn.MultiheadAttention) and not isinstance(module, OpenAttention):
             unread.append(f"{name}.out_proj" if name else "out_proj")
         elif _has_matrix(module) and not isinstance(module, SparseLayer):
             weight = cast(Tensor, module.weight)
             shape = () if isinstance(weight, UninitializedParameter) else tuple(weight.shape)
             obstacle = UNREAD if name in unread else _obstacle(module, "weight")
-            found[name] = Candidate(name, type(module), shape, obstacle)
+            found[name] = Candidate(name, type(module), shape, obstacle, is_meta=weight.is_meta)
     return found
 
 
@@ -160,8 +163,6 @@ def _obstacle(owner: nn.Module, name: str) -> str:
         return f"it has a {taken[0]!r}, which is what a sparse layer has too; rename it"
     if isinstance(weight, UninitializedParameter):
         return "its weight has no shape yet; run one batch through the model, then sparsify"
-    if weight.device.type == "meta":
-        return "it is on the meta device and has no weights yet; materialise the model, then sparsify"
     if not weight.numel():
         return f"its weight is empty, {tuple(weight.shape)}; give it inputs and outputs"
     if is_sharded(weight):
