@@ -37,7 +37,7 @@ FLOORS = [
     {"selection", "sparsifier", "packing", "report", "structure", "fusion"},
     {"sparsify", "checkpoint"},
     {"forms"},
-    {"proposal"},
+    {"proposal", "trial"},
     {"compat", "plan", "doctor", "digits"},
     {"lab", "benchmark"},
     {"demo"},

@@ -94,9 +94,10 @@ def test_a_dense_form_reads_the_weight_as_it_is_where_nothing_trains(speed, monk
     model(x)
     assert len(reads) == 3
     cw.pack(model, x, forms="dense", training=True)
+    reads.clear()
     with torch.no_grad():
         model(x)
-    assert len(reads) == 6
+    assert len(reads) == 3
 
 
 def test_a_resting_layer_reads_what_others_compute_of_its_weight(speed):
