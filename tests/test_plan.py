@@ -173,12 +173,12 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_is_only_warned_about(speed
     cache_file().write_text("{")
     with caplog.at_level(logging.WARNING):
         cw.plan(model, x)
-    assert "holds no timings" in caplog.text
+    assert "lines that hold no timings" in caplog.text
     assert TimingCache(cache_file()).get("nothing") == {}
     folder = tmp_path / "a file"
     folder.write_text("")
     with caplog.at_level(logging.WARNING):
-        TimingCache(folder / "timings.json").put("key", {"dense": 1.0})
+        TimingCache(folder / "timings.jsonl").put("key", {"dense": 1.0})
     assert "cannot be kept" in caplog.text
 
 
@@ -584,3 +584,11 @@ def test_patterns_and_precisions_of_another_type_are_explained(speed):
         cw.plan(nn.Linear(16, 16), torch.ones(1, 16), speedup=2, patterns=5)
     with pytest.raises(ValueError, match="pack: unknown precision 5; write one of 'bf16', 'int8'"):
         cw.pack(sparse_model(), torch.randn(5, 32), precisions=5)
+
+
+def test_timings_of_one_kind_of_gpu_are_not_those_of_another(monkeypatch):
+    layer = SimpleNamespace(trained=SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Some GPU at {device.index}")
+    assert forms._device_of(layer) == "cuda Some GPU at 0"
+    layer.trained.device = torch.device("cpu")
+    assert forms._device_of(layer) == "cpu"

@@ -206,9 +206,15 @@ def _key(layer: SparseLayer, usage: Usage, training: bool) -> str:
     return " | ".join(
         [
             f"{cpu.processor()} {'+'.join(cpu.instruction_sets()[:1]) if cpu.has_tiles() else 'reference'}",
-            f"{torch.get_num_threads()} threads on {layer.trained.device}",
+            f"{torch.get_num_threads()} threads on {_device_of(layer)}",
             f"torch {torch.__version__} cutwork {__version__} python {platform.python_version()}",
             f"{'x'.join(map(str, matrix.shape))} {sparsity.pattern} {density:.3f} {layer.trained.dtype} {details}",
             f"{'x'.join(map(str, usage.shape))} {usage.dtype} {'nhwc' if usage.channels_last else ''} {what}",
         ]
     )
+
+
+def _device_of(layer: SparseLayer) -> str:
+    """Return what a layer is on; the first GPU of one machine may be another kind than that of the next."""
+    device = layer.trained.device
+    return f"{device.type} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
