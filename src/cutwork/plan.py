@@ -103,6 +103,7 @@ def plan(
     speedup: float | None = None,
     patterns: str | Pattern | Sequence[str | Pattern] = PATTERNS,
     densities: float | Sequence[float] = DENSITIES,
+    layers: str | Sequence[str] = "*",
     forms: Forms | None = None,
     precisions: str | Sequence[str] = (),
     training: bool = False,
@@ -121,11 +122,15 @@ def plan(
     is marked with "~".
 
     With a `speedup`, the model is one to be made sparse: return the `Proposal` of `patterns` and `densities` by which
-    the whole model would get so much faster, with most weights left. Each pattern at each density is timed inside the
-    model for five times `seconds`, and nothing of that is kept.
+    the whole model would get so much faster, with most weights left. `layers` chooses among the layers that could be
+    sparse: a glob over their names or several, of which the last that matches decides, with an exclamation mark before
+    those to leave out (["*", "!head"]). What cannot be sparse stays dense, and the proposal says why. Each pattern at
+    each density is timed inside the model for five times `seconds`, and nothing of that is kept.
     """
     _check("plan", model, seconds)
     if speedup is None:
+        if layers != "*":
+            raise ValueError("plan: layers are for a speedup; to choose forms of sparse layers by name, use forms")
         return _plan("plan", model, inputs, forms, precisions, training=training, seconds=seconds, cache=cache)
     if forms is not None:
         raise ValueError("plan: forms are for a sparse model, and a speedup for one to be made sparse; give one")
@@ -140,6 +145,7 @@ def plan(
         patterns=patterns,
         densities=densities,
         seconds=seconds,
+        layers=layers,
     )
 
 
