@@ -674,3 +674,14 @@ def test_names_of_layers_are_no_globs(pass_clock):
     assert proposal.patterns is not None
     cw.sparsify(model, proposal.patterns, density=0.2)
     assert model[0].sparsity.density == 0.2
+
+
+def test_a_layer_that_a_model_wants_dense_stays_dense_in_a_proposal(pass_clock):
+    class Reading(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.to(self[2]._parameters["weight"].dtype))
+
+    model = Reading(*three_parts(pass_clock))
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=1.2, patterns="block:8", densities=0.2)
+    assert proposal.patterns == {"*": "dense", "0": "block:8"}
+    assert proposal.rows[1].reason == "the model fails with it: KeyError: 'weight'"

@@ -26,6 +26,7 @@ from cutwork.selection import too_coarse
 from cutwork.sparsify import sparsify
 from cutwork.sparsity import Fixed
 from cutwork.timing import STEADY_SPREAD
+from cutwork.trial import Trial
 
 # The finest first: where two reach the goal with as much left, it keeps accuracy better.
 PATTERNS = ("vector:16", "block:16", "block:32")
@@ -280,7 +281,7 @@ def _try(
 ) -> _Trial:
     """Pack a copy of a model and time its passes beside dense ones; layers without tiles stay dense."""
     packed = copy.deepcopy(trial)
-    obstacles = _pack(packed, names, pattern, density)
+    obstacles = _pack(packed, call, names, pattern, density)
 
     def timed(subject: nn.Module) -> tuple[Callable[[], object], dict[str, nn.Module]]:
         def infer() -> None:
@@ -305,15 +306,20 @@ def _is_called(model: nn.Module, name: str) -> bool:
     return not any(type(model.get_submodule(parent)) is nn.MultiheadAttention for parent in ["", *parents])
 
 
-def _pack(model: nn.Module, names: Sequence[str], pattern: Pattern, density: float) -> dict[str, str]:
+def _pack(model: nn.Module, call: Call, names: Sequence[str], pattern: Pattern, density: float) -> dict[str, str]:
     """Give layers of a model masks of a pattern and turn them into tiles; return why for those that stay dense."""
     layers = sparse_layers(model)
     obstacles = {}
-    for sharers in grouped({name: layers[name] for name in names}).values():
+    groups = grouped({name: layers[name] for name in names})
+    for sharers in groups.values():
         reason = _set_mask([layers[name] for name in sharers], pattern, density)
         if reason := reason or obstacle(layers[sharers[0]], TILES):
             obstacles |= dict.fromkeys(sharers, reason)
-    change(model, [name for name in names if name not in obstacles], TILES, training=False)
+    able = {first: sharers for first, sharers in groups.items() if first not in obstacles}
+    trial = Trial(model, call, able, training=False)
+    change(model, [name for sharers in able.values() for name in sharers], TILES, training=False)
+    for first, harm in trial.take_back().items():
+        obstacles |= dict.fromkeys(able[first], harm)
     at_rest(model, {name: layers[name] for name in obstacles})
     return obstacles
 
