@@ -40,6 +40,7 @@ FLOORS = [
     {"selection", "sparsifier", "packing", "report", "structure", "fusion"},
     {"sparsify", "checkpoint"},
     {"forms"},
+    {"trial"},
     {"proposal"},
     {"compat", "plan", "doctor", "digits"},
     {"lab", "benchmark"},

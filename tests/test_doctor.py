@@ -64,5 +64,5 @@ def test_the_page_says_where_timings_are_and_one_thread_is_one(monkeypatch, tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     page = str(doctor.diagnose())
-    assert f"which may be deleted to measure anew:\n  {tmp_path / 'cutwork' / 'timings.json'}  (not there yet)" in page
+    assert f"which may be deleted to measure anew:\n  {tmp_path / 'cutwork' / 'timings.jsonl'}  (not there yet)" in page
     assert "PyTorch runs 1 thread\n" in page

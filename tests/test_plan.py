@@ -4,6 +4,7 @@ import math
 import pickle
 import re
 import sys
+from collections import OrderedDict
 from functools import partial
 from time import perf_counter
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 import cutwork as cw
 from cutwork import forms
@@ -94,9 +95,10 @@ def test_a_dense_form_reads_the_weight_as_it_is_where_nothing_trains(speed, monk
     model(x)
     assert len(reads) == 3
     cw.pack(model, x, forms="dense", training=True)
+    reads.clear()
     with torch.no_grad():
         model(x)
-    assert len(reads) == 6
+    assert len(reads) == 3
 
 
 def test_a_resting_layer_reads_what_others_compute_of_its_weight(speed):
@@ -172,12 +174,12 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_is_only_warned_about(speed
     cache_file().write_text("{")
     with caplog.at_level(logging.WARNING):
         cw.plan(model, x)
-    assert "holds no timings" in caplog.text
+    assert "lines that hold no timings" in caplog.text
     assert TimingCache(cache_file()).get("nothing") == {}
     folder = tmp_path / "a file"
     folder.write_text("")
     with caplog.at_level(logging.WARNING):
-        TimingCache(folder / "timings.json").put("key", {"dense": 1.0})
+        TimingCache(folder / "timings.jsonl").put("key", {"dense": 1.0})
     assert "cannot be kept" in caplog.text
 
 
@@ -583,3 +585,103 @@ def test_patterns_and_precisions_of_another_type_are_explained(speed):
         cw.plan(nn.Linear(16, 16), torch.ones(1, 16), speedup=2, patterns=5)
     with pytest.raises(ValueError, match="pack: unknown precision 5; write one of 'bf16', 'int8'"):
         cw.pack(sparse_model(), torch.randn(5, 32), precisions=5)
+
+
+def test_timings_of_one_kind_of_gpu_are_not_those_of_another(monkeypatch):
+    layer = SimpleNamespace(trained=SimpleNamespace(device=torch.device("cuda:0")))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Some GPU at {device.index}")
+    assert forms._device_of(layer) == "cuda Some GPU at 0"
+    layer.trained.device = torch.device("cpu")
+    assert forms._device_of(layer) == "cpu"
+
+
+class Own(nn.Linear):
+    """A subclass that computes something else."""
+
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Mixed(nn.Module):
+    """Has layers that can be sparse and some of each kind that cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.body, self.more = nn.Embedding(10, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+        self.own, self.other_own = Own(64, 64), Own(64, 64)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(64, 64))
+        self.pruned = prune.l1_unstructured(nn.Linear(64, 64), "weight", amount=0.5)
+        self.empty = nn.Linear(64, 64)
+        self.empty.weight = nn.Parameter(torch.empty(0, 64))
+        self.one, self.other = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.other.weight = self.one.weight
+        self.head = nn.Linear(64, 10)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        x = self.more(self.body(self.embedding(tokens)))
+        return self.head(self.other(self.one(self.pruned(self.normed(self.other_own(self.own(x)))))))
+
+
+OPTIONS = {"speedup": 1.5, "patterns": "block:8", "densities": 0.5, "seconds": 0.001}
+
+
+def test_a_proposal_leaves_dense_what_cannot_be_sparse_and_says_why():
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.arange(5)
+    state = copy.deepcopy(model.state_dict())
+    proposal = cw.plan(model, x, **OPTIONS)
+    assert [row.layer for row in proposal.rows] == ["body", "more", "one", "other"]
+    assert list(proposal.left_out) == ["own", "other_own", "normed", "pruned", "empty", "head"]
+    page = str(proposal)
+    assert "stays dense: own and 1 more: " in page and "Own is a subclass that may compute something else" in page
+    assert "stays dense: head: it shares its weight with embedding, which" in page
+    assert "stays dense: empty: its weight is empty" in page
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_layers_of_a_proposal_are_chosen_by_globs():
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.arange(5)
+
+    def chosen(layers):
+        return [row.layer for row in cw.plan(model, x, layers=layers, **OPTIONS).rows]
+
+    assert chosen("o*") == chosen(["one", "other"]) == ["one", "other"]
+    assert chosen("!o*") == chosen(["*", "!o*"]) == ["body", "more"]
+    assert chosen(["!*", "more", "bod?"]) == ["body", "more"]
+    # A weight is shared by all who have it.
+    assert "one: it shares its weight with other" in str(cw.plan(model, x, layers="!other", **OPTIONS))
+    with pytest.raises(ValueError, match=r"plan: no layer that could be sparse matches '!tail'; they are 'body', "):
+        chosen(["*", "!tail"])
+    with pytest.raises(ValueError, match=r"plan: no layer of this model could be made sparse: head: it shares its"):
+        chosen("head")
+    with pytest.raises(ValueError, match="could be made sparse: it has no dense linear layer"):
+        cw.plan(nn.ReLU(), x, **OPTIONS)
+    for layers in (5, [5], [], None):
+        with pytest.raises(TypeError, match=r"plan: layers=.*give a glob over layer names or several"):
+            chosen(layers)
+    with pytest.raises(
+        ValueError, match="layers are for a speedup; to choose forms of sparse layers by name, use forms"
+    ):
+        cw.plan(sparse_model(), torch.randn(5, 32), layers="0")
+
+
+def test_names_of_layers_are_no_globs(pass_clock):
+    model = three_parts(pass_clock)
+    model = nn.Sequential(OrderedDict([("a[1]", model[0]), ("b", model[1]), ("c", model[2])]))
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=1.5, patterns="block:8", densities=0.2)
+    assert proposal.patterns is not None
+    cw.sparsify(model, proposal.patterns, density=0.2)
+    assert model[0].sparsity.density == 0.2
+
+
+def test_a_layer_that_a_model_wants_dense_stays_dense_in_a_proposal(pass_clock):
+    class Reading(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.to(self[2]._parameters["weight"].dtype))
+
+    model = Reading(*three_parts(pass_clock))
+    proposal = cw.plan(model, torch.ones(5, 64), speedup=1.2, patterns="block:8", densities=0.2)
+    assert proposal.patterns == {"*": "dense", "0": "block:8"}
+    assert proposal.rows[1].reason == "the model fails with it: KeyError: 'weight'"

@@ -104,7 +104,7 @@ def diagnose() -> Diagnosis:
         cpu=_diagnose_cpu(),
         accelerators=_accelerators(),
         kernels=kernels.survey(),
-        timings=str(cache_file()),
+        timings=str(cache_file() or "nowhere, because this user has no home folder; set XDG_CACHE_HOME"),
     )
 
 

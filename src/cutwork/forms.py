@@ -76,6 +76,20 @@ def _usage(called: list[Tensor]) -> Usage:
     )
 
 
+def form_of(layer: nn.Module) -> str:
+    """Return the form that a sparse layer has."""
+    if isinstance(layer, Int8Linear):
+        return INT8
+    if isinstance(layer, Compressed):
+        return BF16 if vars(layer).get("converts") else TILES
+    return DENSE
+
+
+def names_of(model: nn.Module, layer: nn.Module) -> list[str]:
+    """Return the names of a layer, of which it has one for each place that it stands in."""
+    return [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
+
+
 def obstacle(layer: nn.Module, form: str) -> str:
     """Say why a sparse layer cannot take a form; empty where it can."""
     if form == DENSE:
@@ -100,12 +114,14 @@ def change(model: nn.Module, names: Sequence[str], form: str, *, training: bool)
                 layer.sparsity.rest = Rest() if isinstance(layer.sparsity, Fixed) and not training else None
         return
     compress({name: layer for name, layer in layers.items() if not isinstance(layer, Compressed)})
-    for name, layer in layers.items():
+    for layer in layers.values():
         if form == BF16:
             layer.bfloat16().converts = True  # pyrefly: ignore
         elif form == INT8:
             assert isinstance(layer, CompressedLinear)
-            model.set_submodule(name, Int8Linear(layer))
+            rounded = Int8Linear(layer)
+            for place in names_of(model, layer):
+                model.set_submodule(place, rounded)
 
 
 def time_forms(
@@ -190,9 +206,15 @@ def _key(layer: SparseLayer, usage: Usage, training: bool) -> str:
     return " | ".join(
         [
             f"{cpu.processor()} {'+'.join(cpu.instruction_sets()[:1]) if cpu.has_tiles() else 'reference'}",
-            f"{torch.get_num_threads()} threads on {layer.trained.device}",
+            f"{torch.get_num_threads()} threads on {_device_of(layer)}",
             f"torch {torch.__version__} cutwork {__version__} python {platform.python_version()}",
             f"{'x'.join(map(str, matrix.shape))} {sparsity.pattern} {density:.3f} {layer.trained.dtype} {details}",
             f"{'x'.join(map(str, usage.shape))} {usage.dtype} {'nhwc' if usage.channels_last else ''} {what}",
         ]
     )
+
+
+def _device_of(layer: SparseLayer) -> str:
+    """Return what a layer is on; the first GPU of one machine may be another kind than that of the next."""
+    device = layer.trained.device
+    return f"{device.type} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, final
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from cutwork.columns import in_columns
 from cutwork.evaluation import call_of
-from cutwork.forms import BF16, DENSE, INT8, MARGIN, TILES, Usage, change, obstacle, time_forms, usages
+from cutwork.forms import BF16, DENSE, INT8, MARGIN, TILES, Usage, change, form_of, obstacle, time_forms, usages
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.int8 import why_none
@@ -21,12 +21,15 @@ from cutwork.proposal import DENSITIES, PATTERNS, propose
 from cutwork.spelling import did_you_mean
 from cutwork.timing import Timing
 from cutwork.timing_cache import TimingCache, cache_file
+from cutwork.trial import Trial
 
 FORMS = (DENSE, TILES, BF16, INT8)
 # By the names under which people ask for fewer bits.
 PRECISIONS = {"bf16": BF16, "int8": INT8}
 # What a linear layer is measured with when nobody says what it will see.
 USUAL_TOKENS = (1, 32, 197, 1024)
+
+AS_ASKED = "as asked"
 
 Forms = str | Mapping[str, str]
 
@@ -100,6 +103,7 @@ def plan(
     speedup: float | None = None,
     patterns: str | Pattern | Sequence[str | Pattern] = PATTERNS,
     densities: float | Sequence[float] = DENSITIES,
+    layers: str | Sequence[str] = "*",
     forms: Forms | None = None,
     precisions: str | Sequence[str] = (),
     training: bool = False,
@@ -118,11 +122,15 @@ def plan(
     is marked with "~".
 
     With a `speedup`, the model is one to be made sparse: return the `Proposal` of `patterns` and `densities` by which
-    the whole model would get so much faster, with most weights left. Each pattern at each density is timed inside the
-    model for five times `seconds`, and nothing of that is kept.
+    the whole model would get so much faster, with most weights left. `layers` chooses among the layers that could be
+    sparse: a glob over their names or several, of which the last that matches decides, with an exclamation mark before
+    those to leave out (["*", "!head"]). What cannot be sparse stays dense, and the proposal says why. Each pattern at
+    each density is timed inside the model for five times `seconds`, and nothing of that is kept.
     """
     _check("plan", model, seconds)
     if speedup is None:
+        if layers != "*":
+            raise ValueError("plan: layers are for a speedup; to choose forms of sparse layers by name, use forms")
         return _plan("plan", model, inputs, forms, precisions, training=training, seconds=seconds, cache=cache)
     if forms is not None:
         raise ValueError("plan: forms are for a sparse model, and a speedup for one to be made sparse; give one")
@@ -137,6 +145,7 @@ def plan(
         patterns=patterns,
         densities=densities,
         seconds=seconds,
+        layers=layers,
     )
 
 
@@ -151,8 +160,10 @@ def pack(
 ) -> Plan:
     """Give each sparse layer, in place, the form that measures fastest here, and return the plan that says why.
 
-    The arguments are those of `plan`. Layers in the form "tiles" store only what their masks keep: the parameter that
-    they train is then `values` instead of `weight`, so pack before building an optimizer. `unpack` undoes it.
+    The arguments are those of `plan`. Given inputs, the whole model is tried before and after: a layer with whose new
+    form it fails, or returns something else, has its old one again, and the row says why. Layers in the form "tiles"
+    store only what their masks keep: the parameter that they train is then `values` instead of `weight`, so pack before
+    building an optimizer. `unpack` undoes it.
 
     >>> from cutwork import sparsify
     >>> model = nn.Sequential(nn.Linear(64, 64))
@@ -165,8 +176,42 @@ def pack(
     """
     _check("pack", model, seconds)
     result = _plan("pack", model, inputs, forms, precisions, training=training, seconds=seconds, cache=cache)
-    result.apply(model)
-    return result
+    if not inputs:
+        result.apply(model)
+        return result
+    groups = grouped(sparse_layers(model))
+    trial = Trial(model, call_of(model, inputs), groups, training=training)
+    try:
+        result.apply(model)
+        harms = trial.take_back()
+        # Of all layers at once tiles are asked where they can be had.
+        _check_harmless(result, {} if forms == TILES else harms)
+        dense = [name for first in harms for name in groups[first] if form_of(model.get_submodule(name)) == DENSE]
+        change(model, dense, DENSE, training=training)
+    except BaseException:
+        trial.undo()
+        raise
+    return _without(result, harms, model)
+
+
+def _check_harmless(plan: Plan, harms: Mapping[str, str]) -> None:
+    """Raise ValueError where the model breaks with a form that was asked of a layer by its name."""
+    for row in plan.rows:
+        if row.layer in harms and row.reason == AS_ASKED:
+            raise ValueError(
+                f"pack: {row.layer or 'the model itself'} cannot take the form {row.form!r}: {harms[row.layer]}; leave "
+                "its form out of forms, or forbid this one"
+            )
+
+
+def _without(plan: Plan, harms: Mapping[str, str], model: nn.Module) -> Plan:
+    """Return a plan in which layers that a model breaks with have the forms which they were given back."""
+    forms = {name: form_of(model.get_submodule(name)) for name in harms}
+    rows = [
+        replace(row, form=forms[row.layer], reason=f"{row.form}: {harms[row.layer]}") if row.layer in harms else row
+        for row in plan.rows
+    ]
+    return replace(plan, rows=tuple(rows))
 
 
 def _check(what: str, model: nn.Module, seconds: float) -> None:
@@ -245,15 +290,15 @@ def _plan_layer(
     density = float(matrix.double().mean())
     timings: list[dict[str, Timing]] = []
     is_forced = wanted is not None and not wanted.startswith("!")
-    if is_forced and (reason := obstacle(layer, wanted or "")):
+    if is_forced and (reason := _obstacle(name, layer, wanted or "")):
         raise ValueError(f"{what}: {name or 'the model itself'} cannot take the form {wanted!r}: {reason}")
-    possible = [form for form in offered if not obstacle(layer, form) and f"!{form}" != wanted]
+    possible = [form for form in offered if not _obstacle(name, layer, form) and f"!{form}" != wanted]
     if not possible:
         raise ValueError(
             f"{what}: {name or 'the model itself'} has no form left: {DENSE} is forbidden, and the others not possible"
         )
     if is_forced:
-        form, reason = wanted or "", "as asked"
+        form, reason = wanted or "", AS_ASKED
     elif len(possible) < 2:
         form = possible[0]
         reason = f"{wanted[1:]} is forbidden" if wanted else obstacle(layer, TILES if form == DENSE else DENSE)
@@ -282,6 +327,12 @@ def _plan_layer(
         reason=reason if is_steady else f"about {reason}; runs lie far apart, the machine is busy",
         is_steady=is_steady,
     )
+
+
+def _obstacle(name: str, layer: SparseLayer, form: str) -> str:
+    if form == INT8 and not name:
+        return "an int8 layer takes the place of another in a model; put it into a module, such as nn.Sequential"
+    return obstacle(layer, form)
 
 
 def _seconds(timings: Mapping[str, Timing]) -> dict[str, float]:

@@ -3,19 +3,22 @@
 import copy
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cutwork.columns import in_columns
 from cutwork.evaluation import Call, call_of
 from cutwork.forms import MARGIN, TILES, Usage, at_rest, change, obstacle, usages
 from cutwork.kernels import REFERENCE, tile_kernel
 from cutwork.layers.attention import OpenAttention
-from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.layers.swap import Candidate, SparseLayer, can_swap, candidates, sparse_layers
 from cutwork.packing import grouped
 from cutwork.patterns import Pattern, parse
 from cutwork.pieces import Pieces, time_pieces
@@ -23,6 +26,7 @@ from cutwork.selection import too_coarse
 from cutwork.sparsify import sparsify
 from cutwork.sparsity import Fixed
 from cutwork.timing import STEADY_SPREAD
+from cutwork.trial import Trial
 
 # The finest first: where two reach the goal with as much left, it keeps accuracy better.
 PATTERNS = ("vector:16", "block:16", "block:32")
@@ -50,8 +54,9 @@ class Proposal:
     """The pattern and density proposed, with predicted speedups of the whole model for all that were tried.
 
     `patterns` and `density` are what `sparsify` takes; None where the goal is out of reach. `obstacles` says of a
-    pattern why no layer would be faster in it. `outside` is the share of a dense pass that no layer which could be
-    sparse accounts for. What was measured `is_steady` where its runs agree within a tenth.
+    pattern why no layer would be faster in it, and `left_out` of a layer why it cannot be sparse. `outside` is the
+    share of a dense pass that no layer which could be sparse accounts for. What was measured `is_steady` where its runs
+    agree within a tenth.
     """
 
     goal: float
@@ -63,13 +68,14 @@ class Proposal:
     dense_s: float
     outside: float
     is_steady: bool
+    left_out: dict[str, str]
 
     @property
     def patterns(self) -> dict[str, str] | None:
         """Return the pattern of each layer that should be sparse, by its name, as `sparsify` takes them."""
         if self.pattern is None:
             return None
-        return {"*": "dense", **{row.layer: row.pattern for row in self.rows if row.pattern is not None}}
+        return {"*": "dense", **{escape(row.layer): row.pattern for row in self.rows if row.pattern is not None}}
 
     @property
     def speedup(self) -> float:
@@ -95,6 +101,7 @@ def propose(
     patterns: str | Pattern | Sequence[str | Pattern],
     densities: float | Sequence[float],
     seconds: float,
+    layers: str | Sequence[str] = "*",
 ) -> Proposal:
     """Return the pattern that reaches a speedup of the whole model with most weights left."""
     goal, offered, amounts = _goal(speedup), _patterns(patterns), _densities(densities)
@@ -103,14 +110,15 @@ def propose(
             "plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)"
         )
     call = call_of(model, inputs)
+    chosen, left_out = _choose(model, layers)
     # A copy: hooks may count calls, and the mode of each module is its own.
-    dense = copy.deepcopy(model).eval()
+    dense = _copy(model).eval()
     # With attentions open, and masks only to have layers that can become tiles.
-    trial = copy.deepcopy(model).eval()
-    sparsify(trial, "unstructured", density=0.5)
-    layers = sparse_layers(trial)
-    seen = usages(trial, layers, call)
-    at_rest(trial, layers)
+    trial = _copy(model).eval()
+    sparsify(trial, {"*": "dense", **dict.fromkeys(map(escape, chosen), "unstructured")}, density=0.5)
+    made_sparse = {name: layer for name, layer in sparse_layers(trial).items() if name in chosen}
+    seen = usages(trial, made_sparse, call)
+    at_rest(trial, made_sparse)
     tried = {
         (pattern, density): _try(dense, trial, call, list(seen), parse(pattern), density, seconds)
         for pattern in offered
@@ -128,17 +136,87 @@ def propose(
         goal=goal,
         pattern=pattern,
         density=density,
-        rows=tuple(_row(name, layers[name], seen[name], shown, pattern, density) for name in seen),
+        rows=tuple(_row(name, made_sparse[name], seen[name], shown, pattern, density) for name in seen),
         speedups={pattern: {density: tried[pattern, density].speedup for density in amounts} for pattern in offered},
         obstacles={
             pattern: reason
             for pattern in offered
-            if (reason := _obstacle([tried[pattern, density] for density in amounts], layers))
+            if (reason := _obstacle([tried[pattern, density] for density in amounts], made_sparse))
         },
         dense_s=shown.whole_s,
         outside=shown.dense.outside_s / max(shown.dense.total_s, 1e-12),
         is_steady=all(trial_of.is_steady for trial_of in tried.values()),
+        left_out=left_out,
     )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    # Weights that a hook computes anew before each pass carry gradients, and PyTorch copies no such tensors.
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
+
+
+def _choose(model: nn.Module, layers: str | Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the layers to make sparse, and of those that cannot be the reasons."""
+    found = candidates(model)
+    wanted = _matching(found, layers)
+    left_out = {name: reason for name in wanted if (reason := _why_not(found[name]))}
+    left_out |= _divided(model, found, [name for name in wanted if name not in left_out])
+    chosen = [name for name in wanted if name not in left_out]
+    if not chosen:
+        what = "; ".join(_by_reason(left_out)) or "it has no dense linear layer or 2-d convolution"
+        raise ValueError(f"plan: no layer of this model could be made sparse: {what}")
+    return chosen, left_out
+
+
+def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
+    """Return the names that globs choose, of which the last that matches decides; one after '!' leaves layers out."""
+    if not isinstance(layers, str | Sequence) or not all(isinstance(glob, str) for glob in layers) or not layers:
+        raise TypeError(
+            f"plan: layers={layers!r} ({type(layers).__name__}); give a glob over layer names or several, with "
+            "'!' before those to leave out"
+        )
+    globs = [layers] if isinstance(layers, str) else list(layers)
+    is_wanted = dict.fromkeys(found, globs[0].startswith("!"))
+    for glob in globs:
+        matched = [name for name in is_wanted if fnmatchcase(name, glob.removeprefix("!"))]
+        if not matched and is_wanted:
+            raise ValueError(
+                f"plan: no layer that could be sparse matches {glob!r}; they are {', '.join(map(repr, is_wanted))}"
+            )
+        is_wanted |= dict.fromkeys(matched, not glob.startswith("!"))
+    return [name for name, wanted in is_wanted.items() if wanted]
+
+
+def _why_not(candidate: Candidate) -> str:
+    if candidate.obstacle or can_swap(candidate.kind):
+        return candidate.obstacle
+    return f"{candidate.kind.__module__}.{candidate.kind.__qualname__} is a subclass that may compute something else"
+
+
+def _divided(model: nn.Module, found: Mapping[str, Candidate], names: Sequence[str]) -> dict[str, str]:
+    """Say which layers share their weight with a module that stays dense, or stores it in another way."""
+    name_of = {module: name for name, module in reversed(list(model.named_modules()))}
+    kinds: defaultdict[nn.Parameter, dict[str, type[nn.Module] | None]] = defaultdict(dict)
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        name = name_of[model.get_submodule(path.rpartition(".")[0])]
+        kinds[parameter][name] = found[name].kind if name in names else None
+    reasons = {}
+    for name in names:
+        if found[name].attention is None:
+            sharers = kinds[model.get_submodule(name).weight]  # pyrefly: ignore
+            others = [other or "the model itself" for other, kind in sharers.items() if kind is not found[name].kind]
+            if others:
+                reasons[name] = f"it shares its weight with {others[0]}, which is not sparse with it"
+    return reasons
+
+
+def _by_reason(left_out: Mapping[str, str]) -> Iterator[str]:
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for name, reason in left_out.items():
+        names[reason].append(name or "the model itself")
+    for reason, (first, *rest) in names.items():
+        yield f"{first}{f' and {len(rest)} more' if rest else ''}: {reason}"
 
 
 def _goal(speedup: float) -> float:
@@ -203,7 +281,7 @@ def _try(
 ) -> _Trial:
     """Pack a copy of a model and time its passes beside dense ones; layers without tiles stay dense."""
     packed = copy.deepcopy(trial)
-    obstacles = _pack(packed, names, pattern, density)
+    obstacles = _pack(packed, call, names, pattern, density)
 
     def timed(subject: nn.Module) -> tuple[Callable[[], object], dict[str, nn.Module]]:
         def infer() -> None:
@@ -228,15 +306,20 @@ def _is_called(model: nn.Module, name: str) -> bool:
     return not any(type(model.get_submodule(parent)) is nn.MultiheadAttention for parent in ["", *parents])
 
 
-def _pack(model: nn.Module, names: Sequence[str], pattern: Pattern, density: float) -> dict[str, str]:
+def _pack(model: nn.Module, call: Call, names: Sequence[str], pattern: Pattern, density: float) -> dict[str, str]:
     """Give layers of a model masks of a pattern and turn them into tiles; return why for those that stay dense."""
     layers = sparse_layers(model)
     obstacles = {}
-    for sharers in grouped({name: layers[name] for name in names}).values():
+    groups = grouped({name: layers[name] for name in names})
+    for sharers in groups.values():
         reason = _set_mask([layers[name] for name in sharers], pattern, density)
         if reason := reason or obstacle(layers[sharers[0]], TILES):
             obstacles |= dict.fromkeys(sharers, reason)
-    change(model, [name for name in names if name not in obstacles], TILES, training=False)
+    able = {first: sharers for first, sharers in groups.items() if first not in obstacles}
+    trial = Trial(model, call, able, training=False)
+    change(model, [name for sharers in able.values() for name in sharers], TILES, training=False)
+    for first, harm in trial.take_back().items():
+        obstacles |= dict.fromkeys(able[first], harm)
     at_rest(model, {name: layers[name] for name in obstacles})
     return obstacles
 
@@ -326,6 +409,7 @@ def _lines(proposal: Proposal) -> Iterator[str]:
         table.append([pattern, *(f"{about}{by_density[density]:.2f}x" for density in densities)])
     yield from in_columns(table, "<" + ">" * len(densities))
     yield from (f"{pattern}: {reason}" for pattern, reason in proposal.obstacles.items())
+    yield from (f"stays dense: {line}" for line in _by_reason(proposal.left_out))
     yield ""
     if proposal.pattern is None:
         yield (

@@ -16,8 +16,7 @@ from cutwork.benchmark.passes import DTYPES
 from cutwork.benchmark.results import DENSE, Results, Row, time_of
 from cutwork.columns import in_columns
 from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
-from cutwork.forms import BF16, INT8, TILES
-from cutwork.layers.compressed import Compressed
+from cutwork.forms import BF16, INT8, form_of
 from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer
 
@@ -92,7 +91,7 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
                 continue
             group = _layer(name, layers[name], twin, x)
             run.compare(group, seconds=(1 - SHARE_OF_MODEL) * seconds / len(seen))
-    forms = {name: _form(layers[name]) for name in seen}
+    forms = {name: form_of(layers[name]) for name in seen}
     return ModelComparison(run.results(""), {WHOLE: " ".join(dict.fromkeys(forms.values())), **forms})
 
 
@@ -132,7 +131,7 @@ def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
     described = replace(row, pattern=patterns, density=density, form=SPARSE, ideal=ideal)
     rounded = ROUNDED_MODEL if row.what == "model" else ROUNDED
     own = (OF_MODELS["forward"] if row.what == "model" else TOLERANCES)[row.precision]
-    tolerance = max([own, *(rounded.get(_form(layer), 0.0) for layer in layers)])
+    tolerance = max([own, *(rounded.get(form_of(layer), 0.0) for layer in layers)])
 
     def results(call: Any) -> list[Tensor]:
         return [tensor_of(call()).float()]
@@ -152,14 +151,6 @@ def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
 def _sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the sparse layers by name, also those that were packed in int8 and no longer train."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer | Int8Linear)}
-
-
-def _form(layer: nn.Module) -> str:
-    if isinstance(layer, Int8Linear):
-        return INT8
-    if isinstance(layer, Compressed):
-        return BF16 if vars(layer).get("converts") else TILES
-    return DENSE
 
 
 def _kept_of(layer: nn.Module) -> tuple[int, int]:
