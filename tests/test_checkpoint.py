@@ -987,6 +987,10 @@ CRAFTED = {
     "a state of the wrong parameter": (to(*STATE, 0, 0, value=1), "a place stands twice"),
     "a state of no parameter": (to(*STATE, 0, 0, value=9), "it remembers something of parameter 9, which it does not"),
     "a step": (to(*STATE, 0, 1, "step", value="x"), "AdamW refuses the state that was saved: "),
+    "steps below zero": (
+        lambda description, tensors: tensors.update({"@optimizer/0/1/step": torch.tensor(-1.0)}),
+        "AdamW remembers step",
+    ),
     "a state that is none": (to(*STATE, 0, 1, value={"$tuple": []}), "the description has .* where names stand"),
     "a group less": (
         to("optimizers", 0, "rest", "param_groups", value=[]),
@@ -1188,3 +1192,20 @@ def test_an_optimizer_of_another_origin_keeps_what_it_likes(path):
     again = Whitens(other.parameters(), lr=0.1)
     cw.load(path, other, optimizer=again)
     assert bits(again.state_dict()) == bits(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "lbfgs"])
+def test_every_optimizer_of_torch_says_which_settings_it_cannot_do_without(path, optimizer):
+    model = build()
+    built = OPTIMIZERS[optimizer](model.parameters())
+    train(model, built, 0, 2)
+    cw.save(model, path, optimizer=built)
+    rewrite(path, without("optimizers", 0, "rest", "param_groups", 0, "lr"))
+    other = build(seed=1)
+    refuses(
+        "can take no step with the settings that were saved",
+        path,
+        other,
+        None,
+        OPTIMIZERS[optimizer](other.parameters()),
+    )

@@ -12,6 +12,7 @@ FORM = {
     "maybe?": (None, [Number(), Number()]),
     "layers?": Named({"on": bool}),
     "any?": object,
+    "own?": Number,
 }
 LEGAL = [
     {},
@@ -46,6 +47,7 @@ BAD = {
     "it/maybe is [1], but must be null or a list": {"name": "", "maybe": [1]},
     "it/layers/x lacks 'on'": {"name": "", "layers": {"x": {}}},
     "it/layers is 'aaaaaaaaaa": {"name": "", "layers": "a" * 1000},
+    "it/own is 3, but must be a Number": {"name": "", "own": 3},
     "it/pair/0 is None, but must be a number": {"name": "", "pair": [None, 1]},
 }
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,3 +52,13 @@ def test_an_index_made_from_a_mask_is_sound(problem):
     inside = topology.inside()
     everything = topology.gather(torch.ones(mask.shape)).bool()
     assert everything.all() if inside is None else torch.equal(inside, everything)
+
+
+@pytest.mark.parametrize("damage", [torch.Tensor.tolist, lambda index: index.to("meta")])
+@pytest.mark.parametrize("name", ["ptr", "col", "order"])
+def test_an_index_that_is_no_tensor_with_memory_is_refused(name, damage):
+    topology = Topology.from_mask(torch.ones(4, 4, dtype=torch.bool), parse("shuffled:2"))
+    topology.check()
+    damaged = replace(topology, **{name: damage(getattr(topology, name))})
+    with pytest.raises(ValueError, match=f"{name} must be a tensor with memory; got"):
+        damaged.check()

@@ -421,20 +421,26 @@ def _load_optimizer(undo: ExitStack, optimizer: Optimizer, state: State, shapes:
             held = optimizer.state.get(parameter) or {}
             for key, of_small in needed.items() if held else ():
                 expected = [size if small > 1 else 1 for size, small in zip(shape, of_small, strict=False)]
-                found = list(held[key].shape) if isinstance(held.get(key), Tensor) else held.get(key)
-                if found != (expected if of_small else []):
+                found = held.get(key)
+                is_tensor = isinstance(found, Tensor)
+                # Steps below zero have no roots, and no run has done them.
+                if (
+                    not is_tensor
+                    or list(found.shape) != (expected if of_small else [])
+                    or (key == "step" and found < 0)
+                ):
                     raise ValueError(
-                        f"load: {name} remembers {key} {found} of a parameter {list(shape)}, where it needs "
-                        f"{expected if of_small else 'a number'}; {todo}"
+                        f"load: {name} remembers {key} {list(found.shape) if is_tensor and found.ndim else found} of a "
+                        f"parameter {list(shape)}, where it needs {expected if of_small else 'a number'}; {todo}"
                     )
 
 
 def _remembered(optimizer: Optimizer, group: State, ndim: int) -> dict[str, Shape] | None:
     """Return the shapes of what one of torch's optimizers remembers of a small parameter; None where nobody knows.
 
-    It takes a step on one: so no list says what optimizers remember, and settings that forbid a step are found.
+    It takes steps on one: so no list says what optimizers remember, and settings that forbid a step are found.
     """
-    if not type(optimizer).__module__.startswith("torch.optim.") or not group["params"]:
+    if not f"{type(optimizer).__module__}.".startswith("torch.optim.") or not group["params"]:
         return None
     like = group["params"][0]
     small = nn.Parameter(torch.zeros(tuple(range(2, 2 + ndim)), dtype=like.dtype, device=like.device))
@@ -443,6 +449,8 @@ def _remembered(optimizer: Optimizer, group: State, ndim: int) -> dict[str, Shap
         # Such a copy leaves the hooks behind.
         twin = copy.copy(optimizer)
         twin.state, twin.param_groups = defaultdict(dict), [{**group, "params": [small]}]
+        # What the first remembers the second reads.
+        twin.step()
         twin.step()
     except Exception:
         return None

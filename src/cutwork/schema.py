@@ -102,4 +102,4 @@ def _words(form: Form) -> str:
         return "a list"
     if isinstance(form, dict | Named):
         return "an object"
-    return {None: "null", str: "text", bool: "true or false"}[form]
+    return {None: "null", str: "text", bool: "true or false"}.get(form) or f"a {form.__name__}"

@@ -66,8 +66,8 @@ class Topology:
         outputs, inputs = self.shape
         indices = {"ptr": self.ptr, "col": self.col} | ({} if self.order is None else {"order": self.order})
         for name, index in indices.items():
-            if not isinstance(index, Tensor):
-                raise ValueError(f"{name} must be a tensor; got {type(index).__name__}")
+            if not isinstance(index, Tensor) or index.is_meta:
+                raise ValueError(f"{name} must be a tensor with memory; got {type(index).__name__}")
             if index.dtype != torch.int32 or index.dim() != 1 or not index.is_contiguous():
                 raise ValueError(
                     f"{name} must be a contiguous vector of torch.int32; got {index.dtype} of {list(index.shape)}"

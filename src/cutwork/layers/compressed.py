@@ -271,6 +271,11 @@ def checked_topology(
     if not isinstance(pattern, Block | Shuffled):
         raise ValueError(f"{name or 'the model itself'}: {why_no_storage(pattern)}")
     columns = pattern.columns if isinstance(pattern, Block) else 1
+    if not isinstance(values, Tensor) or values.is_meta:
+        raise ValueError(
+            f"{name or 'the model itself'}: its values must be a tensor with memory; got {type(values).__name__}; load "
+            "what save() or state_dict() has written"
+        )
     if reason := _other_pattern(pattern, columns, values, order):
         raise ValueError(
             f"{name or 'the model itself'} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
