@@ -37,7 +37,7 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
 
 def test_a_count_below_one_is_refused(capsys):
     assert main(["benchmark", "chance", "--count", "0"]) == 2
-    assert "count 0; give at least 1" in capsys.readouterr().err
+    assert "count 0; give 1 to 100000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -77,12 +77,18 @@ def test_a_choice_that_fails_late_keeps_what_was_measured_before(tmp_path, capsy
         (["--patterns", "blok:4"], "unknown pattern 'blok:4'"),
         (["--shapes", "768"], "unknown shape '768'"),
         (["--densities", "0"], "density 0"),
-        (["--forms", "tiles"], "unknown form 'tiles'; write one of dense, "),
+        (["--forms", "tiles"], "unknown form 'tiles' (did you mean 'tile'?); write one of dense, "),
         (["--without", "tiles"], "unknown form 'tiles'"),
         (["--passes", "backward"], "unknown pass 'backward'; write one of forward, dX, dW, step"),
         (["--precisions", "fp8"], "unknown precision 'fp8'"),
         (["--threads", "0"], "threads 0; give at least 1"),
+        (["--threads", "100000"], "threads 100000; give at least 1, and on this machine at most"),
         (["--seconds", "0"], "seconds 0; give more than 0"),
+        (["--seconds", "nan"], "seconds nan; give more than 0, and a finite number"),
+        (["--seed", "99999999999999999999999"], "seed 99999999999999999999999; give a whole number"),
+        (["--passes"], "pass: nothing is given; name at least one, for example forward"),
+        (["--precisions"], "precision: nothing is given; name at least one, for example fp32"),
+        (["--shapes"], "shape: nothing is given"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(options, message, capsys):
@@ -139,7 +145,7 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(place, t
     assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path / place)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"cutwork: output {tmp_path / place}: ")
-    assert err.endswith("; name a folder, there or not yet there\n")
+    assert err.endswith("; name a folder, there or not yet there, in which you may write\n")
     assert (tmp_path / "file").read_text() == "mine"
 
 

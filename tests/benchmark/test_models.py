@@ -54,7 +54,10 @@ def test_choices_of_layers_leave_the_first_convolution_out():
     assert models.names_of(model, "convs") == ["conv"]
     assert models.names_of(model, "mlp") == ["mlp.0"]
     assert models.names_of(model, "h*") == ["head"]
-    with pytest.raises(ValueError, match=r"no layer is meant by 'heads'; write all, linears, mlp, convs or a glob"):
+    with pytest.raises(
+        ValueError,
+        match=r"no layer is meant by 'heads' \(did you mean 'head'\?\); write all, linears, mlp, convs or a glob",
+    ):
         models.names_of(model, "heads")
 
 

@@ -1,6 +1,5 @@
 """The subcommands of `cutwork benchmark`. Nothing heavy is imported before one of them runs."""
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,8 @@ STOPPED_NOTE = "stopped before the end: this is what was measured until then"
 # What a choice that does not suit a layer raises, as late as the layer is built.
 USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError)
 QUICK_SECONDS = 10.0
+# Of random layers; more would take days.
+MOST_LAYERS = 100_000
 
 
 @final
@@ -80,7 +81,7 @@ class Grid:
         from cutwork.benchmark.choices import chosen
 
         without = chosen("form", self.without, known) if self.without else ()
-        return tuple(form for form in chosen("form", self.forms, known) if form not in without)
+        return tuple(form for form in chosen("form", self.forms or known, known) if form not in without)
 
 
 @final
@@ -217,8 +218,8 @@ def chance(settings: Settings, *, count: int = 200) -> None:
     """
     from cutwork.benchmark import chance as measured
 
-    if count < 1:
-        raise ValueError(f"count {count}; give at least 1")
+    if not 1 <= count <= MOST_LAYERS:
+        raise ValueError(f"count {count}; give 1 to {MOST_LAYERS}")
     _measure(settings, lambda: settings.few(measured.groups(count, settings.seed)), summary=measured.summary)
 
 
@@ -262,18 +263,20 @@ def _measure(
 
     The exit code is 1 if a form computed something else. Whatever ends it early, what was measured is kept.
     """
+    from cutwork.benchmark.choices import check_seconds, check_seed, make_folder
     from cutwork.benchmark.comparison import MIN_ROUNDS, Run
     from cutwork.kernels import activate
 
-    if settings.seconds <= 0:
-        raise ValueError(f"seconds {settings.seconds:g}; give more than 0")
+    check_seconds(settings.seconds)
+    check_seed(settings.seed)
     activate()
     run = Run()
     stopped: BaseException | None = None
     with _threads(settings.threads):
         try:
             pieces = groups()
-            _make_folder(settings.output)
+            if settings.output is not None:
+                make_folder(settings.output)
             seconds = (min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds) / len(pieces)
             for group in _with_progress(pieces):
                 run.compare(group, seconds=seconds, min_rounds=3 if settings.quick else MIN_ROUNDS)
@@ -296,18 +299,6 @@ def _measure(
         raise stopped
     if not results.all_are_equal:
         raise SystemExit(1)
-
-
-def _make_folder(folder: Path | None) -> None:
-    """Make the folder before anything is measured, so that a wrong one costs nothing."""
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output {folder}: {error.strerror}; name a folder, there or not yet there") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"output {folder}: nothing can be written there; name another folder")
 
 
 def _write(results: "Results", folder: Path) -> None:
@@ -356,10 +347,11 @@ def _with_progress(groups: "Sequence[Group]") -> "Iterator[Group]":
 def _threads(count: int | None) -> Iterator[None]:
     import torch
 
+    from cutwork.benchmark.choices import check_threads
+
     before = torch.get_num_threads()
     if count is not None:
-        if count < 1:
-            raise ValueError(f"threads {count}; give at least 1")
+        check_threads(count)
         torch.set_num_threads(count)
     try:
         yield

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.benchmark.baselines import compiled
-from cutwork.benchmark.choices import check_counts, check_densities, tiles
+from cutwork.benchmark.choices import check_counts, check_densities, check_given, check_memory, tiles
 from cutwork.benchmark.comparison import Candidate, Group, Runnable
 from cutwork.benchmark.passes import DTYPES, dense_forms
 from cutwork.benchmark.results import DENSE, Row
@@ -25,6 +25,7 @@ from cutwork.layers.swap import candidates as layers_that_can_be_sparse
 from cutwork.patterns import Pattern
 from cutwork.plan import pack
 from cutwork.sparsify import sparsify
+from cutwork.spelling import did_you_mean
 
 PACKED, FUSED = "packed", "fused"
 FORMS = (DENSE, "compiled", PACKED, FUSED)
@@ -53,6 +54,8 @@ def groups(
     seed: int = 0,
 ) -> list[Group]:
     """Return what to measure: a group of all densities for each model, choice of layers, batch, precision, pattern."""
+    for given, of, example in ((names, "model", "tiny"), (layers, "layer", "all"), (patterns, "pattern", "block:16")):
+        check_given(of, given, example)
     parsed = [tiles(text) for text in patterns]
     check_densities(densities)
     check_counts("batch", batches)
@@ -80,7 +83,8 @@ def names_of(model: nn.Module, choice: str) -> list[str]:
     names = [name for name, layer in found.items() if wanted(name, layer.kind) and name not in convolutions[:1]]
     if not names:
         raise ValueError(
-            f"no layer is meant by {choice!r}; write {', '.join(LAYERS)} or a glob over the names: {', '.join(found)}"
+            f"no layer is meant by {choice!r}{did_you_mean(choice, [*LAYERS, *found])}; write {', '.join(LAYERS)} or a "
+            f"glob over the names: {', '.join(found)}"
         )
     return names
 
@@ -100,7 +104,11 @@ def _candidates(
     forms: Sequence[str],
 ) -> list[Candidate]:
     made = make()
-    dense, inputs = made.model, made.inputs(about.tokens)
+    dense = made.model
+    with torch.device("meta"):
+        num_bytes = sum(held.nbytes for held in made.inputs(about.tokens))
+    check_memory(f"the input of {about.shape} in batch {about.tokens}", num_bytes)
+    inputs = made.inputs(about.tokens)
     names = names_of(dense, choice)
     cost = _cost(dense, inputs)
     found = [_candidate(about, dense, dense, inputs, cost.dense)]
