@@ -207,3 +207,10 @@ def test_too_little_memory_is_one_line_and_exit_code_2(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert err.startswith("cutwork: out of memory: DefaultCPUAllocator: can't allocate memory: you tried")
     assert err.count("\n") == 1
+
+
+def test_the_help_of_the_demo_names_every_method():
+    from cutwork.methods import METHODS
+
+    said = run("demo", "--help").stdout
+    assert all(method in said for method in METHODS)

@@ -33,7 +33,7 @@ class Settings:
     """What all measurements share.
 
     Args:
-        threads: Threads to compute with; without it PyTorch's own number.
+        threads: Threads to compute with; without it as many as PyTorch takes by itself.
         seconds: How long all of it may take, about, with building, checking and compiling. A form that would take far
             more than its share is left out, and the results say so.
         quick: Take the first of each list except densities, and at most 10 seconds.
@@ -93,8 +93,8 @@ class Models:
     """Which models are measured, and which of their layers are sparse.
 
     Args:
-        names: tiny, vit-b16, resnet50, llama-small (decodes one token; not to train), linear:768x3072, mlp:768x3072
-            (norm, linear, GELU, linear, residual), timm:NAME, torchvision:NAME.
+        names: tiny, vit-b16, resnet50, llama-small (decodes one token; not to train), linear:768x3072, timm:NAME,
+            torchvision:NAME, and mlp:768x3072, which is norm, linear, GELU, linear and a residual.
         layers: Which layers are sparse: all, linears, mlp, convs, or a glob over names. The first convolution never is.
         batches: Numbers of images, sequences or, for mlp and linear, tokens.
     """
@@ -163,7 +163,7 @@ def conv(
         settings: What all measurements share.
         grid: What is sparse, and in which forms it is measured.
         shapes: Channels @ height x width: 64@32x32, or 64:128@32x32 for other channels out than in.
-        kernels: Heights of the kernels, which are square; padding keeps the size at stride 1.
+        kernels: Heights of the kernels, which are square; of odd ones padding keeps the image's size at stride 1.
         strides: Steps between the places of the kernel.
         batches: Numbers of images.
         passes: forward, dX, dW (the gradients of input and weight), step (all of them, and AdamW).

@@ -21,8 +21,8 @@ TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "int8": 4e-2}
 SHORT_S = 0.2
 # Of the time that is left a form may spend this share on being compiled.
 SHARE_TO_COMPILE = 1 / 3
-# A guess before anything ran errs on the long side, by about so much.
-DOUBT = 2
+# A guess before anything ran errs on the long side, on a busy machine by about so much.
+DOUBT = 4
 
 
 UNSTEADY_NOTE = "~ the runs of this form lie far apart: the machine was busy, believe no small difference"
@@ -154,7 +154,8 @@ class Run:
     def _time(self, right: Sequence[Checked], seconds: float, clock: Clock) -> None:
         """Add a row for each form, also if somebody stops it: then for those that were timed until then."""
         times: dict[str, list[float]] = {}
-        self.tell(f"timing {len(right)} forms", seconds)
+        if right:
+            self.tell(f"timing {len(right)} form{'s' * (len(right) > 1)}", seconds)
         try:
             measure(
                 {str(number): checked.ready.run for number, checked in enumerate(right)},

@@ -113,8 +113,9 @@ def _candidates(
     names = names_of(dense, choice)
     # All operations are those of a sample, as often as there are samples: counting them takes a pass.
     sample, few = made.inputs(1), made.inputs(min(2, about.tokens))
-    start = perf_counter()
     operations = about.tokens * flops(dense, *sample).dense
+    start = perf_counter()
+    dense.eval()(*sample)
     # A step is three passes, one of them forward.
     guess_s = (perf_counter() - start) * about.tokens * (3 if about.work == "step" else 1)
     expected = _reference(dense, about.work, inputs)
