@@ -56,3 +56,16 @@ def test_the_real_products_are_measured_and_a_clock_that_stands_still_is_no_erro
     assert limits.operations_per_s(time.perf_counter) > 1e6
     assert limits.slowdown("bf16", "step", time.perf_counter) > 0
     assert limits.slowdown("bf16", "step", lambda: 0.0) == 1
+
+
+def test_a_guess_does_not_depend_on_how_many_threads_wait_for_each_other(monkeypatch):
+    used = []
+    monkeypatch.setattr(limits.F, "linear", lambda x, weight: used.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        limits._time_of(torch.float32, "forward", time.perf_counter)
+        assert set(used) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

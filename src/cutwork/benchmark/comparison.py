@@ -21,8 +21,8 @@ TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "int8": 4e-2}
 SHORT_S = 0.2
 # Of the time that is left a form may spend this share on being compiled.
 SHARE_TO_COMPILE = 1 / 3
-# A guess before anything ran errs on the long side, on a busy machine by about so much.
-DOUBT = 4
+# A guess before anything ran may be wrong by about so much.
+DOUBT = 2
 
 
 UNSTEADY_NOTE = "~ the runs of this form lie far apart: the machine was busy, believe no small difference"
@@ -51,8 +51,7 @@ class Runnable:
 class Candidate:
     """A form with what stands about it in the table, how to make it ready, and the right results.
 
-    The tolerance is that of the precision unless it has one of its own. `guess_s` is how long a run takes, about, where
-    more is known than the operations.
+    The tolerance is that of the precision unless it has one of its own.
     """
 
     row: Row
@@ -62,7 +61,6 @@ class Candidate:
     bytes: float | None = None
     tolerance: float | None = None
     note: str = ""
-    guess_s: float | None = None
 
 
 @final
@@ -232,12 +230,11 @@ def _needed(candidate: Candidate, right: Sequence[Checked], clock: Clock) -> flo
     """Guess how long it takes to check a form and time it once.
 
     Dense ones take as long as the first, by how much slower products of their precision are here; sparse ones have
-    right results of their own to compute besides. Of the first one there is only a guess.
+    right results of their own to compute besides. Of the first one only the operations are known.
     """
     row = candidate.row
     if not right:
-        by_operations = (candidate.operations or 0.0) / operations_per_s(clock)
-        return 2 * min(by_operations, math.inf if candidate.guess_s is None else candidate.guess_s)
+        return 2 * (candidate.operations or 0.0) / operations_per_s(clock)
     first_s = right[0].check_s
     if row.form in DENSE_FORMS:
         return 2 * first_s * slowdown(row.precision, row.work, clock) if first_s > SHORT_S / 100 else 2 * first_s

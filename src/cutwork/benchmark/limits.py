@@ -59,11 +59,12 @@ def slowdown(precision: str, work: str, clock: Clock) -> float:
 
 @cache
 def operations_per_s(clock: Clock) -> float:
-    """Return how many operations a second PyTorch's dense product in fp32 does here, a small one at least."""
-    return 2 * TOKENS * WIDTH**2 / _time_of(torch.float32, "forward", clock)
+    """Return how many operations a second PyTorch's dense products in fp32 do here if all threads have a core."""
+    return torch.get_num_threads() * 2 * TOKENS * WIDTH**2 / _time_of(torch.float32, "forward", clock)
 
 
 def _time_of(dtype: torch.dtype, work: str, clock: Clock) -> float:
+    """Return how long a small product takes on one thread: several wait for each other on a busy machine."""
     x_MI, dy_MO, weight_OI = (
         torch.ones(shape, dtype=dtype) for shape in ((TOKENS, WIDTH), (TOKENS, WIDTH), (WIDTH, WIDTH))
     )
@@ -73,10 +74,14 @@ def _time_of(dtype: torch.dtype, work: str, clock: Clock) -> float:
         "dW": lambda: dy_MO.T @ x_MI,
     }[work]
     times = []
-    # On a busy machine the best of several is far from the mean.
-    while len(times) < 3 or (len(times) < 20 and sum(times) < 0.02):
-        start = clock()
-        run()
-        times.append(clock() - start)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(3):
+            start = clock()
+            run()
+            times.append(clock() - start)
+    finally:
+        torch.set_num_threads(threads)
     # A clock that sees nothing must not make a ratio of nothing.
     return max(min(times), 1e-9)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from itertools import product
-from time import perf_counter
 from typing import Any, final
 
 import torch
@@ -114,12 +113,8 @@ def _candidates(
     # All operations are those of a sample, as often as there are samples: counting them takes a pass.
     sample, few = made.inputs(1), made.inputs(min(2, about.tokens))
     operations = about.tokens * flops(dense, *sample).dense
-    start = perf_counter()
-    dense.eval()(*sample)
-    # A step is three passes, one of them forward.
-    guess_s = (perf_counter() - start) * about.tokens * (3 if about.work == "step" else 1)
     expected = _reference(dense, about.work, inputs)
-    found = [replace(_candidate(about, dense, expected, inputs, operations), guess_s=guess_s)]
+    found = [_candidate(about, dense, expected, inputs, operations)]
     found += [
         _candidate(replace(about, form=form, precision=kind), dense, expected, inputs, operations)
         for form, kind in dense_forms(forms, precision)
