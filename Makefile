@@ -41,7 +41,8 @@ lint: $(VENV)/.lint  ## check format and style
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 
-types: $(VENV)/.lint  ## check types in src/cutwork
+# The packages that the sources import where they find them are those of the tests.
+types: $(VENV)/.test $(VENV)/.lint  ## check types in src/cutwork
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 fix: $(VENV)/.lint  ## format, and mend what ruff can mend

@@ -28,36 +28,36 @@ CONVS = "--shapes 64@32x32 128@16x16 256@8x8 --batches 64 --patterns block:16 bl
 OURS = "--forms dense compiled tile"
 
 PIECES = {
-    "linear-197": f"linear {WIDE} --tokens 197 {TILES} {OURS} onnx --seconds 50",
-    "linear-1576": f"linear {WIDE} --tokens 1576 {TILES} {OURS} onnx --seconds 90",
-    "linear-few": f"linear {WIDE} --tokens 1 8 128 {TILES} {OURS} --seconds 50",
+    "linear-197": f"linear {WIDE} --tokens 197 {TILES} {OURS} onnx --seconds 100",
+    "linear-1576": f"linear {WIDE} --tokens 1576 {TILES} {OURS} onnx --seconds 150",
+    "linear-few": f"linear {WIDE} --tokens 1 8 128 {TILES} {OURS} --seconds 300",
     "linear-gradients": f"linear {WIDE} --tokens 1576 --passes dX dW {TILES} --forms dense tile --seconds 110",
     "linear-step": f"linear {WIDE} --tokens 1576 --passes step {TILES} --forms dense tile --seconds 110",
-    "linear-step-128": f"linear {WIDE} --tokens 128 --passes step {TILES} {OURS} --seconds 50",
-    "linear-bf16": f"linear {WIDE} --tokens 197 1576 --precisions bf16 {TILES} {OURS} --seconds 80",
-    "linear-int8": f"linear {WIDE} --tokens 1 197 1576 --precisions int8 {TILES} {OURS} onnx --seconds 60",
-    "linear-others": "linear --tokens 197 --patterns block:16 block:32 block:64 --seconds 80",
-    "linear-batch-1": "linear --shapes 4096x11008 --tokens 1 --densities 0.2 0.1 --without bsr csr --seconds 25",
-    "conv": f"conv {CONVS} --seconds 70",
+    "linear-step-128": f"linear {WIDE} --tokens 128 --passes step {TILES} {OURS} --seconds 150",
+    "linear-bf16": f"linear {WIDE} --tokens 197 1576 --precisions bf16 {TILES} {OURS} --seconds 300",
+    "linear-int8": f"linear {WIDE} --tokens 1 197 1576 --precisions int8 {TILES} {OURS} onnx --seconds 300",
+    "linear-others": "linear --tokens 197 --patterns block:16 block:32 block:64 --seconds 120",
+    "linear-batch-1": "linear --shapes 4096x11008 --tokens 1 --densities 0.2 0.1 --without bsr csr --seconds 60",
+    "conv": f"conv {CONVS} --seconds 150",
     "conv-gradients": f"conv {CONVS} --passes dX dW --seconds 110",
-    "conv-step": f"conv {CONVS} --passes step --seconds 60",
+    "conv-step": f"conv {CONVS} --passes step --seconds 150",
     "conv-others": "conv --shapes 128@16x16 --kernels 1 3 --strides 1 2 --batches 64 --passes forward dX dW "
     "--patterns block:16 --forms dense tile --seconds 40",
     "train-layer": "train --names linear:768x3072 mlp:768x3072 --batches 128 1576 --densities 0.5 0.2 0.1 0.05 "
-    "--patterns block:16 block:32 vector:16 --without compiled --seconds 90",
+    "--patterns block:16 block:32 vector:16 --without compiled --seconds 180",
     "vit-b16": "model --names vit-b16 --layers mlp linears --batches 1 8 --densities 0.2 0.1 --patterns block:32 "
-    "--seconds 70",
+    "--seconds 580",
     "vit-b16-bf16": "model --names vit-b16 --layers linears --batches 1 8 --densities 0.2 0.1 --patterns block:32 "
-    "--precisions bf16 --seconds 45",
+    "--precisions bf16 --seconds 500",
     "vit-b16-train": "train --names vit-b16 --layers linears --batches 8 --densities 0.2 0.1 --patterns block:32 "
-    "--without compiled --seconds 60",
+    "--without compiled --seconds 480",
     "resnet50": "model --names resnet50 --layers convs --batches 1 8 --densities 0.2 0.1 --patterns block:16 "
-    "--seconds 40",
+    "--seconds 400",
     "resnet50-train": "train --names resnet50 --layers convs --batches 8 --densities 0.2 0.1 --patterns block:16 "
-    "--without compiled --seconds 50",
+    "--without compiled --seconds 120",
     "llama-small": "model --names llama-small --layers linears --batches 1 --densities 0.2 0.1 --patterns block:32 "
-    "vector:16 --without compiled --seconds 20",
-    "chance": "chance --count 200 --seconds 100",
+    "vector:16 --without compiled --seconds 60",
+    "chance": "chance --count 200 --seconds 200",
 }
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -139,3 +140,77 @@ def test_the_version_is_told_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"cutwork {cutwork.__version__}\n")
     assert "cutwork --version" in run("--help").stdout
+
+
+@pytest.mark.parametrize(("given", "title"), [([], "doctor"), (["benchmark"], "chance")])
+def test_without_a_subcommand_help_is_shown(given, title):
+    done = run(*given)
+    assert done.returncode == 0
+    assert title in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("given", [["--version"], ["--help"], ["benchmark", "linear", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(given):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "cutwork", *given], stdout=gone, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (cli.UNREAD, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line_and_exit_code_2():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cutwork", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("cutwork: [Errno 28]")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_standard_output_it_still_runs():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.stdout = None; from cutwork.cli import main; sys.exit(main(['--version']))",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_letters_that_a_terminal_lacks_are_no_error():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    code = (
+        "import sys; from cutwork.cli import main; main(['--version']); "
+        "print(chr(0x2580) * 2); print(chr(0xDCFF), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0
+    assert done.stdout.endswith("??\n")
+    assert done.stderr == "?\n"
+
+
+def test_too_little_memory_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    def fail(**options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried to allocate 4 bytes")
+
+    monkeypatch.setitem(sys.modules, "cutwork.demo", SimpleNamespace(run=fail))
+    assert cli.main(["demo"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("cutwork: out of memory: DefaultCPUAllocator: can't allocate memory: you tried")
+    assert err.count("\n") == 1
+
+
+def test_the_help_of_the_demo_names_every_method():
+    from cutwork.methods import METHODS
+
+    said = run("demo", "--help").stdout
+    assert all(method in said for method in METHODS)

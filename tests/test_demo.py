@@ -127,3 +127,18 @@ def test_a_large_mask_is_drawn_small():
     lines = mask_picture("a", torch.rand(300, 200) < 0.5).splitlines()
     assert len(lines) == 17
     assert all(len(line) <= 32 for line in lines[1:])
+
+
+def test_a_seed_that_no_generator_takes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="seed 9223372036854775808; give a whole number of less than 19 digits"):
+        run(seed=2**63, output=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside", tmp_path / "a\udcffb"):
+        with pytest.raises(
+            ValueError, match=r"output .*; name a folder, there or not yet there, in which you may write"
+        ):
+            run(epochs=1, output=folder, progress=lambda *call: pytest.fail("it trained"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -94,3 +94,39 @@ def test_nothing_to_measure_is_nothing_measured():
 def test_no_time_or_no_rounds_is_an_error(options):
     with pytest.raises(ValueError, match="give some time, and at least one round"):
         measure({"a": lambda: None}, **options)
+
+
+def test_with_strict_a_slow_form_runs_as_often_as_its_share_allows_and_at_least_once():
+    machine = FakeMachine()
+    forms = {"fast": machine.form("fast", [1]), "slow": machine.form("slow", [10]), "slug": machine.form("slug", [1e3])}
+    timings = measure(forms, seconds=300, min_rounds=5, max_rounds=1000, strict=True, clock=machine.clock)
+    assert {name: timing.rounds for name, timing in timings.items()} == {"fast": 48, "slow": 3, "slug": 1}
+    assert [timing.median_s for timing in timings.values()] == [1, 10, 1e3]
+    assert machine.log.count("slug") == 1
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=6), st.integers(1, 10**6))
+def test_with_strict_nobody_takes_more_than_its_share_but_for_one_run(durations, seconds):
+    machine = FakeMachine()
+    forms = {str(number): machine.form(str(number), [duration]) for number, duration in enumerate(durations)}
+    timings = measure(forms, seconds=seconds, least_s=1, strict=True, clock=machine.clock)
+    share = seconds / len(forms)
+    for (name, timing), duration in zip(timings.items(), durations, strict=True):
+        assert timing.rounds >= 1
+        assert machine.log.count(name) * duration <= max(share, duration)
+
+
+def test_whoever_is_interrupted_has_what_was_measured_until_then():
+    machine = FakeMachine()
+    count = []
+
+    def interrupted():
+        count.append(1)
+        machine.now += 1
+        if len(count) == 12:
+            raise KeyboardInterrupt
+
+    times = {}
+    with pytest.raises(KeyboardInterrupt):
+        measure({"a": interrupted, "b": machine.form("b", [2])}, seconds=100, clock=machine.clock, times=times)
+    assert times == {"a": [1] * 4, "b": [2]}

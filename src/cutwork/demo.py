@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutwork.benchmark.choices import check_seed, make_folder
 from cutwork.benchmark.compare import benchmark
 from cutwork.checkpoint import load, save
 from cutwork.digits import Digits, load_digits
@@ -170,6 +171,7 @@ def run(
     """
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: train for at least one")
+    check_seed(seed)
     digits = load_digits()
     steps = epochs * (len(digits.train_images) // BATCH_SIZE)
     dense, sparse = _network(seed), _network(seed)
@@ -189,7 +191,7 @@ def run(
     storage = "dense" if any(why_not_compressed(layer) for layer in layers.values()) else "compressed"
     if storage == "compressed":
         compress(layers)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     step_ms = _train((dense, sparse), sparsifier, digits, epochs, seed, progress)
 
     dense_file, sparse_file, picture_file = (

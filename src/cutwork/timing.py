@@ -12,6 +12,8 @@ Clock = Callable[[], float]
 
 # On a machine that is busy with something else the quartiles of the runs lie further apart.
 STEADY_SPREAD = 0.1
+# The first one, two that tell how long one takes, and a round.
+CALLS_TO_TRY = 5
 
 
 @final
@@ -26,6 +28,11 @@ class Timing:
     spread: float
     rounds: int
 
+    @classmethod
+    def of(cls, times: list[float]) -> "Timing":
+        """Return what the times of all rounds, at least one, come to."""
+        return cls(median(times), spread_of(times), len(times))
+
     @property
     def is_steady(self) -> bool:
         """Say whether the runs agree well enough to believe differences of a tenth."""
@@ -39,14 +46,18 @@ def measure(
     min_rounds: int = 5,
     max_rounds: int = 100,
     least_s: float = 2e-4,
+    strict: bool = False,
     clock: Clock = perf_counter,
+    times: dict[str, list[float]] | None = None,
 ) -> dict[str, Timing]:
     """Return the timing of each form, from rounds in which all take turns, in about `seconds` altogether.
 
     What slows the machine for a while then slows all forms. In a round a form runs once untimed, so that it finds the
     caches as it leaves them itself, then often enough to take `least_s`, which is long for the clock. Each round begins
     with another form. All forms get the same time, so a slow one takes part in fewer rounds, spread evenly over the
-    rest, but never in fewer than `min_rounds`.
+    rest, but never in fewer than `min_rounds`. With `strict` the time counts for more than the rounds: a slow form
+    takes part in as many as its share allows, and one that cannot even be tried out in it counts by its first run
+    alone. `times` is filled while it measures, so that whoever is interrupted has what was measured until then.
 
     >>> timings = measure({"sum": lambda: sum(range(1000)), "pass": lambda: None}, seconds=0.01)
     >>> timings["pass"].median_s < timings["sum"].median_s
@@ -59,17 +70,26 @@ def measure(
             f"measure: seconds={seconds:g} and min_rounds={min_rounds}; give some time, and at least one round"
         )
     max_rounds = max(min_rounds, max_rounds)
-    calls = {name: _calls(form, least_s, clock) for name, form in forms.items()}
     share = seconds / len(forms)
-    rounds = {
+    times = {} if times is None else times
+    counts, rounds = {}, {}
+    for name, form in forms.items():
+        start = clock()
+        # The first call may compile, allocate or fill caches.
+        form()
+        first_s = clock() - start
+        if strict and CALLS_TO_TRY * first_s > share:
+            times[name], rounds[name] = [first_s], 0
+            continue
+        count, call_s = _calls(form, least_s, clock)
+        left = share - (clock() - start) if strict else share
         # One call more is for the untimed one.
-        name: min(max(int(share / ((count + 1) * call_s)), min_rounds), max_rounds)
-        for name, (count, call_s) in calls.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in forms}
+        fitting = int(left / ((count + 1) * call_s))
+        counts[name], rounds[name] = count, min(max(fitting, 1 if strict else min_rounds), max_rounds)
+        times[name] = []
     for name in order_of_turns(rounds):
-        times[name].append(_time(forms[name], calls[name][0], clock))
-    return {name: Timing(median(taken), spread_of(taken), len(taken)) for name, taken in times.items()}
+        times[name].append(_time(forms[name], counts[name], clock))
+    return {name: Timing.of(taken) for name, taken in times.items()}
 
 
 def order_of_turns(rounds: Mapping[str, int]) -> list[str]:
@@ -92,8 +112,6 @@ def order_of_turns(rounds: Mapping[str, int]) -> list[str]:
 
 def _calls(form: Form, least_s: float, clock: Clock) -> tuple[int, float]:
     """Return how many calls take `least_s`, and how long one takes, about."""
-    # The first call may compile, allocate or fill caches.
-    form()
     count = 1
     while (taken := count * _time(form, count, clock)) < least_s:
         # A clock that does not advance in so short a time says nothing: no more than ten times as many.

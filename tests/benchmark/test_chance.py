@@ -14,7 +14,7 @@ def test_random_layers_are_packed_and_compared_with_dense_ones():
     assert len({group.title for group in groups}) == 6
     run = Run()
     for group in groups:
-        run.compare(group, seconds=0.01, min_rounds=2)
+        run.compare(group, seconds=0.01)
     packed = [row for row in run.rows if row.form.startswith("packed")]
     assert len(packed) == 6
     assert all(row.equal and row.ratio for row in packed)
@@ -28,7 +28,7 @@ def test_nothing_measured_is_said_so():
 def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(chance, "PACK_S", 0.01)
     threads = torch.get_num_threads()
-    assert main(["benchmark", "chance", "--count", "2", "--seconds", "0.02", "--output", str(tmp_path)]) == 0
+    assert main(["benchmark", "chance", "--count", "2", "--seconds", "3", "--output", str(tmp_path)]) == 0
     assert "Of 2 layers" in capsys.readouterr().out
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {row["what"] for row in rows} == {"random"}
@@ -37,7 +37,7 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
 
 def test_a_count_below_one_is_refused(capsys):
     assert main(["benchmark", "chance", "--count", "0"]) == 2
-    assert "count 0; give at least 1" in capsys.readouterr().err
+    assert "count 0; give 1 to 100000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,10 +4,10 @@ import re
 import pytest
 
 from cutwork import cli
-from cutwork.benchmark import commands, conv, linear, models, passes
+from cutwork.benchmark import commands, conv, linear, models, passes, results
 from cutwork.benchmark.comparison import Run, Runnable
 
-QUICK = ["--quick", "--seconds", "0.05", "--densities", "0.5", "0.2", "--patterns", "block:16"]
+QUICK = ["--quick", "--seconds", "3", "--densities", "0.5", "0.2", "--patterns", "block:16"]
 SMALL = {
     "linear": [*QUICK, "--forms", "dense", "tile", "csr-left", "--shapes", "32x48", "--tokens", "5"],
     "conv": [*QUICK, "--forms", "dense", "tile", "--shapes", "32@6x6", "--batches", "2"],
@@ -63,7 +63,7 @@ def test_an_interrupted_measurement_keeps_what_it_has(tmp_path, capsys, monkeypa
 
 def test_a_choice_that_fails_late_keeps_what_was_measured_before(tmp_path, capsys):
     options = ["--names", "tiny", "mlp:8x8", "--batches", "2", "--densities", "0.2", "--forms", "packed"]
-    assert cli.main(["benchmark", "model", *options, "--seconds", "0.05", "--output", str(tmp_path)]) == 2
+    assert cli.main(["benchmark", "model", *options, "--seconds", "5", "--output", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert "too coarse" in err
     assert "tiny" in out
@@ -77,12 +77,18 @@ def test_a_choice_that_fails_late_keeps_what_was_measured_before(tmp_path, capsy
         (["--patterns", "blok:4"], "unknown pattern 'blok:4'"),
         (["--shapes", "768"], "unknown shape '768'"),
         (["--densities", "0"], "density 0"),
-        (["--forms", "tiles"], "unknown form 'tiles'; write one of dense, "),
+        (["--forms", "tiles"], "unknown form 'tiles' (did you mean 'tile'?); write one of dense, "),
         (["--without", "tiles"], "unknown form 'tiles'"),
         (["--passes", "backward"], "unknown pass 'backward'; write one of forward, dX, dW, step"),
         (["--precisions", "fp8"], "unknown precision 'fp8'"),
         (["--threads", "0"], "threads 0; give at least 1"),
+        (["--threads", "100000"], "threads 100000; give at least 1, and on this machine at most"),
         (["--seconds", "0"], "seconds 0; give more than 0"),
+        (["--seconds", "nan"], "seconds nan; give more than 0, and a finite number"),
+        (["--seed", "99999999999999999999999"], "seed 99999999999999999999999; give a whole number"),
+        (["--passes"], "pass: nothing is given; name at least one, for example forward"),
+        (["--precisions"], "precision: nothing is given; name at least one, for example fp32"),
+        (["--shapes"], "shape: nothing is given"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(options, message, capsys):
@@ -139,7 +145,7 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_measured(place, t
     assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path / place)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"cutwork: output {tmp_path / place}: ")
-    assert err.endswith("; name a folder, there or not yet there\n")
+    assert err.endswith("; name a folder, there or not yet there, in which you may write\n")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -194,3 +200,72 @@ def test_on_a_narrow_terminal_the_title_is_cut_not_the_time(capsys, monkeypatch)
     assert "0:00:0" in err
     assert "0:00:…" not in err
     assert "…" in err
+
+
+class FakeTime:
+    """A clock that groups move on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_when_the_time_is_up_the_rest_is_left_out_and_said_so(monkeypatch, capsys):
+    clock, given = FakeTime(), []
+    compare = Run.compare
+
+    def slow(run, group, *, seconds):
+        given.append(seconds)
+        compare(run, group, seconds=1)
+        clock.now += 4
+
+    monkeypatch.setattr(commands, "perf_counter", clock)
+    monkeypatch.setattr(Run, "compare", slow)
+    options = ["--seconds", "10", "--forms", "dense", "tile", "--shapes", "32x48", "--tokens", "1", "2", "3", "5"]
+    options += ["--patterns", "block:16", "--densities", "0.5"]
+    assert cli.main(["benchmark", "linear", *options]) == 0
+    # What one leaves over the others get.
+    assert given == [10 / 4, 6 / 3, 2 / 2]
+    assert "the time was up before 1 of 4 pieces, the first of them linear 32->48, 5 tokens" in capsys.readouterr().out
+
+
+def test_nothing_measured_is_an_error_that_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(Run, "compare", lambda run, group, *, seconds: run.notes.update({"too slow": None}))
+    assert cli.main(["benchmark", "linear", *SMALL["linear"]]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.endswith("cutwork: nothing was measured: too slow\n")
+
+
+def test_a_bug_keeps_what_was_measured_before_and_its_traceback(tmp_path, capsys, monkeypatch):
+    built, count = linear.candidates, []
+
+    def broken(*arguments, **options):
+        count.append(1)
+        return built(*arguments, **options) if len(count) == 1 else 1 / 0
+
+    monkeypatch.setattr(linear, "candidates", broken)
+    options = [option for option in SMALL["linear"] if option != "--quick"]
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["benchmark", "linear", *options, "--passes", "forward", "dX", "--output", str(tmp_path)])
+    assert {row["work"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]} == {"forward"}
+    assert "stopped before the end" in capsys.readouterr().out
+
+
+def test_a_reader_that_is_gone_takes_no_results_along(tmp_path, monkeypatch):
+    def gone(self):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(results.Results, "__str__", gone)
+    assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path)]) == cli.UNREAD
+    assert {file.name for file in tmp_path.iterdir()} >= {"results.json", "results.csv"}
+
+
+def test_without_a_terminal_only_forms_that_take_long_have_lines_of_their_own(capsys):
+    lines = commands.Lines(3)
+    lines.group(1, "a layer", 12.4)
+    lines.form("dense fp32", 0.1)
+    lines.form("dense bf16", 25.0)
+    assert capsys.readouterr().err == "measuring 2/3: a layer; 12 s left\n  dense bf16, about 25 s\n"

@@ -1,9 +1,11 @@
 import math
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from cutwork.benchmark import comparison
 from cutwork.benchmark.comparison import Candidate, Group, Run, Runnable, UnavailableError, with_ratios, worst_error
 from cutwork.benchmark.results import Row
 
@@ -29,9 +31,9 @@ def candidate(row, clock, seconds, result=RIGHT, **amounts):
     return Candidate(row, lambda: Runnable(run, lambda: [result]), lambda: [RIGHT], **amounts)
 
 
-def compared(*candidates, clock):
+def compared(*candidates, clock, seconds=100):
     run = Run()
-    run.compare(Group("a group", lambda: candidates), seconds=1, clock=clock)
+    run.compare(Group("a group", lambda: candidates), seconds=seconds, clock=clock)
     return run
 
 
@@ -104,3 +106,106 @@ def test_the_worst_error_is_that_of_the_worst_result():
     assert worst_error([RIGHT, RIGHT * 1.5], [RIGHT, RIGHT]) == pytest.approx(0.5)
     assert worst_error([torch.ones(2)], [torch.zeros(2)]) == pytest.approx(math.sqrt(2))
     assert worst_error([RIGHT.bfloat16()], [RIGHT]) == 0
+
+
+def slow_to_check(row, clock, seconds, log=None):
+    """Return a form whose check takes as long as a run of it."""
+
+    def results():
+        clock.now += seconds
+        return [RIGHT]
+
+    def run():
+        clock.now += seconds
+
+    def build():
+        if log is not None:
+            log.append(row)
+        return Runnable(run, results)
+
+    return Candidate(row, build, lambda: [RIGHT])
+
+
+def test_a_form_that_would_pass_its_share_by_far_is_left_out_unbuilt(monkeypatch):
+    monkeypatch.setattr(comparison, "slowdown", lambda precision, work, clock: 60 if precision == "bf16" else 1)
+    clock, log = FakeClock(), []
+    bf16 = replace(DENSE, precision="bf16")
+    forms = [slow_to_check(row, clock, 1, log) for row in (DENSE, bf16, TILE)]
+    run = compared(*forms, clock=clock, seconds=60)
+    assert log == [DENSE, TILE]
+    assert [row.form for row in run.rows] == ["dense", "tile"]
+    assert next(iter(run.notes)) == (
+        "a group: left out for lack of time: dense bf16 (about 120 s); give more --seconds"
+    )
+    assert clock.now <= 60
+
+
+def test_a_form_that_fits_only_once_is_timed_once_and_marked():
+    clock = FakeClock()
+    run = compared(slow_to_check(DENSE, clock, 4), slow_to_check(TILE, clock, 1), clock=clock, seconds=20)
+    dense, tile = run.rows
+    assert (dense.rounds, dense.spread, dense.is_rough, dense.is_steady) == (1, None, True, False)
+    assert tile.spread is not None or tile.rounds < 3
+    assert tile.ratio == 4
+    assert "4000 ms?" in str(run.results("a command"))
+    assert "? timed once or twice only, for lack of time: how far its runs lie apart is unknown" in run.notes
+    assert clock.now <= 20
+
+
+def test_a_dense_form_that_alone_takes_too_long_leaves_the_group_out(monkeypatch):
+    monkeypatch.setattr(comparison, "operations_per_s", lambda clock: 1e9)
+    clock, log = FakeClock(), []
+    dense = replace(slow_to_check(DENSE, clock, 1000, log), operations=1e12)
+    run = compared(dense, slow_to_check(TILE, clock, 1, log), clock=clock, seconds=60)
+    assert not log and not run.rows
+    assert list(run.notes) == ["a group: left out for lack of time: dense fp32 (about 2000 s); give more --seconds"]
+
+
+def test_of_an_essential_group_every_form_is_measured():
+    clock = FakeClock()
+    run = Run()
+    forms = [slow_to_check(row, clock, 100) for row in (DENSE, TILE)]
+    run.compare(Group("a group", lambda: forms, is_essential=True), seconds=1, clock=clock)
+    assert [row.ratio for row in run.rows] == [1, 1]
+
+
+def test_what_takes_longer_than_it_may_is_ended_and_left_out():
+    clock = FakeClock()
+
+    def endless():
+        while True:
+            time.sleep(0.01)
+
+    compiled = Candidate(replace(DENSE, form="compiled"), endless, lambda: [RIGHT])
+    start = time.perf_counter()
+    run = compared(candidate(DENSE, clock, 0.01), compiled, candidate(TILE, clock, 0.01), clock=clock, seconds=0.6)
+    assert time.perf_counter() - start < 5
+    assert [row.form for row in run.rows] == ["dense", "tile"]
+    assert next(iter(run.notes)) == (
+        "a group: left out for lack of time: compiled fp32 (not built and checked within 0.2 s); give more --seconds"
+    )
+
+
+def test_whoever_is_stopped_while_timing_keeps_the_rounds_until_then():
+    clock, count = FakeClock(), []
+
+    def run():
+        clock.now += 1
+        count.append(1)
+        if len(count) == 20:
+            raise KeyboardInterrupt
+
+    kept = Run()
+    forms = [Candidate(DENSE, lambda: Runnable(run, lambda: [RIGHT]), lambda: [RIGHT]), candidate(TILE, clock, 0.5)]
+    with pytest.raises(KeyboardInterrupt):
+        kept.compare(Group("a group", lambda: forms), seconds=100, clock=clock)
+    assert [row.ratio for row in kept.rows] == [1, 2]
+    assert kept.rows[0].rounds == 8
+
+
+def test_it_tells_what_it_looks_at_and_for_how_long():
+    clock, told = FakeClock(), []
+    run = Run(tell=lambda name, seconds: told.append((name, seconds)))
+    forms = [slow_to_check(DENSE, clock, 1), slow_to_check(TILE, clock, 1)]
+    run.compare(Group("a group", lambda: forms), seconds=60, clock=clock)
+    assert told == [("dense fp32", 0), ("tile fp32 at 0.5", 3), ("timing 2 forms", 58)]

@@ -44,7 +44,7 @@ def test_int8_is_near_the_dense_layer_in_fp32(pattern):
     one = {"patterns": [pattern], "precisions": ["int8"], "passes": ["forward"], "forms": ["dense", "tile", "onnx"]}
     (group,) = linear.groups(**SMALL | one)
     run = Run()
-    run.compare(group, seconds=1e-3, min_rounds=1)
+    run.compare(group, seconds=1)
     found = [row for row in run.rows if (row.form, row.precision) == ("tile", "int8")]
     assert [row.equal for row in found] == [True, True]
     assert all(row.error > 1e-4 for row in found)
@@ -57,7 +57,7 @@ def test_other_packages_agree_or_say_why_not(pattern):
         **SMALL | {"patterns": [pattern], "precisions": ["fp32"], "passes": ["forward"], "forms": forms}
     )
     run = Run()
-    run.compare(group, seconds=1e-3, min_rounds=1)
+    run.compare(group, seconds=1)
     assert all(row.equal for row in run.rows)
     assert {"dense", "tile", "csr", "csr-left"} <= {row.form for row in run.rows}
     told = "\n".join(run.notes)
@@ -70,7 +70,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
         **SMALL | {"patterns": ["block:4"], "precisions": ["fp32"], "passes": ["forward"], "forms": ["scipy"]}
     )
     run = Run()
-    run.compare(group, seconds=1e-3, min_rounds=1)
+    run.compare(group, seconds=1)
     assert [row.form for row in run.rows] == ["dense"]
     assert next(iter(run.notes)) == ("scipy fp32 left out: scipy is not installed; pip install 'cutwork[benchmark]'")
 

@@ -69,7 +69,10 @@ def _group(chance: random.Random, number: int) -> Group:
         make = partial(_conv, channels, outputs, size, kernel, stride, tokens)
     about = Row("random", title, tokens, "forward", DENSE, 1.0, DENSE, "fp32", equal=False, error=None)
     return Group(
-        f"{title}, {tokens}, {pattern}, {density}", partial(_candidates, about, make, pattern, density, number)
+        f"{title}, {tokens}, {pattern}, {density}",
+        partial(_candidates, about, make, pattern, density, number),
+        # A layer without its dense form would say nothing.
+        is_essential=True,
     )
 
 

@@ -1,16 +1,18 @@
 """The subcommands of `cutwork benchmark`. Nothing heavy is imported before one of them runs."""
 
-import os
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, final
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol, TypeVar, final
 
 if TYPE_CHECKING:
-    from cutwork.benchmark.comparison import Group
+    from cutwork.benchmark.comparison import Group, Run
     from cutwork.benchmark.results import Results, Row
 
 Choice = TypeVar("Choice")
@@ -18,9 +20,11 @@ Choice = TypeVar("Choice")
 # What a shell expects of a program that somebody stopped.
 STOPPED = 130
 STOPPED_NOTE = "stopped before the end: this is what was measured until then"
-# What a choice that does not suit a layer raises, as late as the layer is built.
-USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError)
+# Of a form that takes so long somebody who waits wants to hear.
+LONG_S = 2.0
 QUICK_SECONDS = 10.0
+# Of random layers; more would take days.
+MOST_LAYERS = 100_000
 
 
 @final
@@ -29,10 +33,10 @@ class Settings:
     """What all measurements share.
 
     Args:
-        threads: Threads to compute with; without it PyTorch's own number.
-        seconds: Time to measure for, about. A large grid takes longer: each form runs in five rounds at least.
-        quick: Take the first of each list except densities, three rounds, and at most 10 seconds of measuring. Building
-            and compiling come on top: seconds for layers, minutes for large models.
+        threads: Threads to compute with; without it as many as PyTorch takes by itself.
+        seconds: How long all of it may take, about, with building, checking and compiling. A form that would take far
+            more than its share is left out, and the results say so.
+        quick: Take the first of each list except densities, and at most 10 seconds.
         output: Folder for results.json, results.csv and a picture of the curves.
         seed: Fixes every random number.
     """
@@ -80,7 +84,7 @@ class Grid:
         from cutwork.benchmark.choices import chosen
 
         without = chosen("form", self.without, known) if self.without else ()
-        return tuple(form for form in chosen("form", self.forms, known) if form not in without)
+        return tuple(form for form in chosen("form", self.forms or known, known) if form not in without)
 
 
 @final
@@ -89,8 +93,8 @@ class Models:
     """Which models are measured, and which of their layers are sparse.
 
     Args:
-        names: tiny, vit-b16, resnet50, llama-small (decodes one token; not to train), linear:768x3072, mlp:768x3072
-            (norm, linear, GELU, linear, residual), timm:NAME, torchvision:NAME.
+        names: tiny, vit-b16, resnet50, llama-small (decodes one token; not to train), linear:768x3072, timm:NAME,
+            torchvision:NAME, and mlp:768x3072, which is norm, linear, GELU, linear and a residual.
         layers: Which layers are sparse: all, linears, mlp, convs, or a glob over names. The first convolution never is.
         batches: Numbers of images, sequences or, for mlp and linear, tokens.
     """
@@ -159,7 +163,7 @@ def conv(
         settings: What all measurements share.
         grid: What is sparse, and in which forms it is measured.
         shapes: Channels @ height x width: 64@32x32, or 64:128@32x32 for other channels out than in.
-        kernels: Heights of the kernels, which are square; padding keeps the size at stride 1.
+        kernels: Heights of the kernels, which are square; of odd ones padding keeps the image's size at stride 1.
         strides: Steps between the places of the kernel.
         batches: Numbers of images.
         passes: forward, dX, dW (the gradients of input and weight), step (all of them, and AdamW).
@@ -217,8 +221,8 @@ def chance(settings: Settings, *, count: int = 200) -> None:
     """
     from cutwork.benchmark import chance as measured
 
-    if count < 1:
-        raise ValueError(f"count {count}; give at least 1")
+    if not 1 <= count <= MOST_LAYERS:
+        raise ValueError(f"count {count}; give 1 to {MOST_LAYERS}")
     _measure(settings, lambda: settings.few(measured.groups(count, settings.seed)), summary=measured.summary)
 
 
@@ -262,22 +266,25 @@ def _measure(
 
     The exit code is 1 if a form computed something else. Whatever ends it early, what was measured is kept.
     """
-    from cutwork.benchmark.comparison import MIN_ROUNDS, Run
+    from cutwork.benchmark.choices import check_seconds, check_seed, make_folder
+    from cutwork.benchmark.comparison import Run
     from cutwork.kernels import activate
 
-    if settings.seconds <= 0:
-        raise ValueError(f"seconds {settings.seconds:g}; give more than 0")
+    check_seconds(settings.seconds)
+    check_seed(settings.seed)
     activate()
     run = Run()
     stopped: BaseException | None = None
+    seconds = min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds
     with _threads(settings.threads):
         try:
             pieces = groups()
-            _make_folder(settings.output)
-            seconds = (min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds) / len(pieces)
-            for group in _with_progress(pieces):
-                run.compare(group, seconds=seconds, min_rounds=3 if settings.quick else MIN_ROUNDS)
-        except (KeyboardInterrupt, *USER_ERRORS) as error:
+            if settings.output is not None:
+                make_folder(settings.output)
+            _measure_all(pieces, run, seconds)
+            if not run.rows:
+                raise ValueError(f"nothing was measured: {' '.join(run.notes)}")
+        except (KeyboardInterrupt, Exception) as error:
             # What was measured is worth more than a clean stop.
             stopped = error
         if stopped is not None and not run.rows:
@@ -289,77 +296,132 @@ def _measure(
         if summary is not None:
             run.notes[summary(run.rows)] = None
         results = run.results("cutwork " + shlex.join(sys.argv[1:]))
-    print(results)
-    if settings.output is not None:
-        _write(results, settings.output)
+    _keep(results, settings.output)
     if stopped is not None:
         raise stopped
     if not results.all_are_equal:
         raise SystemExit(1)
 
 
-def _make_folder(folder: Path | None) -> None:
-    """Make the folder before anything is measured, so that a wrong one costs nothing."""
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output {folder}: {error.strerror}; name a folder, there or not yet there") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"output {folder}: nothing can be written there; name another folder")
+def _measure_all(groups: "Sequence[Group]", run: "Run", seconds: float) -> None:
+    """Measure groups one after the other until the time is up; what one does not need is left to the rest."""
+    end = perf_counter() + seconds
+    with _progress(len(groups), seconds) as show:
+        run.tell = show.form
+        for number, group in enumerate(groups):
+            left = end - perf_counter()
+            if number and left <= 0:
+                run.notes[
+                    f"the time was up before {len(groups) - number} of {len(groups)} pieces, the first of them "
+                    f"{group.title}; give more --seconds"
+                ] = None
+                return
+            show.group(number, group.title, left)
+            run.compare(group, seconds=left / (len(groups) - number))
 
 
-def _write(results: "Results", folder: Path) -> None:
+def _keep(results: "Results", folder: Path | None) -> None:
+    """Write the results to a folder and print them: first what lasts, since a reader of the other may be gone."""
+    failed, files = None, []
+    if folder is not None:
+        try:
+            files = _write(results, folder)
+        except OSError as error:
+            failed = error
+    print(results)
+    if failed is not None:
+        raise ValueError(f"output {folder}: {failed.strerror}; the table above is all that is left") from failed
+    if files:
+        print("\nWritten: " + ", ".join(map(str, files)))
+
+
+def _write(results: "Results", folder: Path) -> list[Path]:
     from cutwork.benchmark.picture import draw
 
-    try:
-        files = [*results.write(folder), *draw(results, folder / "picture.svg")]
-    except OSError as error:
-        raise ValueError(f"output {folder}: {error.strerror}; the table above is all that is left") from error
-    print("\nWritten: " + ", ".join(map(str, files)))
+    return [*results.write(folder), *draw(results, folder / "picture.svg")]
 
 
-def _with_progress(groups: "Sequence[Group]") -> "Iterator[Group]":
+class Progress(Protocol):
+    """Shows somebody who waits what is being measured, and how long still."""
+
+    def group(self, number: int, title: str, left: float) -> None:
+        """Show that a group is begun, and how many seconds are left for all that are."""
+
+    def form(self, name: str, seconds: float) -> None:
+        """Show that a form of the group is looked at, for so many seconds, about."""
+
+
+@final
+class Lines:
+    """Progress as plain lines: one a group, and one for each form that takes long."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def group(self, number: int, title: str, left: float) -> None:
+        print(f"measuring {number + 1}/{self.count}: {title}; {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def form(self, name: str, seconds: float) -> None:
+        if seconds >= LONG_S:
+            print(f"  {name}, about {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+@final
+class Bar:
+    """Progress as a bar of groups on a terminal."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
+
+        self.bar = Progress(
+            TextColumn("measuring"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn(f"of about {timedelta(seconds=math.ceil(seconds))}"),
+            # What does not fit is cut from the title, not from the numbers.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            # Results go to standard output, alone.
+            console=Console(stderr=True),
+            expand=True,
+            # The bar is drawn by a thread: seldom, it takes the processor's time.
+            refresh_per_second=1,
+        )
+        self.task = self.bar.add_task("", total=count)
+        self.title = ""
+
+    def group(self, number: int, title: str, left: float) -> None:
+        self.title = title
+        self.bar.update(self.task, completed=number, description=title, refresh=True)
+
+    def form(self, name: str, seconds: float) -> None:
+        self.bar.update(self.task, description=f"{name}: {self.title}", refresh=seconds >= LONG_S)
+
+
+@contextmanager
+def _progress(count: int, seconds: float) -> "Iterator[Progress]":
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Column
 
-    # Results go to standard output, alone.
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        for number, group in enumerate(groups, start=1):
-            print(f"measuring {number}/{len(groups)}: {group.title}", file=sys.stderr, flush=True)
-            yield group
+    if not Console(stderr=True).is_terminal:
+        yield Lines(count)
         return
-    bar = Progress(
-        TextColumn("measuring"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        # What does not fit is cut from the title, not from the numbers.
-        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-        console=console,
-        expand=True,
-        # The bar is drawn by a thread: seldom, it takes the processor's time.
-        refresh_per_second=1,
-    )
-    with bar:
-        task = bar.add_task("", total=len(groups))
-        for group in groups:
-            bar.update(task, description=group.title, refresh=True)
-            yield group
-            bar.advance(task)
+    shown = Bar(count, seconds)
+    with shown.bar:
+        yield shown
+        shown.bar.update(shown.task, completed=count)
 
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     import torch
 
+    from cutwork.benchmark.choices import check_threads
+
     before = torch.get_num_threads()
     if count is not None:
-        if count < 1:
-            raise ValueError(f"threads {count}; give at least 1")
+        check_threads(count)
         torch.set_num_threads(count)
     try:
         yield

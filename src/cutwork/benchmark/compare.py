@@ -145,7 +145,7 @@ def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
         )
         for about, call in ((row, dense), (described, sparse))
     )
-    return Group(row.shape, lambda: candidates)
+    return Group(row.shape, lambda: candidates, is_essential=True)
 
 
 def _sparse_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from cutwork.benchmark.choices import arrow, check_counts, check_densities, tiles
+from cutwork.benchmark.choices import arrow, check_counts, check_densities, check_given, check_memory, tiles
 from cutwork.benchmark.comparison import Group, UnavailableError
 from cutwork.benchmark.passes import PASSES, TILE, Forms, Problem, candidates, check_measurable
 from cutwork.benchmark.results import DENSE, Row
@@ -144,12 +144,23 @@ def groups(
     seed: int = 0,
 ) -> list[Group]:
     """Return what to measure: a group of all densities for each of the other choices together."""
+    check_given("shape", shapes, "128@16x16")
+    check_given("pattern", patterns, "block:16")
     sizes = [shape_of(text) for text in shapes]
     parsed = [tiles(text) for text in patterns]
     check_densities(densities)
     for what, counts in (("kernel", kernels), ("stride", strides), ("batch", batches)):
         check_counts(what, counts)
     check_measurable(FORMS, precisions, passes)
+    for (text, ((inputs, outputs), (height, width))), kernel, batch in product(
+        zip(shapes, sizes, strict=True), kernels, batches
+    ):
+        # The weight, whole and masked, and the input, in fp32.
+        num_bytes = 4 * (2 * inputs * outputs * kernel**2 + batch * inputs * height * width)
+        check_memory(f"conv {text} with {kernel}x{kernel} kernels and batch {batch}", num_bytes)
+    for (text, (_, size)), stride in product(zip(shapes, sizes, strict=True), strides):
+        if stride > max(size):
+            raise ValueError(f"stride {stride} is wider than the image {text}; give at most {max(size)}")
     found = []
     for ((inputs, outputs), size), kernel, stride, batch, precision, work, pattern in product(
         sizes, kernels, strides, batches, precisions, passes, parsed

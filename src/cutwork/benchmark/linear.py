@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cutwork.benchmark.choices import arrow, check_counts, check_densities, shape_of, tiles
+from cutwork.benchmark.choices import arrow, check_counts, check_densities, check_given, check_memory, shape_of, tiles
 from cutwork.benchmark.comparison import Group
 from cutwork.benchmark.passes import PASSES, TILE, Forms, Problem, candidates, check_measurable
 from cutwork.benchmark.results import DENSE, Row
@@ -104,11 +104,17 @@ def groups(
     seed: int = 0,
 ) -> list[Group]:
     """Return what to measure: a group of all densities for each shape, number of tokens, precision, pass, pattern."""
+    check_given("shape", shapes, "768x3072")
+    check_given("pattern", patterns, "block:16")
     sizes = [shape_of(text) for text in shapes]
     parsed = [tiles(text) for text in patterns]
     check_densities(densities)
     check_counts("tokens", tokens)
     check_measurable(FORMS, precisions, passes)
+    for (inputs, outputs), count in product(sizes, tokens):
+        # The weight, whole and masked, and the activations, in fp32.
+        num_bytes = 4 * (2 * inputs * outputs + count * (inputs + 2 * outputs))
+        check_memory(f"linear {arrow(inputs, outputs)} with {count} tokens", num_bytes)
     found = []
     for (inputs, outputs), count, precision, work, pattern in product(sizes, tokens, precisions, passes, parsed):
         if work not in FORMS[TILE].get(precision, ()):

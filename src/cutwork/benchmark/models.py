@@ -2,22 +2,22 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from itertools import product
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from cutwork.benchmark.baselines import compiled
-from cutwork.benchmark.choices import check_counts, check_densities, tiles
+from cutwork.benchmark.choices import check_counts, check_densities, check_given, check_memory, tiles
 from cutwork.benchmark.comparison import Candidate, Group, Runnable
 from cutwork.benchmark.passes import DTYPES, dense_forms
 from cutwork.benchmark.results import DENSE, Row
 from cutwork.benchmark.subjects import FORWARD_ONLY, Subject, subject, title_of
-from cutwork.flops import Flops, flops
+from cutwork.flops import flops
 from cutwork.fusion import fuse
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.swap import candidates as layers_that_can_be_sparse
@@ -25,6 +25,7 @@ from cutwork.layers.swap import sparse_layers
 from cutwork.patterns import Pattern
 from cutwork.plan import pack
 from cutwork.sparsify import sparsify
+from cutwork.spelling import did_you_mean
 
 PACKED, FUSED = "packed", "fused"
 FORMS = (DENSE, "compiled", PACKED, FUSED)
@@ -53,6 +54,8 @@ def groups(
     seed: int = 0,
 ) -> list[Group]:
     """Return what to measure: a group of all densities for each model, choice of layers, batch, precision, pattern."""
+    for given, of, example in ((names, "model", "tiny"), (layers, "layer", "all"), (patterns, "pattern", "block:16")):
+        check_given(of, given, example)
     parsed = [tiles(text) for text in patterns]
     check_densities(densities)
     check_counts("batch", batches)
@@ -80,7 +83,8 @@ def names_of(model: nn.Module, choice: str) -> list[str]:
     names = [name for name, layer in found.items() if wanted(name, layer.kind) and name not in convolutions[:1]]
     if not names:
         raise ValueError(
-            f"no layer is meant by {choice!r}; write {', '.join(LAYERS)} or a glob over the names: {', '.join(found)}"
+            f"no layer is meant by {choice!r}{did_you_mean(choice, [*LAYERS, *found])}; write {', '.join(LAYERS)} or a "
+            f"glob over the names: {', '.join(found)}"
         )
     return names
 
@@ -100,53 +104,108 @@ def _candidates(
     forms: Sequence[str],
 ) -> list[Candidate]:
     made = make()
-    dense, inputs = made.model, made.inputs(about.tokens)
+    dense = made.model
+    with torch.device("meta"):
+        num_bytes = sum(held.nbytes for held in made.inputs(about.tokens))
+    check_memory(f"the input of {about.shape} in batch {about.tokens}", num_bytes)
+    inputs = made.inputs(about.tokens)
     names = names_of(dense, choice)
-    cost = _cost(dense, inputs)
-    found = [_candidate(about, dense, dense, inputs, cost.dense)]
+    # All operations are those of a sample, as often as there are samples: counting them takes a pass.
+    sample, few = made.inputs(1), made.inputs(min(2, about.tokens))
+    operations = about.tokens * flops(dense, *sample).dense
+    expected = _reference(dense, about.work, inputs)
+    found = [_candidate(about, dense, expected, inputs, operations)]
     found += [
-        _candidate(replace(about, form=form, precision=kind), dense, dense, inputs, cost.dense)
+        _candidate(replace(about, form=form, precision=kind), dense, expected, inputs, operations)
         for form, kind in dense_forms(forms, precision)
         if form in FORMS
     ]
-    for density in densities if PACKED in forms or FUSED in forms else ():
-        masked = copy.deepcopy(dense)
-        sparsify(masked, dict.fromkeys(names, pattern), density=density)
-        cost = _cost(masked, inputs)
-        masks = [layer.sparsity.mask for layer in sparse_layers(masked).values()]
-        row = replace(
-            about,
-            pattern=str(pattern),
-            density=sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks),
-            form=PACKED,
-            precision=precision,
-            ideal=cost.dense / cost.sparse,
-        )
-        packed = copy.deepcopy(masked)
-        pack(packed, forms="tiles")
-        note = " ".join(filter(None, (_left_dense(packed, pattern), _memory(packed, masked, row))))
-        if PACKED in forms:
-            found.append(replace(_candidate(row, packed, masked, inputs, cost.sparse), note=note))
-        if FUSED in forms:
-            fused = copy.deepcopy(packed).train(row.work == "step")
-            fuse(fused, *inputs)
-            found.append(_candidate(replace(row, form=FUSED), fused, masked, inputs, cost.sparse))
+    for density in densities:
+        row = replace(about, pattern=str(pattern), density=density, form=PACKED, precision=precision)
+        prepare = cache(partial(_prepare, row, dense, names, pattern, inputs, sample))
+        found += [_sparse(replace(row, form=form), prepare, inputs, few) for form in (PACKED, FUSED) if form in forms]
     return found
 
 
-def _candidate(
-    row: Row, model: nn.Module, reference: nn.Module, inputs: tuple[Tensor, ...], operations: int
+@final
+@dataclass(frozen=True)
+class Prepared:
+    """A model whose layers are sparse at some density: stored dense, and packed; with what is known about it."""
+
+    masked: nn.Module
+    packed: nn.Module
+    row: Row
+    operations: int
+    note: str
+    expected: Callable[[], Sequence[Tensor]]
+
+
+def _prepare(
+    row: Row,
+    dense: nn.Module,
+    names: Sequence[str],
+    pattern: Pattern,
+    inputs: tuple[Tensor, ...],
+    sample: tuple[Tensor, ...],
+) -> Prepared:
+    masked = copy.deepcopy(dense)
+    sparsify(masked, dict.fromkeys(names, pattern), density=row.density)
+    cost = flops(masked, *sample)
+    masks = [layer.sparsity.mask for layer in sparse_layers(masked).values()]
+    kept = sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    row = replace(row, density=kept, ideal=cost.dense / cost.sparse)
+    packed = copy.deepcopy(masked)
+    pack(packed, forms="tiles")
+    note = " ".join(filter(None, (_left_dense(packed, pattern), _memory(packed, masked, row))))
+    return Prepared(masked, packed, row, row.tokens * cost.sparse, note, _reference(masked, row.work, inputs))
+
+
+def _sparse(
+    row: Row, prepare: Callable[[], Prepared], inputs: tuple[Tensor, ...], few: tuple[Tensor, ...]
 ) -> Candidate:
-    """Return a form of a model; `reference` computes the same on PyTorch's dense kernels in fp32."""
+    """Return a form of a sparse model, which is made only when it is built."""
+
+    def build() -> Runnable:
+        prepared = prepare()
+        model = prepared.packed
+        if row.form == FUSED:
+            model = copy.deepcopy(model).train(row.work == "step")
+            fuse(model, *few)
+        known = replace(prepared.row, form=row.form)
+        candidate = _candidate(known, model, prepared.expected, inputs, prepared.operations)
+        return replace(candidate.build(), candidate=replace(candidate, note=prepared.note))
+
+    return Candidate(row, build, lambda: prepare().expected(), tolerance=TOLERANCES[row.work][row.precision])
+
+
+def _candidate(
+    row: Row,
+    model: nn.Module,
+    expected: Callable[[], Sequence[Tensor]],
+    inputs: tuple[Tensor, ...],
+    operations: int,
+) -> Candidate:
+    """Return a form of a model."""
     step = row.work == "step"
+
+    def build() -> Runnable:
+        ready = _build(row, model, inputs)
+        # It is itself what the others are compared with: computing that twice would take long and show nothing.
+        return replace(ready, results=expected) if row.is_base else ready
+
     return Candidate(
         row,
-        build=partial(_build, row, model, inputs),
-        expected=cache(lambda: _runnable(row.work, _own(reference, row.work, "fp32"), inputs, _as_it_is).results()),
+        build,
+        expected,
         operations=float(operations * (3 if step else 1)),
         bytes=None if step else float(_bytes(model, DTYPES[row.precision])),
         tolerance=TOLERANCES[row.work][row.precision],
     )
+
+
+def _reference(model: nn.Module, work: str, inputs: tuple[Tensor, ...]) -> Callable[[], Sequence[Tensor]]:
+    """Return what computes the right results once, on PyTorch's dense kernels in fp32."""
+    return cache(lambda: _runnable(work, _own(model, work, "fp32"), inputs, _as_it_is).results())
 
 
 def _build(row: Row, model: nn.Module, inputs: tuple[Tensor, ...]) -> Runnable:
@@ -179,8 +238,12 @@ def _runnable(
         optimizer.step()
         return y
 
-    # The second output has seen what the first step did to the weights.
-    return Runnable(run, lambda: [run().detach(), run().detach()])
+    @torch.no_grad()
+    def results() -> list[Tensor]:
+        # The second output has seen what the step did to the weights; a second step would take three times as long.
+        return [run().detach(), tensor_of(model(*inputs))]
+
+    return Runnable(run, results)
 
 
 def tensor_of(output: Any) -> Tensor:
@@ -189,10 +252,6 @@ def tensor_of(output: Any) -> Tensor:
         return output
     parts = output.values() if isinstance(output, Mapping) else output
     return next(tensor_of(part) for part in parts if part is not None)
-
-
-def _cost(model: nn.Module, inputs: tuple[Tensor, ...]) -> Flops:
-    return flops(model, *inputs)
 
 
 def _left_dense(packed: nn.Module, pattern: Pattern) -> str:

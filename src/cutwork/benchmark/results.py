@@ -24,6 +24,8 @@ BASE = (DENSE, "fp32")
 # Besides these every form is sparse.
 DENSE_FORMS = (DENSE, "compiled", "onnx")
 WIDTH = 100
+# The quartiles of fewer say nothing.
+FEW_ROUNDS = 3
 
 
 @final
@@ -64,7 +66,12 @@ class Row:
     @property
     def is_steady(self) -> bool:
         """Say whether its runs agree well enough to believe differences of a tenth."""
-        return (self.spread or 0.0) <= STEADY_SPREAD
+        return not self.is_rough and (self.spread or 0.0) <= STEADY_SPREAD
+
+    @property
+    def is_rough(self) -> bool:
+        """Say whether it was timed so seldom that nobody knows how far its runs lie apart."""
+        return 0 < self.rounds < FEW_ROUNDS
 
 
 @final
@@ -233,11 +240,14 @@ def counted(number: int, what: str) -> str:
 
 
 def time_of(row: Row) -> str:
-    """Return the time of a row as people read it, with `~` where its runs lie far apart; empty if it was not timed."""
+    """Return the time of a row as people read it, empty if it was not timed.
+
+    With `~` its runs lie far apart, with `?` there are too few to know.
+    """
     if row.median_ms is None:
         return ""
     written = f"{1000 * row.median_ms:.3g} us" if row.median_ms < 1 else f"{row.median_ms:.4g} ms"
-    return written + ("" if row.is_steady else "~")
+    return written + ("?" if row.is_rough else "" if row.is_steady else "~")
 
 
 def _number(ratio: float | None) -> str:

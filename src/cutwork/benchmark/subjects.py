@@ -9,8 +9,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from cutwork.benchmark.choices import arrow, shape_of
+from cutwork.benchmark.choices import arrow, check_memory, shape_of
 from cutwork.compat.vision import import_torchvision
+from cutwork.spelling import did_you_mean
 
 # They decode from a cache, in which nothing trains.
 FORWARD_ONLY = ("llama-small",)
@@ -79,8 +80,8 @@ def subject(name: str) -> Subject:
         return NAMED[name]()
     if kind not in KINDS or not rest:
         raise ValueError(
-            f"unknown model {name!r}; write {', '.join(NAMED)}, linear:768x3072, mlp:768x3072, timm:NAME or "
-            "torchvision:NAME"
+            f"unknown model {name!r}{did_you_mean(name, NAMED)}; write {', '.join(NAMED)}, linear:768x3072, "
+            "mlp:768x3072, timm:NAME or torchvision:NAME"
         )
     return KINDS[kind](rest)
 
@@ -97,11 +98,13 @@ def title_of(name: str) -> str:
 
 def _linear(text: str) -> Subject:
     inputs, outputs = shape_of(text)
+    check_memory(f"linear:{text}", 4 * inputs * outputs)
     return Subject(nn.Sequential(nn.Linear(inputs, outputs)), lambda batch: (torch.randn(batch, inputs),))
 
 
 def _mlp(text: str) -> Subject:
     width, hidden = shape_of(text)
+    check_memory(f"mlp:{text}", 8 * width * hidden)
     return Subject(MlpBlock(width, hidden), lambda batch: (torch.randn(batch, width),))
 
 
