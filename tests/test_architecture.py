@@ -29,7 +29,7 @@ FLOORS = [
         "timing_cache",
     },
     {"pieces", "matrix", "topology", "kernels", "tensor_tree"},
-    {"sparsity"},
+    {"sparsity", "registration"},
     {"layers", "methods", "transforms"},
     {"flops", "attachment"},
     {"selection", "sparsifier", "packing", "report", "structure", "fusion"},

@@ -263,11 +263,9 @@ def _measure(
     The exit code is 1 if a form computed something else. Whatever ends it early, what was measured is kept.
     """
     from cutwork.benchmark.comparison import MIN_ROUNDS, Run
-    from cutwork.kernels import activate
 
     if settings.seconds <= 0:
         raise ValueError(f"seconds {settings.seconds:g}; give more than 0")
-    activate()
     run = Run()
     stopped: BaseException | None = None
     with _threads(settings.threads):
