@@ -1,15 +1,18 @@
-"""The operators are known to a process that does no more than import torch and cutwork, in either order."""
+"""The operators are known to a process that only imports torch and cutwork, and to a program without Python."""
 
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.cpp_extension import include_paths, library_paths
 
 import cutwork as cw
+from cutwork.kernels.cpu import operator_library
 from cutwork.layers.int8 import Int8Linear
 from cutwork.ops.direct import KERNELS
 
@@ -39,7 +42,7 @@ def program() -> tuple[torch.export.ExportedProgram, torch.Tensor, torch.Tensor]
     patterns = {"0": "block:4", "3": "shuffled:4", "4": "block:4"}
     cw.sparsify(model, patterns, density=0.5, storage="compressed")
     model[4] = Int8Linear(model[4])
-    x = torch.randn(2, 3, 6, 6)
+    x = torch.arange(216.0).view(2, 3, 6, 6) / 216
     with torch.no_grad():
         return torch.export.export(model, (x,)), x, model(x)
 
@@ -80,6 +83,25 @@ def test_a_package_compiled_ahead_of_time_runs_where_nobody_imported_a_layer(ord
         "assert 'cutwork.layers' not in sys.modules",
         package,
     )
+
+
+@pytest.mark.slow
+def test_a_package_compiled_ahead_of_time_runs_in_a_program_without_python(package, tmp_path):
+    try:
+        library = operator_library()
+    except ImportError as error:
+        pytest.skip(str(error))
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+        pytest.skip("operators without Python take text since PyTorch 2.10")
+    source, to = Path(__file__).parent / "kernels/cpp/package.cpp", tmp_path / "program"
+    folders = [f"-I{path}" for path in include_paths()]
+    folders += [option for path in library_paths() for option in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+    subprocess.run([COMPILER, "-std=c++20", str(source), *folders, *libraries, "-o", str(to)], check=True)
+    done = subprocess.run([to, library, package / "model.pt2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _, y = torch.load(package / "tensors.pt")
+    assert torch.equal(torch.tensor([float(line) for line in done.stdout.split()]), y.flatten())
 
 
 # The files that registration itself imports, as the first to import torch, and a file above them.
