@@ -34,7 +34,7 @@ FLOORS = [
         "skeleton",
     },
     {"pieces", "matrix", "topology", "kernels", "tensor_tree"},
-    {"sparsity"},
+    {"sparsity", "registration"},
     {"layers", "methods", "transforms"},
     {"flops", "attachment"},
     {"selection", "sparsifier", "packing", "report", "structure", "fusion"},

@@ -5,6 +5,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from cutwork.registration import register_operators
+
 __version__ = "0.1.0"
 
 # The public names by the file that holds them. They load at first use, so `cutwork --help` does not wait for torch.
@@ -107,3 +109,5 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+register_operators()

@@ -268,11 +268,9 @@ def _measure(
     """
     from cutwork.benchmark.choices import check_seconds, check_seed, make_folder
     from cutwork.benchmark.comparison import Run
-    from cutwork.kernels import activate
 
     check_seconds(settings.seconds)
     check_seed(settings.seed)
-    activate()
     run = Run()
     stopped: BaseException | None = None
     seconds = min(settings.seconds, QUICK_SECONDS) if settings.quick else settings.seconds

@@ -24,9 +24,9 @@ class Kernel:
 
 @functools.cache
 def activate() -> str:
-    """Let compressed layers use the compiled kernels, once, and return the name of these; empty where there are none.
+    """Let the operators use the compiled kernels, once, and return the name of these; empty where there are none.
 
-    Without them the operators compute by their references, in plain PyTorch.
+    Importing this package does so. Without them the operators compute by their references, in plain PyTorch.
     """
     if not cpu.has_tiles():
         return ""
@@ -96,3 +96,7 @@ def _semi_structured_state() -> str:
 
 def _gpu_state() -> str:
     return "a GPU is present" if torch.cuda.is_available() else "no CUDA or ROCm device"
+
+
+# Whoever imports this package may run a program that names operators, with no layer in sight.
+activate()

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutwork.kernels import activate as activate_kernels
 from cutwork.kernels import tile_kernel
 from cutwork.layers.fixed_index import FixedIndex, replace_numbers
 from cutwork.layers.held import held
@@ -21,8 +20,6 @@ from cutwork.ops.direct import is_autocast_enabled
 from cutwork.patterns import Block, Pattern, Shuffled
 from cutwork.sharding import is_sharded
 from cutwork.topology import Topology
-
-activate_kernels()
 
 
 class Compressed(nn.Module):

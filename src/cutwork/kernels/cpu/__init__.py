@@ -87,3 +87,17 @@ def extension() -> ModuleType:
             "install a C++17 compiler and reinstall cutwork, or leave it: everything also runs without it"
         )
     return module
+
+
+def operator_library() -> Path:
+    """Return the file of the library that defines the operators for inference in programs without Python.
+
+    Raises ImportError when it was not built.
+    """
+    library = Path(str(extension().__file__)).with_name("libcutwork_operators.so")
+    if not library.exists():
+        raise ImportError(
+            f"the library of operators for programs without Python is not at {library}; it is built on Linux, with "
+            "GCC or Clang: reinstall cutwork there"
+        )
+    return library
