@@ -27,9 +27,8 @@ pytestmark = [
 
 STEPS = 10
 # Each moves three times in the steps of a life, and once in those of the comparison of storages.
-RIGL = cw.RigL(every=3, until=STEPS)
-ESTIMATED = cw.RigL(every=3, until=STEPS, estimate=True)
-SET = cw.set_(every=3, until=STEPS)
+MOVES: dict[str, Any] = {"every": 3, "until": STEPS, "fraction": cw.cosine(0.5)}
+RIGL, ESTIMATED, SET = cw.RigL(**MOVES), cw.RigL(**MOVES, estimate=True), cw.set_(**MOVES)
 OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, lr=3e-3),
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),
@@ -127,15 +126,13 @@ def seq2seq() -> nn.Module:
 
 
 def vgg() -> nn.Module:
-    network = torchvision().vgg
-    model = network.VGG(network.make_layers([16, "M", 32, "M", 32, "M"]), num_classes=10, init_weights=False)
-    # As they are, these layers have a hundred million weights.
-    model.avgpool = nn.AdaptiveAvgPool2d(1)
-    model.classifier = nn.Sequential(
+    # As it comes, its classifier has a hundred million weights.
+    classifier = nn.Sequential(
         *(nn.Linear(32, 64), nn.ReLU(inplace=True), nn.Dropout()),
         *(nn.Linear(64, 64), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(64, 10)),
     )
-    return model
+    features = torchvision().vgg.make_layers([16, "M", 32, "M", 32, "M"])
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), classifier)
 
 
 def squeezenet() -> nn.Module:
@@ -325,15 +322,15 @@ STRANGERS = {
     "lenet": Stranger(LeNet, patterns={"*": "block:4"}, optimizer="sgd"),
     "crnn": Stranger(Reader, patterns={"*": "block:8"}),
     "torch transformer": Stranger(seq2seq, sequences, method=ESTIMATED),
-    "torchvision vgg": Stranger(vgg, patterns={"*": "block:8", "classifier.6": "dense"}),
-    "torchvision squeezenet": Stranger(squeezenet, patterns={"*": "shuffled:8", "features.0": "dense"}),
+    "torchvision vgg": Stranger(vgg, patterns={"*": "block:8", "3.6": "dense"}),
+    "torchvision squeezenet": Stranger(squeezenet, patterns={"*": "shuffled:4", "features.0": "dense"}),
     "torchvision mobilenet v2": Stranger(mobilenet_v2, method=SET),
     "torchvision mobilenet v3": Stranger(mobilenet_v3, optimizer="sgd"),
     "torchvision regnet": Stranger(regnet, patterns={"*": "block:4x2", "stem.*": "dense", "fc": "dense"}),
     "torchvision regnet, channels last": Stranger(channels_last_regnet, channels_last_images, optimizer="sgd"),
     "torchvision efficientnet": Stranger(efficientnet, patterns={"*": "vector:8", "classifier.*": "dense"}),
     "torchvision densenet": Stranger(densenet),
-    "torchvision shufflenet": Stranger(shufflenet, method=ESTIMATED),
+    "torchvision shufflenet": Stranger(shufflenet, optimizer="sgd"),
     "torchvision convnext": Stranger(convnext, method=SET),
     "torchvision swin": Stranger(swin, bypassed={"*.attn.qkv": "features.1.0.attn.qkv", "*.attn.proj": ""}),
     "timm resnet": Stranger(timm_resnet, optimizer="sgd"),
