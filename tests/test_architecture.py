@@ -37,6 +37,7 @@ FLOORS = [
     {"sparsity", "registration"},
     {"layers", "methods", "transforms"},
     {"flops", "attachment"},
+    {"attendance"},
     {"selection", "sparsifier", "packing", "report", "structure", "fusion"},
     {"sparsify", "checkpoint"},
     {"forms"},

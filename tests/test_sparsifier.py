@@ -159,13 +159,13 @@ def test_an_optimizer_that_calls_no_hooks_is_refused():
 
 @pytest.mark.parametrize("storage", ["dense", "compressed"])
 def test_training_for_long_with_nobody_attached_is_said_once(storage, caplog, monkeypatch):
-    monkeypatch.setattr("cutwork.sparsifier.MANY_PASSES", 3)
+    monkeypatch.setattr("cutwork.attendance.MANY_STEPS", 3)
     model, _ = prepared(cw.set_(every=2, until=9), "block:4", storage=storage)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer, 2)
     assert not caplog.text
     train(model, optimizer, 3)
-    assert caplog.text.count("0 has trained for 3 backward passes, but its mask does not move") == 1
+    assert caplog.text.count("0 was updated 3 times, but its mask does not move") == 1
     for method, is_attached in ((cw.Static(), False), (cw.set_(every=2, until=9), True)):
         caplog.clear()
         model, sparsifier = prepared(method, "block:4", storage=storage)

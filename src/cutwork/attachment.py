@@ -118,7 +118,9 @@ def check_sizes(layers: Layers, optimizers: Optimizers) -> None:
         layer.sparsity.was_resized = False
 
 
-def check_state(name: str, layer: SparseLayer, optimizers: Optimizers, *, resizes: bool = False) -> None:
+def check_state(
+    name: str, layer: SparseLayer, optimizers: Optimizers, *, reorders: bool = False, resizes: bool = False
+) -> None:
     """Raise ValueError where an optimizer keeps numbers for a layer that a move could not take along."""
     trained = layer.trained
     for optimizer in optimizers:
@@ -129,12 +131,18 @@ def check_state(name: str, layer: SparseLayer, optimizers: Optimizers, *, resize
                     f"{name}: {type(optimizer).__name__} keeps its state {key!r} as {value.dtype}, where zero may "
                     "not mean nothing; use an optimizer with floating-point state"
                 )
-            if resizes and not is_per_weight and _has_size(value):
-                raise ValueError(
-                    f"{name}: the number of units it keeps changes, but {type(optimizer).__name__} keeps a state "
-                    f"{key!r} that is not shaped like its values; use an optimizer with a number for each weight, "
-                    'or storage="dense"'
-                )
+        if not reorders:
+            continue
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                # Some keep vectors over all parameters, under the first of them.
+                is_of_layer = parameter is trained or _size(value) > parameter.numel()
+                if is_of_layer and _size(value) > 1 and not (isinstance(value, Tensor) and value.shape == parameter.shape):
+                    raise ValueError(
+                        f"{name}: its mask moves, and with it which weights its values are, but "
+                        f"{type(optimizer).__name__} keeps a state {key!r} that is not shaped like them and cannot "
+                        'move along; use an optimizer with a number for each weight, or storage="dense"'
+                    )
     if resizes and is_distributed():
         raise ValueError(
             f"{name}: the number of units it keeps changes, which DistributedDataParallel cannot follow; use a method "
@@ -247,8 +255,8 @@ def _check_masks_agree(layers: Layers) -> None:
             )
 
 
-def _has_size(value: object) -> bool:
-    """Say whether a part of an optimizer's state is more than a number."""
+def _size(value: object) -> int:
+    """Return how many numbers a part of an optimizer's state holds."""
     if isinstance(value, Tensor):
-        return value.numel() > 1
-    return isinstance(value, list | tuple) and any(map(_has_size, value))
+        return value.numel()
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0

@@ -1,5 +1,6 @@
 """How the weight of a layer is seen as a matrix `[out, in]`, the only form that patterns meet."""
 
+import torch
 from torch import Tensor
 
 from cutwork.patterns import Shape
@@ -35,13 +36,14 @@ def to_matrix(tensor: Tensor, *, transposed: bool = False) -> Tensor:
 def from_matrix(matrix: Tensor, shape: Shape, *, transposed: bool = False) -> Tensor:
     """Undo `to_matrix`; the result is contiguous.
 
-    >>> import torch
     >>> weight = torch.rand(8, 4, 3, 3)
     >>> torch.equal(from_matrix(to_matrix(weight), weight.shape), weight)
     True
     """
     if transposed:
-        return matrix.T.contiguous()
+        return matrix.T.clone(memory_format=torch.contiguous_format)
     if len(shape) == 2:
         return matrix
-    return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+    tensor = matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    # Not contiguous(): where a size is 1 that leaves strides by which convolutions take it for channels-last.
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -20,6 +20,7 @@ from cutwork.attachment import (
     is_skipping,
     layers_to_take_along,
 )
+from cutwork.attendance import expect_attach, has_attached
 from cutwork.exploration import Exploration
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
@@ -29,8 +30,6 @@ from cutwork.sparsity import Heard, Learned
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "cutwork"
-# After so many backward passes without a sparsifier that follows an optimizer, somebody has forgotten to attach it.
-MANY_PASSES = 500
 
 
 @final
@@ -66,7 +65,7 @@ class Sparsifier:
         self._averages: list[dict[str, SparseLayer]] = []
         self._frozen: set[str] = set()
         if method.moves:
-            _watch_for_attach(self.layers)
+            expect_attach(*next(iter(self.layers.items())))
         self._exploration = (
             {name: Exploration.begin(layer.sparsity.mask) for name, layer in self.layers.items()} if track else None
         )
@@ -88,6 +87,7 @@ class Sparsifier:
         self.steps_done = self.steps_done or int(optimizers[0].param_groups[0].get(self.state_key, 0))
         self._is_first_step = True
         for layer in self.layers.values():
+            has_attached(layer)
             layer.sparsity.was_used = False
             layer.sparsity.is_followed = True
             layer.sparsity.may_listen = self.method.needs_gradient
@@ -269,7 +269,8 @@ class Sparsifier:
         self._say_frozen(set(self.layers) - set(moving))
         masks = {name: self._decide(name, layer, step, is_last=name == last) for name, layer in moving.items()}
         for name, layer in moving.items():
-            check_state(name, layer, self._optimizers, resizes=layer.sparsity.resizes(masks[name]))
+            reorders, resizes = layer.sparsity.reorders(masks[name]), layer.sparsity.resizes(masks[name])
+            check_state(name, layer, self._optimizers, reorders=reorders, resizes=resizes)
         for name, layer in moving.items():
             mask = masks.pop(name)
             layer.sparsity.move(mask, layer.trained, self._states_of(layer.trained))
@@ -314,25 +315,3 @@ class Sparsifier:
     def _states_of(self, trained: nn.Parameter) -> list[dict[str, Any]]:
         """Return what each optimizer remembers of a parameter."""
         return [optimizer.state[trained] for optimizer in self._optimizers if trained in optimizer.state]
-
-
-def _watch_for_attach(layers: Mapping[str, SparseLayer]) -> None:
-    """Warn once if the first layer that trains has done so for long, and nobody moves its mask."""
-    name, layer = next(((name, each) for name, each in layers.items() if each.trained.requires_grad), ("", None))
-    if layer is None:
-        return
-    sparsity, passes = layer.sparsity, count(1)
-
-    def notice(trained: torch.Tensor) -> None:
-        if sparsity.is_followed:
-            handle.remove()
-        elif next(passes) >= MANY_PASSES:
-            handle.remove()
-            logger.warning(
-                "%s has trained for %d backward passes, but its mask does not move: no sparsifier is attached; call "
-                "sparsifier.attach(optimizer) on what sparsify() has returned",
-                name or "the model",
-                MANY_PASSES,
-            )
-
-    handle = layer.trained.register_post_accumulate_grad_hook(notice)

@@ -93,6 +93,10 @@ class Sparsity(nn.Module):
     def resizes(self, condensed: Any) -> bool:
         """Say whether a move to this mask would change the size of the trained parameter."""
 
+    def reorders(self, condensed: Any) -> bool:
+        """Say whether after a move to this mask a place in the trained parameter would be another weight's."""
+        return False
+
     @abstractmethod
     def move(self, condensed: Any, trained: nn.Parameter, states: States) -> None:
         """Take over a mask; under a fixed one, what was not kept starts at zero, in the optimizers' states too."""

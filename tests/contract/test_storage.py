@@ -292,7 +292,54 @@ def test_an_optimizer_whose_state_cannot_change_its_size_is_refused():
     sparsifier = cw.sparsify(model, "block:4", density=0.3, method=METHODS["gradual"], storage="compressed")
     optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-2)
     sparsifier.attach(optimizer)
-    check_refused(model, sparsifier, optimizer, "0: the number of units it keeps changes, but Adafactor keeps a state")
+    check_refused(model, sparsifier, optimizer, "0: its mask moves, and with it which weights its values are, but Adafactor keeps a state")
+
+
+def test_an_optimizer_that_remembers_all_parameters_in_one_vector_is_refused_when_a_mask_moves():
+    model = build()
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=METHODS["set"], storage="compressed")
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    sparsifier.attach(optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match="0: its mask moves, and with it which weights its values are, but LBFGS keeps"):
+        for _ in range(4):
+            optimizer.step(closure)
+
+
+def test_a_gradient_of_which_nothing_was_seen_moves_no_mask():
+    model = build()
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=cw.RigL(every=1, until=9), storage="compressed")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    loss_of(model, 0).backward()
+    for layer in sparsifier.layers.values():
+        layer.sparsity.ear.pairs.clear()
+    with pytest.raises(ValueError, match="0: none of the products by which its values got their gradient was seen"):
+        optimizer.step()
+
+
+def test_a_cast_between_sparsify_and_attach_leaves_the_moves_as_they_are():
+    masks = []
+    for cast in (False, True):
+        model = build().float()
+        sparsifier = cw.sparsify(model, "block:4", density=0.3, method=cw.RigL(every=1, until=9), storage="compressed")
+        if cast:
+            model.double().float()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sparsifier.attach(optimizer)
+        for step in range(3):
+            optimizer.zero_grad()
+            x, y = batch_of(step)
+            nn.functional.cross_entropy(model(x.float()), y).backward()
+            optimizer.step()
+        masks.append(model[0].sparsity.mask)
+    assert torch.equal(*masks)
 
 
 def test_values_of_another_size_beside_an_optimizer_that_remembers_are_refused_until_it_is_loaded_too():

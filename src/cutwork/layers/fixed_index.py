@@ -218,6 +218,10 @@ class FixedIndex(Sparsity):
         """Say whether another number of units is kept there."""
         return condensed.num_units != self.topology.num_units
 
+    def reorders(self, condensed: Topology) -> bool:
+        """Say whether other units are kept there."""
+        return not _is_same(self.topology, condensed)
+
     @torch.no_grad()
     def move(self, condensed: Topology, trained: nn.Parameter, states: States) -> None:
         """Take over an index; what was not kept starts at zero, in the optimizers' states too.
@@ -315,6 +319,12 @@ class FixedIndex(Sparsity):
         if num_processes() > 1:
             torch.distributed.all_reduce(total)
             total /= num_processes()
+        if not total.any() and gradient.any():
+            raise ValueError(
+                "none of the products by which its values got their gradient was seen, so the mask cannot move by the "
+                "gradient; something has replaced the values, or their hooks, since attach(): detach() and attach() "
+                "after casting, loading with assign=True and the like"
+            )
         index = self.topology
         total *= _scale_between(index.gather(total), gradient.to(wide))
         return torch.where(index.to_mask(), index.scatter(gradient.to(wide)), total)
