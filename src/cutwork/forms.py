@@ -14,7 +14,7 @@ from cutwork.kernels import cpu
 from cutwork.layers.compress import compress, expand, why_not_compressed, why_not_expanded
 from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
 from cutwork.layers.conv2d import SparseConv2d
-from cutwork.layers.int8 import Int8Linear
+from cutwork.layers.int8 import Int8Linear, exchange
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.swap import SparseLayer
 from cutwork.sparsity import Fixed
@@ -105,12 +105,12 @@ def change(model: nn.Module, names: Sequence[str], form: str, *, training: bool)
                 layer.is_resting = not training and _may_rest(layer)
         return
     compress({name: layer for name, layer in layers.items() if not isinstance(layer, Compressed)})
-    for name, layer in layers.items():
+    for layer in layers.values():
         if form == BF16:
             layer.bfloat16().converts = True  # pyrefly: ignore
         elif form == INT8:
             assert isinstance(layer, CompressedLinear)
-            model.set_submodule(name, Int8Linear(layer))
+            exchange(model, layer, Int8Linear.of(layer))
 
 
 def _may_rest(layer: SparseLinear | SparseConv2d | SparseConv1D) -> bool:
