@@ -355,7 +355,7 @@ def test_a_description_tells_what_the_checkpoint_holds(path):
     cw.save(model, path, sparsifier=sparsifier, optimizer=optimizer)
     description = cw.describe(path)
     layer = description.layers["0.linear1"]
-    assert (description.version, description.steps_done, description.optimizers) == (2, [2], ["AdamW"])
+    assert (description.version, description.steps_done, description.optimizers) == (3, [2], ["AdamW"])
     assert description.attentions == ["0.self_attn"]
     assert list(description.layers) == list(sparsifier.layers)
     assert (layer.kind, layer.pattern, layer.density) == ("fixed", "block:4", 0.25)
@@ -440,10 +440,32 @@ def rewrite(path, change):
     write_file(path, tensors, description)
 
 
+def to(*path, value):
+    """Return a change that puts a value somewhere into a description."""
+
+    def change(description, tensors):
+        inner = description
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+
+    return change
+
+
+def without(*path):
+    def change(description, tensors):
+        inner = description
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+
+    return change
+
+
 def test_a_newer_version_is_refused(saved):
-    rewrite(saved, lambda description, tensors: description.update(version=3))
-    refuses("is a checkpoint of version 3; this cutwork reads versions up to 2; use", saved, build())
-    with pytest.raises(ValueError, match="is a checkpoint of version 3"):
+    rewrite(saved, lambda description, tensors: description.update(version=4))
+    refuses("is a checkpoint of version 4; this cutwork reads versions up to 3; use", saved, build())
+    with pytest.raises(ValueError, match="is a checkpoint of version 4"):
         cw.describe(saved)
 
 
@@ -788,6 +810,26 @@ def test_the_golden_file_of_version_2_loads():
     train(model, optimizer, 3, 5)
 
 
+def low_golden_model():
+    return nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 8, bias=False)).eval()
+
+
+def test_the_golden_file_of_version_3_loads():
+    path = GOLDEN.with_name("v3.safetensors")
+    model = low_golden_model()
+    cw.load(path, model)
+    assert {name: str(record) for name, record in cw.describe(path).layers.items()} == {
+        "0": "fixed block:4x3 at density 0.5, int8",
+        "2": "fixed shuffled:4x1 at density 0.5, int8",
+        "4": "fixed block:2 at density 0.5, estimate=False, compressed in bfloat16",
+    }
+    with torch.no_grad():
+        y = model(torch.arange(8.0)[None] / 8).flatten()
+    torch.testing.assert_close(
+        y, torch.tensor(json.loads(path.with_suffix(".json").read_text())["y"]), rtol=1e-2, atol=1e-3
+    )
+
+
 def test_training_goes_on_from_the_golden_file():
     model = golden_model()
     layers = cw.load(GOLDEN, model).layers
@@ -865,16 +907,133 @@ def test_the_storages_of_file_and_model_must_agree(path):
     refuses(r": 0 has storage dense in the .*, but storage compressed in the model; unpack\(\) it first", path, model)
 
 
-def test_a_layer_packed_in_fewer_bits_loads_into_a_model_packed_alike(path):
-    model, other = build(), build(seed=1)
-    for each in (model, other):
-        cw.sparsify(each, "block:2", density=0.4)
-    cw.pack(model, forms={"0": "tiles-bf16", "2": "tiles"})
+def packed(forms, make=mlp, pattern="block:2", seed=0):
+    model = build(make, seed=seed)
+    cw.sparsify(model, pattern, density=0.4)
+    cw.pack(model, forms=forms)
+    return model.eval()
+
+
+LOW = {
+    "int8": "tiles-int8",
+    "bf16": "tiles-bf16",
+    "mixed": {"0": "tiles-int8", "2": "tiles-bf16"},
+    "in part": {"0": "tiles-int8", "2": "dense"},
+}
+
+
+@pytest.mark.parametrize("pattern", ["block:4", "block:3x5", "vector:4", "shuffled:4"])
+@pytest.mark.parametrize("what", LOW)
+def test_a_dense_model_becomes_the_saved_one_in_fewer_bits(path, what, pattern):
+    model = packed(LOW[what], pattern=pattern)
     cw.save(model, path)
-    cw.pack(other, forms={"0": "tiles-bf16", "2": "tiles"})
-    cw.load(path, other)
+    other = build(seed=5).eval()
+    checkpoint = cw.load(path, other)
+    assert repr(other) == repr(model)
+    assert bits(dict(other.state_dict())) == bits(dict(model.state_dict()))
+    assert set(checkpoint.layers) == set(sparse_layers(model))
     x = torch.randn(3, 8)
-    assert torch.equal(other(x), model(x))
+    with torch.no_grad():
+        assert torch.equal(other(x), model(x))
+    again = packed(LOW[what], pattern=pattern, seed=0)
+    cw.load(path, again)
+    assert bits(dict(again.state_dict())) == bits(dict(model.state_dict()))
+    cw.save(other, path)
+    assert str(cw.report(other)) == str(cw.report(model))
+    assert cw.flops(other, x) == cw.flops(model, x)
+
+
+@pytest.mark.parametrize("make", [encoder, conv1d, Tied, Attends, MODELS["bfloat16"]])
+@pytest.mark.parametrize("form", ["tiles-int8", "tiles-bf16"])
+def test_every_kind_of_model_comes_back_in_fewer_bits(path, form, make):
+    model = packed({"*": form} if make is not Tied else {"first": form, "second": form}, make)
+    cw.save(model, path)
+    other = build(make, seed=5).eval()
+    cw.load(path, other)
+    assert repr(other) == repr(model)
+    assert bits(dict(other.state_dict())) == bits(dict(model.state_dict()))
+    x = torch.randn(3, 8).to(next(iter(build(make).parameters())).dtype)
+    with torch.no_grad():
+        assert torch.equal(other(x), model(x))
+
+
+def test_a_file_says_which_layers_compute_in_fewer_bits(path):
+    cw.save(packed(LOW["mixed"]), path)
+    records = cw.describe(path).layers
+    assert str(records["0"]) == "fixed block:2 at density 0.4, int8"
+    assert str(records["2"]) == "fixed block:2 at density 0.4, estimate=False, compressed in bfloat16"
+    assert records["0"].mask_density == 0.375
+
+
+def test_a_layer_in_bfloat16_of_an_earlier_file_needs_a_model_packed_alike(path):
+    model = packed({"0": "tiles-bf16", "2": "tiles"})
+    cw.save(model, path)
+
+    def age(description, tensors):
+        description["version"] = 2
+        for record in description["layers"].values():
+            del record["converts"]
+
+    rewrite(path, age)
+    refuses(r"0 holds torch.bfloat16 in .* call pack\(model, forms=\{'0': 'tiles-bf16'\}\) before", path, build(seed=1))
+    other = packed({"0": "tiles-bf16", "2": "tiles"}, seed=1)
+    cw.load(path, other)
+    assert bits(dict(other.state_dict())) == bits(dict(model.state_dict()))
+
+
+def test_a_model_in_int8_takes_any_mask(path):
+    model = packed("tiles-int8", pattern="block:3x1")
+    cw.save(model, path)
+    others = [packed("tiles-int8", pattern="block:3x1", seed=seed) for seed in range(1, 6)]
+    assert any(len(other[0].integers) != len(model[0].integers) for other in others)
+    for other in others:
+        layer = other[0]
+        cw.load(path, other)
+        assert other[0] is layer
+        assert bits(dict(other.state_dict())) == bits(dict(model.state_dict()))
+        with torch.no_grad():
+            assert torch.equal(other(torch.ones(2, 8)), model(torch.ones(2, 8)))
+
+
+def test_a_model_in_int8_of_another_storage_is_refused(path):
+    cw.save(packed("tiles-int8"), path)
+    refuses("0 has storage int8 .* but storage compressed .*; load into a dense model", path,
+            packed("tiles"))  # fmt: skip
+    cw.save(packed("tiles"), path)
+    refuses("but storage int8 and .* in the model; load into a dense model", path, packed("tiles-int8"))
+    cw.save(build(), path)
+    refuses("0 is fixed block:2 at density 0.4, int8 in the model, but not sparse in the", path, packed("tiles-int8"))
+
+
+INT8_CRAFTED = {
+    "a convolution": (
+        lambda d, t: d["layers"].update({"1": d["layers"].pop("0")}),
+        "1 is fixed .* but no layer of this",
+    ),
+    "no integers": (without("model", "0.integers"), "0.integers is no tensor in the checkpoint, but the model needs"),
+    "a step less": (
+        lambda d, t: t.update({"0.integers": t["0.integers"][1:]}),
+        "0: its int8 weight is damaged: ptr needs",
+    ),
+    "a col": (lambda d, t: t.update({"0.col": t["0.col"] + 1000}), "0: its int8 weight is damaged: col holds"),
+    "scales": (lambda d, t: t.update({"0.scales": t["0.scales"][1:]}), r"0.scales is torch.float32 \[7\] in the"),
+    "a bias": (lambda d, t: t.update({"0.bias": t["0.bias"].double()}), "0.bias is torch.float64"),
+    "an estimate": (
+        to("layers", "0", "options", "estimate", value=True),
+        "has an estimate where only masks that train",
+    ),
+    "ties": (to("layers", "0", "tied", value=["3"]), "layers/0 is in int8, which only a layer of its own"),
+    "converts": (to("layers", "0", "converts", value=True), "layers/0 is int8, but converts, which only compressed"),
+    "dense": (to("layers", "0", "storage", value="dense"), "layers/0/options has an estimate where .*, or lacks it"),
+}
+
+
+@pytest.mark.parametrize("what", INT8_CRAFTED)
+def test_a_file_of_a_model_in_int8_with_wrong_content_is_refused(path, what):
+    cw.save(packed("tiles-int8"), path)
+    change, words = INT8_CRAFTED[what]
+    rewrite(path, change)
+    refuses(words, path, build(seed=1))
 
 
 INDEX_DAMAGES = {
@@ -904,28 +1063,6 @@ def test_a_compressed_weight_that_does_not_fit_the_model_is_refused(path):
     model, *_ = compressed_run()
     cw.save(model, path)
     refuses(r"0.bias: torch.float32 \[8\] in the checkpoint, torch.float32 \[12\] in the model", path, mlp(width=12))
-
-
-def to(*path, value):
-    """Return a change that puts a value somewhere into a description."""
-
-    def change(description, tensors):
-        inner = description
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = value
-
-    return change
-
-
-def without(*path):
-    def change(description, tensors):
-        inner = description
-        for key in path[:-1]:
-            inner = inner[key]
-        del inner[path[-1]]
-
-    return change
 
 
 def none_kept_of_a_huge_pattern(description, tensors):

@@ -79,6 +79,14 @@ def step(run):
     run.optimizer.step()
 
 
+def packed(forms, pattern="block:3x2", seed=0, steps=0):
+    torch.manual_seed(seed)
+    model = mlp()
+    cw.sparsify(model, pattern, density=0.4)
+    cw.pack(model, forms=forms)
+    return Run(model.eval())
+
+
 def rigl(**options):
     return cw.RigL(every=2, until=50, **options)
 
@@ -90,6 +98,10 @@ RUNS = {
     "compressed": lambda **o: trained(mlp, "block:3x2", method=rigl(estimate=True), storage="compressed", **o),
     "convolutions": lambda **o: trained(convolutions, "vector:4", method=rigl(), storage="compressed", **o),
     "encoder": lambda **o: trained(encoder, "shuffled:2", method=rigl(), optimizer="Adafactor", **o),
+}
+LOW = {
+    "int8": lambda **o: packed("tiles-int8", **o),
+    "bfloat16": lambda **o: packed({"0": "tiles-bf16", "2": "tiles-int8"}, **o),
 }
 MAKES = {"convolutions": convolutions, "encoder": encoder}
 
@@ -218,7 +230,8 @@ def check_load(path, start, run, before):
         return False
     try:
         if run.optimizer is None:
-            run.model(torch.randn(4, 8))
+            with torch.no_grad():
+                run.model(torch.randn(4, 8))
         else:
             step(run)
     except ValueError as error:
@@ -228,11 +241,12 @@ def check_load(path, start, run, before):
 
 
 @pytest.mark.parametrize("is_dense", [False, True], ids=["resume", "dense"])
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", RUNS | LOW)
 def test_a_damaged_file_loads_in_whole_or_says_why_not(tmp_path, monkeypatch, kind, is_dense):
     monkeypatch.setattr(tensor_file.os, "fsync", lambda file: None)
     dice, path = random.Random(f"{kind} {is_dense}"), tmp_path / "model.safetensors"
-    saved = RUNS[kind]()
+    make = (RUNS | LOW)[kind]
+    saved = make()
     cw.save(saved.model, path, **saved.given(), extra={"epoch": 3, "rng": torch.get_rng_state(), "best": (0.5, None)})
     whole, (mapped, description) = path.read_bytes(), read_file(path)
     # What was read lies in the file, which will be written over.
@@ -240,11 +254,11 @@ def test_a_damaged_file_loads_in_whole_or_says_why_not(tmp_path, monkeypatch, ki
     del mapped
 
     def start():
-        return Run(MAKES.get(kind, mlp)()) if is_dense else RUNS[kind](seed=1, steps=1)
+        return Run(MAKES.get(kind, mlp)()) if is_dense else make(seed=1, steps=1)
 
     run = start()
     before, num_loaded = run.state(), 0
-    number = -(-NUM_FILES // (2 * len(RUNS)))
+    number = -(-NUM_FILES // (2 * len(RUNS | LOW)))
     for turn in range(number):
         if turn % 3 == 0:
             path.write_bytes(damage(dice, whole))
@@ -375,13 +389,6 @@ def test_a_small_file_takes_little_memory(tmp_path, monkeypatch):
     assert child.returncode == 0, child.stderr
 
 
-def int8(**options):
-    run = trained(mlp, "block:3x2", optimizer="SGD", **options)
-    run.sparsifier.detach()
-    cw.pack(run.model, forms="int8")
-    return Run(run.model.eval())
-
-
 STATES = {name: make for name, make in RUNS.items() if name != "encoder"}
 PARTS = {"model": "", "layer": "{}", "sparsity": "{}.sparsity"}
 
@@ -433,7 +440,7 @@ def distort_state(dice, state, other):
 @pytest.mark.parametrize(("kind", "part"), [*product(STATES, PARTS), ("int8", "model"), ("int8", "layer")])
 def test_a_damaged_state_dict_loads_in_whole_or_says_why_not(kind, part):
     dice, number = random.Random(f"{kind} {part}"), -(-NUM_STATES // (3 * len(STATES) + 2))
-    make = STATES.get(kind, int8)
+    make = (STATES | LOW)[kind]
     run, other = make(), make(seed=1)
     name = PARTS[part].format("1" if kind == "convolutions" else "0")
     module = run.model.get_submodule(name)

@@ -434,8 +434,7 @@ def test_int8_layers_infer_only_and_stand_alone(speed, tmp_path):
     report = cw.report(model)
     assert report.rows[0].kernel.startswith(("cpu-tiles int8", "reference"))
     assert report.rows[0].bytes < 32 * 64
-    with pytest.raises(ValueError, match=r"save: 0 computes in int8, .* save before pack"):
-        cw.save(model, tmp_path / "model.safetensors")
+    cw.save(model, tmp_path / "model.safetensors")
     state = model.state_dict()
     model.load_state_dict(state)
     for key, damage in (("0.col", 9999), ("0.ptr", 1)):

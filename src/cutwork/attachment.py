@@ -137,7 +137,11 @@ def check_state(
             for key, value in state.items():
                 # Some keep vectors over all parameters, under the first of them.
                 is_of_layer = parameter is trained or _size(value) > parameter.numel()
-                if is_of_layer and _size(value) > 1 and not (isinstance(value, Tensor) and value.shape == parameter.shape):
+                if (
+                    is_of_layer
+                    and _size(value) > 1
+                    and not (isinstance(value, Tensor) and value.shape == parameter.shape)
+                ):
                     raise ValueError(
                         f"{name}: its mask moves, and with it which weights its values are, but "
                         f"{type(optimizer).__name__} keeps a state {key!r} that is not shaped like them and cannot "

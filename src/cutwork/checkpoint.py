@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim import Optimizer
 
-from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.patterns import Shape
 from cutwork.schema import COUNT, Named, Number, check_form
@@ -26,9 +25,10 @@ from cutwork.structure import LayerRecord, State, Structure, under
 from cutwork.tensor_file import read_description, read_file, write_file
 from cutwork.tensor_tree import TensorTable
 
-# Version 2 says of each layer how it is stored; before that there was dense storage only.
-VERSION = 2
-READABLE = (1, 2)
+# Version 2 says of each layer how it is stored; before that there was dense storage only. Version 3 knows layers in
+# int8, and such as compute in bfloat16 alone.
+VERSION = 3
+READABLE = (1, 2, 3)
 
 # What the description must look like; what stands for values of any kind is checked by the table of tensors.
 FORM = {
@@ -463,12 +463,6 @@ def _method_of(sparsifier: Sparsifier) -> str:
 
 
 def _check_model(what: str, model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, Int8Linear):
-            raise ValueError(
-                f"{what}: {name or 'the model itself'} computes in int8, from which its weights do not come back; save "
-                "before pack(precisions=['int8']), and pack again after loading"
-            )
     for key, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and is_sharded(value):
             raise ValueError(

@@ -15,7 +15,7 @@ from cutwork.kernels import cpu
 from cutwork.layers.compress import compress, expand, why_not_compressed, why_not_expanded
 from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
 from cutwork.layers.conv2d import SparseConv2d
-from cutwork.layers.int8 import Int8Linear
+from cutwork.layers.int8 import Int8Linear, exchange
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.swap import SparseLayer
 from cutwork.rest import Rest
@@ -119,9 +119,7 @@ def change(model: nn.Module, names: Sequence[str], form: str, *, training: bool)
             layer.bfloat16().converts = True  # pyrefly: ignore
         elif form == INT8:
             assert isinstance(layer, CompressedLinear)
-            rounded = Int8Linear(layer)
-            for place in names_of(model, layer):
-                model.set_submodule(place, rounded)
+            exchange(model, layer, Int8Linear.of(layer))
 
 
 def time_forms(

@@ -11,6 +11,7 @@ from cutwork.layers.attention import OpenAttention, disable_fused_paths, open_at
 from cutwork.layers.compress import become_compressed
 from cutwork.layers.compressed import Compressed, checked_topology, why_no_storage
 from cutwork.layers.fixed_index import FixedIndex
+from cutwork.layers.int8 import Int8Linear, exchange
 from cutwork.layers.swap import (
     Candidate,
     SparseLayer,
@@ -21,6 +22,7 @@ from cutwork.layers.swap import (
     sparse_layers,
 )
 from cutwork.matrix import matrix_shape, to_matrix
+from cutwork.ops.int8_linear import STEP
 from cutwork.patterns import Block, Pattern, Shape, Shuffled, parse
 from cutwork.schema import Named, Number, check_form
 from cutwork.sparsity import Fixed, Learned, Reprojected, Sparsity
@@ -28,8 +30,8 @@ from cutwork.topology import Topology
 
 KINDS = {"fixed": Fixed, "reprojected": Reprojected, "learned": Learned}
 
-DENSE, COMPRESSED = "dense", "compressed"
-STORAGES = (DENSE, COMPRESSED)
+DENSE, COMPRESSED, INT8 = "dense", "compressed", "int8"
+STORAGES = (DENSE, COMPRESSED, INT8)
 # How large a tile may be of which none is kept, so that no number of the file speaks for its size.
 LARGEST_ABSENT = 2**20
 
@@ -45,9 +47,10 @@ RECORD = {
     "mask_is_legal": bool,
     "frozen": [str],
     "storage?": str,
+    "converts?": bool,
 }
 OPTIONS = {
-    "fixed": {"estimate": bool},
+    "fixed": {"estimate?": bool},
     "reprojected": {"decay": Number()},
     "learned": {
         "score_range": (None, [Number(), Number()]),
@@ -77,11 +80,13 @@ class LayerRecord:
     mask_is_legal: bool = field(compare=False)
     frozen: list[str] = field(compare=False)
     storage: str = DENSE
+    # Whether the layer alone computes in bfloat16; a file of earlier days does not say it.
+    converts: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self.options.items())
         tied = f", tied to {', '.join(self.tied)}" if self.tied else ""
-        storage = "" if self.storage == DENSE else f", {self.storage}"
+        storage = "" if self.storage == DENSE else f", {self.storage}{' in bfloat16' if self.converts else ''}"
         return f"{self.kind} {self.pattern} at density {self.density:.4g}{options}{storage}{tied}"
 
 
@@ -100,7 +105,13 @@ class Structure:
         sharers: dict[int, list[str]] = {}
         for name, layer in layers.items():
             sharers.setdefault(id(layer.sparsity), []).append(name)
-        records = {names[0]: _record(names[0], layers[names[0]], names[1:]) for names in sharers.values()}
+        tied = {names[0]: names[1:] for names in sharers.values()}
+        records = {}
+        for name, module in model.named_modules():
+            if name in tied:
+                records[name] = _record(name, layers[name], tied[name])
+            elif isinstance(module, Int8Linear):
+                records[name] = _int8_record(name, module)
         return cls(records, [name for name, module in _all_modules(model) if isinstance(module, OpenAttention)])
 
     @classmethod
@@ -144,7 +155,7 @@ class Structure:
     def check_masks(self, state: State) -> None:
         """Raise ValueError unless every mask in a state dict is legal, where it was so in the model described."""
         for name, record in self.layers.items():
-            if record.storage == COMPRESSED:
+            if record.storage != DENSE:
                 continue
             matrix, pattern = (
                 to_matrix(state[under(name, "sparsity.mask")], transposed=record.transposed),
@@ -162,17 +173,25 @@ class Structure:
         for name, record in self.layers.items():
             if record.storage == DENSE:
                 continue
-            layer = cast(Compressed, skeleton.get_submodule(name))
-            values, ptr, col = (state[under(name, key)] for key in ("values", "sparsity.ptr", "sparsity.col"))
-            order = state.get(under(name, "sparsity.order"))
-            index = layer.sparsity
-            tile = index.rows * index.columns
-            if not values.numel() and tile > max(LARGEST_ABSENT, index.shape[0] * index.shape[1]):
+            layer = cast(Compressed | Int8Linear, skeleton.get_submodule(name))
+            index = layer if isinstance(layer, Int8Linear) else layer.sparsity
+            numbers = state[under(name, "integers" if isinstance(layer, Int8Linear) else "values")]
+            outputs, inputs = index.topology.shape
+            if not numbers.numel() and index.rows * index.columns > max(LARGEST_ABSENT, outputs * inputs):
                 raise ValueError(
                     f"{name or 'the model itself'} keeps no unit, and those of {record.pattern} are larger than it is; "
                     "save it with smaller ones"
                 )
-            checked_topology(name, index.shape, index.pattern, values=values, ptr=ptr, col=col, order=order)
+            if isinstance(layer, Int8Linear):
+                layer.check_named(name, {key: state[under(name, key)] for key in layer.state_dict()})
+                continue
+            ptr, col = (state[under(name, key)] for key in ("sparsity.ptr", "sparsity.col"))
+            shape, pattern, order = (
+                layer.sparsity.shape,
+                layer.sparsity.pattern,
+                state.get(under(name, "sparsity.order")),
+            )
+            checked_topology(name, shape, pattern, values=numbers, ptr=ptr, col=col, order=order)
 
     def build(self, model: nn.Module, state: State) -> None:
         """Make those layers sparse that are dense, with masks and parameters of their own from a state dict.
@@ -184,9 +203,12 @@ class Structure:
         for name, module in list(model.named_modules()):
             if name in self.attentions and type(module) is nn.MultiheadAttention:
                 open_attention(module)
-        present = sparse_layers(model)
+        present = {name for name, module in model.named_modules() if isinstance(module, SparseLayer | Int8Linear)}
         built: dict[str, Sparsity] = {}
         for name, record in self.layers.items():
+            if record.storage == INT8:
+                _build_int8(record, name, model, state)
+                continue
             if name in present:
                 continue
             weight = _shared_weight(record, name, model)
@@ -201,7 +223,7 @@ class Structure:
         """Give compressed layers of a skeleton as many units as a state dict has, as the model does in loading."""
         for name, record in self.layers.items():
             values, col = (state.get(under(name, key)) for key in ("values", "sparsity.col"))
-            if record.storage == DENSE or not isinstance(values, Tensor) or not isinstance(col, Tensor):
+            if record.storage != COMPRESSED or not isinstance(values, Tensor) or not isinstance(col, Tensor):
                 continue
             layers = [cast(Compressed, skeleton.get_submodule(each)) for each in (name, *record.tied)]
             held = layers[0].values
@@ -225,10 +247,11 @@ def _difference(name: str, saved: LayerRecord, found: LayerRecord) -> str:
     keys = [key for key in records[0] | records[1] if key not in skipped]
     differing = [key for key in keys if records[0].get(key) != records[1].get(key)]
     sides = [" and ".join(f"{key} {record.get(key, 'none')}" for key in differing) for record in records]
-    todo = "sparsify() it alike, or load into a dense model"
+    todo = "load into a dense model"
     if differing == ["storage"]:
-        todo = 'pack(model, forms="tiles") it first' if saved.storage == COMPRESSED else "unpack() it first"
-        todo += ", or load into a dense model"
+        todo = f"""{'pack(model, forms="tiles")' if saved.storage == COMPRESSED else "unpack()"} it first, or {todo}"""
+    elif INT8 not in (saved.storage, found.storage):
+        todo = f"sparsify() it alike, or {todo}"
     return f"{name or 'the model itself'} has {sides[0]} in the checkpoint, but {sides[1]} in the model; {todo}"
 
 
@@ -248,6 +271,23 @@ def _record(name: str, layer: SparseLayer, tied: list[str]) -> LayerRecord:
         mask_is_legal=sparsity.pattern.allows(sparsity.mask_matrix()),
         frozen=[key for key, parameter in parameters.items() if not parameter.requires_grad],
         storage=COMPRESSED if is_compressed else DENSE,
+        converts=bool(vars(layer).get("converts")),
+    )
+
+
+def _int8_record(name: str, layer: Int8Linear) -> LayerRecord:
+    outputs, inputs = layer.topology.shape
+    return LayerRecord(
+        kind="fixed",
+        pattern=_text_of(name, layer.pattern),
+        density=layer.density,
+        transposed=layer.transposed,
+        tied=[],
+        options={},
+        mask_density=layer.topology.num_kept() / (outputs * inputs),
+        mask_is_legal=True,
+        frozen=[],
+        storage=INT8,
     )
 
 
@@ -288,6 +328,12 @@ def _check_record(name: str, record: LayerRecord) -> None:
     pattern = parse(record.pattern)
     if record.storage != DENSE and (reason := why_no_storage(pattern)):
         raise ValueError(f"{place} is {record.storage}: {reason}")
+    if ("estimate" in record.options) != (record.kind == "fixed" and record.storage != INT8):
+        raise ValueError(f"{place}/options has an estimate where only masks that train have one, or lacks it")
+    if record.storage == INT8 and (record.tied or not name):
+        raise ValueError(f"{place} is in int8, which only a layer of its own inside a model can be")
+    if record.converts and record.storage != COMPRESSED:
+        raise ValueError(f"{place} is {record.storage}, but converts, which only compressed layers do")
     if record.storage != DENSE and record.kind != "fixed":
         raise ValueError(f"{place} is {record.storage}, which only fixed masks are; it is {record.kind}")
 
@@ -299,6 +345,7 @@ def _check_candidate(name: str, record: LayerRecord, found: Candidate | None, at
         and can_swap(found.kind)
         and is_conv1d_class(found.kind) == record.transposed
         and found.attention in (None, *attentions)
+        and not (issubclass(found.kind, nn.Conv2d) and (record.storage == INT8 or record.converts))
     )
     if found is None or not can_be:
         raise ValueError(
@@ -402,7 +449,14 @@ def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: S
     own = {key: value.to(weight.device) for key, value in _own_tensors(record, name, weight.shape, state).items()}
     pattern, values = parse(record.pattern), cast(Tensor, state.get(under(name, "values")))
     rows, columns = _unit_of(pattern)
-    _check_outline(under(name, "values"), values, weight.dtype, [None, columns, rows])
+    dtype = torch.bfloat16 if record.converts else weight.dtype
+    if isinstance(values, Tensor) and values.dtype == torch.bfloat16 != dtype:
+        raise ValueError(
+            f"{name or 'the model itself'} holds {values.dtype} in the checkpoint, but {dtype} in the model; build the "
+            "model in the same dtypes; where an earlier version packed this layer alone so, sparsify() the model as "
+            f"before, and call pack(model, forms={{{name!r}: 'tiles-bf16'}}) before loading"
+        )
+    _check_outline(under(name, "values"), values, dtype, [None, columns, rows])
     energies = None
     if record.options["estimate"]:
         energy_in, energy_out = (
@@ -420,7 +474,51 @@ def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: S
     )
     trained = nn.Parameter(weight.new_zeros(values.shape), requires_grad=weight.requires_grad)
     for each in (name, *record.tied):
-        become_compressed(model.get_submodule(each), index, trained)
+        layer = cast(Any, model.get_submodule(each))
+        become_compressed(layer, index, trained)
+        if record.converts:
+            layer.bfloat16().converts = True
+    disable_fused_paths(model)
+
+
+def _build_int8(record: LayerRecord, name: str, model: nn.Module, state: State) -> None:
+    """Put a layer in int8 in the place of a dense one, or fill one that is there, from a state dict."""
+    layer = cast(Any, model.get_submodule(name))
+    is_there = isinstance(layer, Int8Linear)
+    shape = layer.topology.shape if is_there else matrix_shape(layer.weight.shape, transposed=record.transposed)
+    device = (layer.scales if is_there else layer.weight).device
+    pattern, outputs = parse(record.pattern), shape[0]
+    rows, columns = _unit_of(pattern)
+    needed: dict[str, tuple[torch.dtype | None, Sequence[int | None]]] = {
+        "integers": (torch.int8, [None, rows, STEP]),
+        "scales": (None, [outputs]),
+        "ptr": (torch.int32, [None]),
+        "col": (torch.int32, [None]),
+    }
+    if isinstance(pattern, Shuffled):
+        needed["order"] = torch.int32, [outputs]
+    if layer.bias is not None:
+        needed["bias"] = layer.bias.dtype, [outputs]
+    own: dict[str, Tensor] = {}
+    for key, (dtype, sizes) in needed.items():
+        value = state.get(under(name, key))
+        _check_outline(under(name, key), value, dtype, sizes)
+        own[key] = cast(Tensor, value).to(device)
+    if is_there:
+        # Another number of steps needs room, which loading does not make.
+        for key, tensor in own.items():
+            layer.register_buffer(key, tensor)
+        return
+    built = Int8Linear(
+        Topology(shape, rows, columns, own["ptr"], own["col"], own.get("order")),
+        integers=own["integers"],
+        scales=own["scales"],
+        bias=own.get("bias"),
+        pattern=pattern,
+        density=record.density,
+        transposed=record.transposed,
+    )
+    exchange(model, layer, built.train(layer.training))
     disable_fused_paths(model)
 
 

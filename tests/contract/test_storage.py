@@ -292,7 +292,12 @@ def test_an_optimizer_whose_state_cannot_change_its_size_is_refused():
     sparsifier = cw.sparsify(model, "block:4", density=0.3, method=METHODS["gradual"], storage="compressed")
     optimizer = torch.optim.Adafactor(model.parameters(), lr=1e-2)
     sparsifier.attach(optimizer)
-    check_refused(model, sparsifier, optimizer, "0: its mask moves, and with it which weights its values are, but Adafactor keeps a state")
+    check_refused(
+        model,
+        sparsifier,
+        optimizer,
+        "0: its mask moves, and with it which weights its values are, but Adafactor keeps a state",
+    )
 
 
 def test_an_optimizer_that_remembers_all_parameters_in_one_vector_is_refused_when_a_mask_moves():
@@ -307,7 +312,9 @@ def test_an_optimizer_that_remembers_all_parameters_in_one_vector_is_refused_whe
         loss.backward()
         return loss
 
-    with pytest.raises(ValueError, match="0: its mask moves, and with it which weights its values are, but LBFGS keeps"):
+    with pytest.raises(
+        ValueError, match="0: its mask moves, and with it which weights its values are, but LBFGS keeps"
+    ):
         for _ in range(4):
             optimizer.step(closure)
 

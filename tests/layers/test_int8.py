@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork.layers.int8 import INT8_KEYS
+from cutwork.layers.int8 import INT8_KEYS, Int8Linear
 
 PATTERNS = ("block:4", "block:3x5", "vector:4", "shuffled:4")
 
@@ -96,3 +96,19 @@ def test_a_layer_loads_in_whole_or_not_at_all(pattern):
                 for state in (states[0], mixed)
             )
         model(torch.randn(3, 24))
+
+
+def test_a_layer_in_several_places_is_in_int8_in_all():
+    layer = nn.Linear(24, 24)
+    model = nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer))
+    cw.sparsify(model, "block:4", density=0.4)
+    cw.pack(model, forms="int8")
+    assert isinstance(model[0], Int8Linear)
+    assert model[1][1] is model[0]
+
+
+def test_a_model_that_is_one_layer_cannot_be_exchanged():
+    model = nn.Linear(24, 24)
+    cw.sparsify(model, "block:4", density=0.4)
+    with pytest.raises(ValueError, match=r"the model itself cannot be exchanged .*; put it into nn.Sequential first"):
+        cw.pack(model, forms="int8")

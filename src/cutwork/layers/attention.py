@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from cutwork.layers.int8 import Int8Linear
 from cutwork.sparsity import Sparsity
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -174,7 +175,7 @@ def _fused_switch(module: nn.Module) -> str | None:
 
 
 def _holds_a_mask(module: nn.Module) -> bool:
-    return any(isinstance(part, Sparsity) for part in module.modules())
+    return any(isinstance(part, Sparsity | Int8Linear) for part in module.modules())
 
 
 def _joined(parts: list[Any]) -> nn.Parameter:

@@ -15,6 +15,7 @@ from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_linear import dense_weight
 from cutwork.ops.direct import can_skip_dispatcher, kernel_of
 from cutwork.ops.int8_linear import int8_linear, integers_of, num_steps, quantize
+from cutwork.patterns import Pattern
 from cutwork.topology import Topology
 
 # What a layer has instead of a weight, as its state dict names it; the order only where outputs are shuffled.
@@ -35,17 +36,44 @@ class Int8Linear(nn.Module):
     order: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, layer: CompressedLinear) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        integers: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        pattern: Pattern,
+        density: float,
+        transposed: bool,
+        before: str = NONE,
+        after: str = NONE,
+    ) -> None:
         super().__init__()
-        index = layer.sparsity
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.pattern, self.rows, self.columns = index.pattern, index.rows, index.columns
-        self.before, self.after = layer.before, layer.after
-        integers, scales = quantize(layer.values.detach().float(), index.ptr, index.col, index.order, self.out_features)
-        bias = None if layer.bias is None else layer.bias.detach().clone()
-        held = {"integers": integers, "scales": scales, "ptr": index.ptr, "col": index.col, "order": index.order}
-        for name, tensor in {**held, "bias": bias}.items():
+        self.out_features, self.in_features = topology.shape
+        self.rows, self.columns = topology.rows, topology.columns
+        self.pattern, self.density, self.transposed = pattern, density, transposed
+        self.before, self.after = before, after
+        held = {"integers": integers, "scales": scales, "ptr": topology.ptr, "col": topology.col}
+        for name, tensor in {**held, "order": topology.order, "bias": bias}.items():
             self.register_buffer(name, tensor)
+
+    @classmethod
+    def of(cls, layer: CompressedLinear) -> "Int8Linear":
+        """Round the weights of a compressed layer."""
+        index, values = layer.sparsity, layer.values.detach().float()
+        integers, scales = quantize(values, index.ptr, index.col, index.order, layer.out_features)
+        return cls(
+            index.topology,
+            integers=integers,
+            scales=scales,
+            bias=None if layer.bias is None else layer.bias.detach().clone(),
+            pattern=index.pattern,
+            density=index.density,
+            transposed=index.transposed,
+            before=layer.before,
+            after=layer.after,
+        )
 
     @property
     def topology(self) -> Topology:
@@ -102,8 +130,19 @@ class Int8Linear(nn.Module):
         y = product(flat, *held, self.out_features, self.columns, NONE)
         return activate(self.after, y).view(*x.shape[:-1], self.out_features)
 
-    def check(self, given: Mapping[str, Tensor]) -> None:
-        """Raise ValueError unless these are, by name, all the tensors of this layer, and fit for a kernel."""
+    def check_named(self, name: str, given: Mapping[str, Any]) -> None:
+        """Raise ValueError, which names the layer, unless these are all its tensors, and fit for a kernel."""
+        try:
+            if not all(isinstance(tensor, Tensor) for tensor in given.values()):
+                raise ValueError("it holds something else than tensors")
+            self._check(given)
+        except ValueError as error:
+            raise ValueError(
+                f"{name or 'the model itself'}: its int8 weight is damaged: {error}; load what state_dict() or save() "
+                "has written"
+            ) from error
+
+    def _check(self, given: Mapping[str, Tensor]) -> None:
         held = {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
         if differing := sorted(set(held) ^ set(given)):
             missing = [name for name in differing if name in held]
@@ -132,16 +171,8 @@ class Int8Linear(nn.Module):
         """Refuse what the kernel, which trusts it, could not use, and a part of a weight, before any is copied."""
         names = (*INT8_KEYS, "bias")
         given = {name: state_dict[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in state_dict}
-        try:
-            if not all(isinstance(tensor, Tensor) for tensor in given.values()):
-                raise ValueError("it holds something else than tensors")
-            if given:
-                self.check(given)
-        except ValueError as error:
-            raise ValueError(
-                f"{prefix.removesuffix('.') or 'the model itself'}: its int8 weight is damaged: {error}; load what "
-                "state_dict() has written"
-            ) from error
+        if given:
+            self.check_named(prefix.removesuffix("."), given)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -152,6 +183,16 @@ class Int8Linear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"pattern={self.pattern}, kernel={self.kernel}"
         )
+
+
+def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module into all places of a model where another stands."""
+    if old is model:
+        raise ValueError("the model itself cannot be exchanged for a layer in int8; put it into nn.Sequential first")
+    for module in model.modules():
+        for name, part in module._modules.items():
+            if part is old:
+                module._modules[name] = new
 
 
 def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
