@@ -91,17 +91,18 @@ def transformers() -> ModuleType:
 
 
 class LeNet(nn.Module):
-    """The first network of PyTorch's tutorials, which sees the memory of an image as a row."""
+    """The first network of PyTorch's tutorials; those look at the memory of an image as a row, by `view`."""
 
-    def __init__(self):
+    def __init__(self, row=torch.Tensor.reshape):
         super().__init__()
+        self.row = row
         self.conv1, self.conv2, self.pool = nn.Conv2d(3, 8, 5), nn.Conv2d(8, 16, 5), nn.MaxPool2d(2, 2)
         self.fc1, self.fc2 = nn.Linear(16 * 5 * 5, 32), nn.Linear(32, 10)
 
     def forward(self, x):
         x = self.pool(nn.functional.relu(self.conv1(x)))
         x = self.pool(nn.functional.relu(self.conv2(x)))
-        return self.fc2(nn.functional.relu(self.fc1(x.view(-1, 16 * 5 * 5))))
+        return self.fc2(nn.functional.relu(self.fc1(self.row(x, (-1, 16 * 5 * 5)))))
 
 
 class Reader(nn.Module):
@@ -596,3 +597,17 @@ def answer_requests() -> None:
 
 if __name__ == "__main__":
     answer_requests()
+
+
+def test_an_image_out_of_a_compressed_convolution_is_no_row_in_memory_and_pack_sees_to_that():
+    x = torch.randn(2, 3, 32, 32)
+    model = LeNet(torch.Tensor.view).eval()
+    cw.sparsify(model, "block:4", density=0.3)
+    expected = model(x)
+    plan = cw.pack(model, x, forms="tiles")
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert any("view size is not compatible" in row.reason for row in plan.rows)
+    model = LeNet(torch.Tensor.view)
+    cw.sparsify(model, "block:4", density=0.3, storage="compressed")
+    with pytest.raises(RuntimeError, match=r"Use .reshape\(...\) instead"):
+        model(x)

@@ -287,10 +287,10 @@ class FixedIndex(Sparsity):
         state_dict.update({key: plain(state_dict[key]) for key in keys.values()})
         try:
             for name, key in keys.items():
-                if state_dict[key].shape != held[name].shape:
-                    raise ValueError(
-                        f"{name} has the shape {list(state_dict[key].shape)}, here {list(held[name].shape)}"
-                    )
+                found, expected = state_dict[key], list(held[name].shape)
+                if not isinstance(found, Tensor) or list(found.shape) != expected:
+                    shape = list(found.shape) if isinstance(found, Tensor) else "no tensor"
+                    raise ValueError(f"{name} is {shape}, where the layer has {expected}")
             given = {**held, **{name: state_dict[key] for name, key in keys.items()}}
             Topology(self.shape, self.rows, self.columns, **given).check()
         except ValueError as error:
