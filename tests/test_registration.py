@@ -41,7 +41,7 @@ def program() -> tuple[torch.export.ExportedProgram, torch.Tensor, torch.Tensor]
     model = nn.Sequential(*layers).eval()
     patterns = {"0": "block:4", "3": "shuffled:4", "4": "block:4"}
     cw.sparsify(model, patterns, density=0.5, storage="compressed")
-    model[4] = Int8Linear(model[4])
+    model[4] = Int8Linear.of(model[4])
     x = torch.arange(216.0).view(2, 3, 6, 6) / 216
     with torch.no_grad():
         return torch.export.export(model, (x,)), x, model(x)

@@ -4,7 +4,9 @@ Whoever averages models goes through their buffers or state dicts and does with 
 Of two masks that makes their union, of two indices some other index.
 """
 
+import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, final
 
 import torch
@@ -40,27 +42,7 @@ class Protected(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Do what was asked, but mix nothing."""
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        with torch._C.DisableTorchFunctionSubclass():
-            if name.startswith("_foreach_"):
-                return _each(name, args, kwargs)
-            if func == Tensor.data.__set__:  # pyrefly: ignore
-                args[0].was_exchanged = True
-            elif _writes(name, args, kwargs):
-                return _write(name, func, args, kwargs)
-            if name in MIXING and any(True for _ in _protected(args, kwargs)):
-                # Of masks PyTorch knows no difference.
-                numbers = (
-                    arg.float() if isinstance(arg, Protected) and arg.dtype == torch.bool else arg for arg in args
-                )
-                return _like(next(_protected(args, kwargs)), func(*numbers, **kwargs), sources=_sources(args, kwargs))
-            result = func(*args, **kwargs)
-        if not isinstance(result, Tensor):
-            return result
-        if name in MOVING or func == Tensor.data.__get__:  # pyrefly: ignore
-            return _like(args[0], result, sources=getattr(args[0], "sources", ()))
-        return result
+        return _answer()(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Protected":
         """Copy the numbers too."""
@@ -84,6 +66,42 @@ def protect(tensor: Tensor, described: str, *, may_follow: bool) -> Tensor:
 def plain(tensor: Any) -> Any:
     """Return a protected tensor as a plain one with the same memory, and anything else as it is."""
     return tensor.as_subclass(Tensor) if isinstance(tensor, Protected) else tensor
+
+
+def _answer() -> Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]:
+    """Return what answers functions of torch, for compilers to call and not to look into.
+
+    What they make of it loses on the way that it is at work, and calls itself without end.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    return _compute if dynamo is None else _hidden(dynamo.disable)
+
+
+@cache
+def _hidden(disable: Callable[..., Any]) -> Any:
+    return disable(_compute)
+
+
+def _compute(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Do what was asked, but mix nothing."""
+    name = getattr(func, "__name__", "")
+    with torch._C.DisableTorchFunctionSubclass():
+        if name.startswith("_foreach_"):
+            return _each(name, args, kwargs)
+        if func == Tensor.data.__set__:  # pyrefly: ignore
+            args[0].was_exchanged = True
+        elif _writes(name, args, kwargs):
+            return _write(name, func, args, kwargs)
+        if name in MIXING and any(True for _ in _protected(args, kwargs)):
+            # Of masks PyTorch knows no difference.
+            numbers = (arg.float() if isinstance(arg, Protected) and arg.dtype == torch.bool else arg for arg in args)
+            return _like(next(_protected(args, kwargs)), func(*numbers, **kwargs), sources=_sources(args, kwargs))
+        result = func(*args, **kwargs)
+    if not isinstance(result, Tensor):
+        return result
+    if name in MOVING or func == Tensor.data.__get__:  # pyrefly: ignore
+        return _like(args[0], result, sources=getattr(args[0], "sources", ()))
+    return result
 
 
 def _like(protected: "Protected", tensor: Tensor, sources: tuple[Tensor, ...] = ()) -> Protected:
@@ -156,5 +174,5 @@ def _each(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Do what an operation on lists of tensors does, tensor by tensor."""
     single = getattr(torch.Tensor, name.removeprefix("_foreach_"))
     rows = [[arg[i] if isinstance(arg, list | tuple) else arg for arg in args] for i in range(len(args[0]))]
-    results = [Protected.__torch_function__(single, (), tuple(row), kwargs) for row in rows]
+    results = [_compute(single, tuple(row), kwargs) for row in rows]
     return None if name.endswith("_") else results

@@ -4,7 +4,7 @@
 // They compute what the kernels can; there is no reference here for the rest.
 
 #include "conv.h"
-#include "features.h"
+#include "cpu_features.h"
 #include "narrow.h"
 #include "torch_abi.h"
 

@@ -1,6 +1,6 @@
 // What this CPU and its operating system can run, and how many threads OpenMP gives.
 
-#include "features.h"
+#include "cpu_features.h"
 #include "narrow_bindings.h"
 #include "tiles_bindings.h"
 

@@ -1,6 +1,6 @@
 // What this CPU and its operating system can run.
 
-#include "features.h"
+#include "cpu_features.h"
 
 #include <cstdint>
 
