@@ -68,6 +68,11 @@ def plain(tensor: Any) -> Any:
     return tensor.as_subclass(Tensor) if isinstance(tensor, Protected) else tensor
 
 
+def version_of(tensor: Tensor | None) -> int:
+    """Return how often a tensor was written to; 0 where PyTorch does not count, as under torch.inference_mode."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
 def _answer() -> Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]:
     """Return what answers functions of torch, for compilers to call and not to look into.
 

@@ -114,3 +114,48 @@ def test_a_model_that_is_one_layer_cannot_be_exchanged():
         ValueError, match=r"the model itself cannot take the form 'tiles-int8': .* such as nn.Sequential"
     ):
         cw.pack(model, forms="int8")
+
+
+def test_an_outlier_that_nothing_reads_costs_no_precision():
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 8)
+    model = nn.Sequential(layer)
+    mask = torch.zeros(8, 24, dtype=torch.bool)
+    mask[:, 4:12] = True
+    cw.sparsify(model, "block:4", masks={"0": mask})
+    cw.pack(model, forms="int8")
+    x = torch.randn(5, 24)
+    expected = model(x)
+    x[:, 20] = 1e4
+    assert torch.equal(model(x), expected)
+    x[:, 20] = torch.inf
+    assert torch.equal(model(x), expected)
+
+
+def test_half_precision_under_autocast_is_computed_and_comes_back():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 8))
+    cw.sparsify(model, {"1": "block:4"}, density=0.5)
+    cw.pack(model, forms="int8")
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", torch.float16):
+            found = model(x)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["ptr", "col", "integers"])
+def test_what_is_changed_in_place_is_checked_before_a_kernel_reads_it(name):
+    model = nn.Sequential(nn.Linear(24, 8))
+    cw.sparsify(model, "block:4", density=0.5)
+    cw.pack(model, forms="int8")
+    x = torch.randn(5, 24)
+    model(x)
+    if name == "integers":
+        model[0].integers = model[0].integers[:-1].clone()
+    else:
+        getattr(model[0], name).fill_(77)
+    with pytest.raises(ValueError, match="its int8 weight is damaged"):
+        model(x)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cutwork.layers.listening import Ear, Pair, add_product
 from cutwork.matrix import from_matrix
 from cutwork.patterns import Pattern, Shape
-from cutwork.protected import plain, protect
+from cutwork.protected import plain, protect, version_of
 from cutwork.sharding import local, num_processes, part_like, whole
 from cutwork.sparsity import (
     LEAK,
@@ -344,12 +344,7 @@ def indexed(mask: Tensor, pattern: Pattern) -> Topology:
 def _versions_of(index: Index) -> int:
     """Return what changes with every writing into these tensors."""
     ptr, col, order = index
-    try:
-        versions = ptr._version + col._version
-        return versions if order is None else versions + order._version
-    except RuntimeError:
-        # Tensors made under torch.inference_mode do not count, and most ways of writing into them are closed.
-        return 0
+    return version_of(ptr) + version_of(col) + version_of(order)
 
 
 def replace_numbers(parameter: nn.Parameter, numbers: Tensor) -> None:

@@ -16,6 +16,7 @@ from cutwork.ops.block_linear import dense_weight
 from cutwork.ops.direct import can_skip_dispatcher, kernel_of
 from cutwork.ops.int8_linear import int8_linear, integers_of, num_steps, quantize
 from cutwork.patterns import Pattern
+from cutwork.protected import version_of
 from cutwork.topology import Topology
 
 # What a layer has instead of a weight, as its state dict names it; the order only where outputs are shuffled.
@@ -57,6 +58,7 @@ class Int8Linear(nn.Module):
         held = {"integers": integers, "scales": scales, "ptr": topology.ptr, "col": topology.col}
         for name, tensor in {**held, "order": topology.order, "bias": bias}.items():
             self.register_buffer(name, tensor)
+        self._remember()
 
     @classmethod
     def of(cls, layer: CompressedLinear) -> "Int8Linear":
@@ -124,11 +126,40 @@ class Int8Linear(nn.Module):
                 f"an int8 linear layer of {self.in_features} inputs got an input of shape {list(x.shape)}; its last "
                 f"size must be {self.in_features}"
             )
+        self._look_again()
         flat = activate(self.before, x.detach()).reshape(-1, self.in_features)
+        if self._read is not None:
+            # What nothing reads must not take part in the range of a row.
+            flat = torch.where(self._read, flat, 0)
+        # Kernels know float32 and bfloat16.
+        flat = flat.float() if x.dtype == torch.float16 else flat
         product = kernel_of(int8_linear, flat) if can_skip_dispatcher(flat) else int8_linear
         held = (self.integers, self.scales, self.ptr, self.col, self.order, self.bias)
-        y = product(flat, *held, self.out_features, self.columns, NONE)
+        y = product(flat, *held, self.out_features, self.columns, NONE).to(x.dtype)
         return activate(self.after, y).view(*x.shape[:-1], self.out_features)
+
+    def _look_again(self) -> None:
+        """Check what kernels trust, if anybody has changed it since the last look."""
+        if torch.compiler.is_compiling():
+            return
+        held = [self._buffers[name] for name in INT8_KEYS]
+        same = all(one is other for one, other in zip(held, self._seen, strict=True))
+        if not (same and self._versions == sum(map(version_of, held))):
+            if not self.col.is_meta:
+                given = {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
+                self.check_named(self._described(), given)
+            self._remember()
+
+    def _remember(self) -> None:
+        """Note what was looked at, and which inputs any output reads; None where that is all of them."""
+        self._seen = [self._buffers[name] for name in INT8_KEYS]
+        self._versions = sum(map(version_of, self._seen))
+        self._read: Tensor | None = None
+        if not self.col.is_meta:
+            places = (self.col.long().unsqueeze(1) + torch.arange(self.columns, device=self.col.device)).flatten()
+            read = torch.zeros(self.in_features, dtype=torch.bool, device=self.col.device)
+            read[places[places < self.in_features]] = True
+            self._read = None if read.all() else read
 
     def check_named(self, name: str, given: Mapping[str, Any]) -> None:
         """Raise ValueError, which names the layer, unless these are all its tensors, and fit for a kernel."""
@@ -176,6 +207,7 @@ class Int8Linear(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self._remember()
 
     def extra_repr(self) -> str:
         """Describe the layer, and what computes it."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from cutwork.patterns import Shape
+from cutwork.protected import version_of
 
 
 @final
@@ -36,7 +37,7 @@ class MadeWeight(Tensor):
             if isinstance(value, MadeWeight):
                 if id(value) not in made:
                     numbers = value._make()
-                    made[id(value)] = value, numbers, _version_of(numbers)
+                    made[id(value)] = value, numbers, version_of(numbers)
                 return made[id(value)][1]
             if isinstance(value, list | tuple) and any(isinstance(item, MadeWeight) for item in value):
                 return type(value)(numbers_of(item) for item in value)
@@ -46,7 +47,7 @@ class MadeWeight(Tensor):
             raise read_only(args[0]._described)
         result = func(*map(numbers_of, args), **{key: numbers_of(value) for key, value in (kwargs or {}).items()})
         for weight, numbers, version in made.values():
-            if _version_of(numbers) != version:
+            if version_of(numbers) != version:
                 raise read_only(weight._described)
             if isinstance(result, Tensor) and _shares_memory(result, numbers):
                 # Part of it, as `.data`, `.T` or a slice is: to be written into as little.
@@ -93,12 +94,7 @@ def make_weight(make: Callable[[], Tensor], described: str, *, shape: Shape, lik
 def _is_in_place(func: Callable[..., Any], args: tuple) -> bool:
     name = getattr(func, "__name__", "")
     is_writing = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-    return is_writing and isinstance(args[0], MadeWeight)
-
-
-def _version_of(numbers: Tensor) -> int:
-    """Return how often a tensor was written to, where PyTorch counts that."""
-    return 0 if numbers.is_inference() else numbers._version
+    return is_writing and bool(args) and isinstance(args[0], MadeWeight)
 
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:
