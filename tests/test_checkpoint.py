@@ -497,7 +497,10 @@ def test_a_mask_that_is_not_legal_is_refused(path):
         ),
         (lambda: nn.Sequential(*mlp()[:2], Scaled(8, 8)), "no layer of this model that can be; build the model"),
         (lambda: nn.DataParallel(mlp()), "build the model that was saved, without what wraps it"),
-        (lambda: nn.Sequential(*mlp().to("meta")), "load: 0.weight is on the meta device and has no memory; give it"),
+        (
+            lambda: nn.Sequential(*mlp().to("meta")),
+            "load: 0.weight is on the meta device and has no memory; name the device",
+        ),
     ],
     ids=["shape", "dtype", "more", "bias", "fewer", "subclass", "wrapped", "meta"],
 )
@@ -1346,3 +1349,78 @@ def test_every_optimizer_of_torch_says_which_settings_it_cannot_do_without(path,
         None,
         OPTIMIZERS[optimizer](other.parameters()),
     )
+
+
+class Mixed(nn.Module):
+    """Linear layers of which two share a weight, a convolution, an attention and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.first, self.second, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 8)
+        self.second.weight = self.first.weight
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x):
+        x = self.second(self.first(self.norm(self.conv(x)).flatten(2)[..., :32]))
+        return self.head(self.attention(x, x, x)[0])
+
+
+@pytest.mark.parametrize(
+    ("storage", "method"),
+    [("dense", "rigl"), ("compressed", "rigl"), ("compressed", "estimate"), ("dense", "supermask"), ("int8", "static")],
+)
+def test_a_model_on_the_meta_device_gets_all_of_a_file(storage, method, tmp_path):
+    torch.manual_seed(0)
+    methods = {"rigl": cw.RigL(every=1, until=9), "estimate": cw.RigL(every=1, until=9, estimate=True)}
+    model, x = Mixed(), torch.randn(2, 8, 6, 6)
+    cw.sparsify(
+        model,
+        {"*": "block:4", "head": "dense"},
+        density=0.4,
+        method=methods.get(method, method),
+        storage="compressed" if storage == "compressed" else "dense",
+    )
+    if storage == "int8":
+        cw.pack(model, forms={"first": "int8", "second": "int8", "conv": "tiles"})
+    cw.save(model, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        bare = Mixed()
+    with pytest.raises(ValueError, match="is on the meta device and has no memory; name the device"):
+        cw.load(tmp_path / "model.safetensors", bare)
+    checkpoint = cw.load(tmp_path / "model.safetensors", bare, device="cpu")
+    assert not any(tensor.is_meta for tensor in (*bare.parameters(), *bare.buffers()))
+    with torch.no_grad():
+        torch.testing.assert_close(bare.eval()(x), model.eval()(x))
+    if storage == "int8":
+        return
+    assert bare.first.trained is bare.second.trained
+    assert [p.requires_grad for p in bare.parameters()] == [p.requires_grad for p in model.parameters()]
+    # It trains on as the other does.
+    trained = []
+    for each, layers in ((bare, checkpoint.layers), (model, cw.load(tmp_path / "model.safetensors", model).layers)):
+        sparsifier = cw.Sparsifier(layers, methods.get(method, cw.Supermask()))
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
+        sparsifier.attach(optimizer)
+        each.train()
+        for _ in range(3):
+            optimizer.zero_grad()
+            each(x).square().mean().backward()
+            optimizer.step()
+        trained.append(each.eval()(x))
+    assert torch.equal(*trained)
+
+
+def test_what_a_file_cannot_give_a_model_on_the_meta_device_is_named(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16))
+    sparsifier = cw.sparsify(model, "block:4", density=0.5, storage="compressed")
+    cw.save(model, tmp_path / "model.safetensors", sparsifier=sparsifier)
+    with pytest.raises(ValueError, match="with a device the model gets new parameters"):
+        cw.load(tmp_path / "model.safetensors", model, sparsifier=sparsifier, device="cpu")
+    with torch.device("meta"):
+        bare = nn.Sequential(nn.Linear(16, 16))
+        bare.register_buffer("angles", torch.empty(3), persistent=False)
+    with pytest.raises(ValueError, match="angles is on the meta device and in no file"):
+        cw.load(tmp_path / "model.safetensors", bare, device="cpu")
+    assert bare[0].weight.is_meta

@@ -140,8 +140,12 @@ def load(
     *,
     sparsifier: Sparsifier | Sequence[Sparsifier] | None = None,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    device: str | torch.device | None = None,
 ) -> Checkpoint:
     """Load a checkpoint into a model of the same architecture and dtypes, on whatever device it is.
+
+    A model on the meta device, which has no memory, gets all its tensors from the file, on `device`: so one whose
+    dense form does not fit is loaded compressed as it was saved. Build optimizers afterwards, and load again to resume.
 
     Layers that are dense become sparse as the checkpoint says; those that are sparse must be so in the same way. For
     inference that is all. To resume, give the sparsifier and the optimizer too, made as for a new run: the one by
@@ -150,15 +154,24 @@ def load(
     """
     tensors, description = read_file(Path(path))
     with _naming(path):
-        return _load(TensorTable(tensors), _checked(description), model, _listed(sparsifier), _listed(optimizer))
+        followers = _listed(sparsifier), _listed(optimizer)
+        return _load(TensorTable(tensors), _checked(description), model, *followers, device)
 
 
 def _load(
-    table: TensorTable, description: State, model: nn.Module, sparsifiers: list[Sparsifier], optimizers: list[Optimizer]
+    table: TensorTable,
+    description: State,
+    model: nn.Module,
+    sparsifiers: list[Sparsifier],
+    optimizers: list[Optimizer],
+    device: str | torch.device | None,
 ) -> Checkpoint:
     """Find out all that could be wrong, at first without memory, then with what the file holds, and only then load."""
     structure = _structure(description)
-    _check_model("load", model)
+    if device is None:
+        _check_model("load", model)
+    else:
+        _check_can_be_given_all(model, [*sparsifiers, *optimizers])
     _check_belong("load", model, sparsifiers, optimizers)
     _check_nodes(table, description)
     # What nobody asks for stays in the file.
@@ -193,7 +206,10 @@ def _load(
             sparsifier.load_state_dict(one)
         undo.pop_all()
     structure.build(model, state)
-    model.load_state_dict(state)
+    if device is None:
+        model.load_state_dict(state)
+    else:
+        _give_all(model, state, torch.device(device))
     layers = sparse_layers(model)
     return Checkpoint({name: layers[name] for name in structure.layers if name in layers}, taken["extra"])
 
@@ -472,7 +488,44 @@ def _check_model(what: str, model: nn.Module) -> None:
         if isinstance(value, UninitializedBuffer | UninitializedParameter):
             raise ValueError(f"{what}: {key} has no shape yet; run one batch through the model first")
         if isinstance(value, Tensor) and value.is_meta:
-            raise ValueError(f"{what}: {key} is on the meta device and has no memory; give it some with to_empty()")
+            todo = "name the device where it shall be: load(path, model, device='cpu')"
+            raise ValueError(
+                f"{what}: {key} is on the meta device and has no memory; "
+                f"{todo if what == 'load' else 'give it some, and numbers, first'}"
+            )
+
+
+def _check_can_be_given_all(model: nn.Module, followers: Sequence[Any]) -> None:
+    """Raise ValueError where to give a model all tensors of a file would leave something behind."""
+    if followers:
+        raise ValueError(
+            "load: with a device the model gets new parameters, which the optimizers and sparsifiers given do not "
+            "know; load without them, build them, then load again without the device"
+        )
+    held = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta and name not in held:
+            raise ValueError(
+                f"load: {name} is on the meta device and in no file; build its module outside of torch.device('meta'), "
+                "or give it memory and numbers first"
+            )
+    for key, value in held.items():
+        if isinstance(value, UninitializedBuffer | UninitializedParameter):
+            raise ValueError(f"load: {key} has no shape yet; run one batch through the model first")
+
+
+def _give_all(model: nn.Module, state: State, device: torch.device) -> None:
+    """Put the tensors of a file, on a device, in the place of those of a model; what is shared stays so."""
+    given: dict[int, Any] = {}
+    for key, held in model.state_dict(keep_vars=True).items():
+        value = state[key]
+        if isinstance(value, Tensor) and id(value) not in given:
+            moved = value.to(device)
+            is_parameter = isinstance(held, nn.Parameter)
+            given[id(value)] = nn.Parameter(moved, requires_grad=held.requires_grad) if is_parameter else moved
+    model.load_state_dict({key: given.get(id(value), value) for key, value in state.items()}, assign=True)
+    for layer in sparse_layers(model).values():
+        layer.sparsity.restart(device)
 
 
 def _check_belong(what: str, model: nn.Module, sparsifiers: list[Sparsifier], optimizers: list[Optimizer]) -> None:

@@ -109,6 +109,9 @@ class Sparsity(nn.Module):
         """Say whether nothing trains that the mask could be chosen by; a frozen layer keeps its mask."""
         return not trained.requires_grad
 
+    def restart(self, device: torch.device) -> None:
+        """Make on a device what is in no file, in a layer that came from the meta device."""
+
     def extra_repr(self) -> str:
         """Describe the mask in the representation of the model."""
         return f"{self.pattern}, density {self.mask.float().mean():.4g}"
@@ -320,7 +323,11 @@ class Fixed(Masked):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make anew what a copy leaves out."""
         super().__setstate__(state)
-        self._buffers[LEAK] = torch.zeros((), device=self.mask.device)
+        self.restart(self.mask.device)
+
+    def restart(self, device: torch.device) -> None:
+        """Let compiled code find that it is quiet."""
+        self._buffers[LEAK] = torch.zeros((), device=device)
 
 
 @final

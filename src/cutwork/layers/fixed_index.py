@@ -268,7 +268,11 @@ class FixedIndex(Sparsity):
         """Make anew what a copy leaves out."""
         super().__setstate__(state)
         self._show()
-        self._buffers[LEAK] = torch.zeros((), device=self._index[1].device)
+        self.restart(self._index[1].device)
+
+    def restart(self, device: torch.device) -> None:
+        """Let compiled code find that it is quiet."""
+        self._buffers[LEAK] = torch.zeros((), device=device)
 
     def _load_from_state_dict(
         self,
