@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -174,6 +175,27 @@ def test_training_for_long_with_nobody_attached_is_said_once(storage, caplog, mo
             sparsifier.attach(optimizer)
         train(model, optimizer, 5)
         assert not caplog.text
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+@pytest.mark.parametrize(
+    ("change", "storage"), [*product(["replaced", "assigned"], ["dense", "compressed"]), ("normed", "dense")]
+)
+def test_a_weight_that_is_another_one_since_attach_is_noticed(change, storage, hooks):
+    model, sparsifier = prepared(cw.set_(every=2, until=9), "block:4", storage=storage)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer, hooks=hooks)
+    name = "weight" if storage == "dense" else "values"
+    if change == "normed":
+        nn.utils.parametrizations.weight_norm(model[0], name)
+    elif change == "replaced":
+        setattr(model[0], name, nn.Parameter(model[0].trained.detach().clone()))
+    else:
+        model.load_state_dict({key: value.clone() for key, value in model.state_dict().items()}, assign=True)
+    with pytest.raises(ValueError, match=r"0: its weight is no more the parameter that it was at attach\(\)"):
+        model(torch.randn(4, 16)).sum().backward()
+        optimizer.step()
+        sparsifier.step()
 
 
 def test_attaching_needs_an_optimizer_and_happens_once():

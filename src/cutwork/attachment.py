@@ -101,6 +101,17 @@ def check_used(layers: Layers) -> None:
             )
 
 
+def check_parameters(layers: Layers, attached: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a layer trains something else than when the sparsifier was attached."""
+    for name, layer in layers.items():
+        if layer.trained is not attached[name]:
+            raise ValueError(
+                f"{name or 'the model itself'}: its weight is no more the parameter that it was at attach(), so no "
+                "mask would reach what is trained; put parametrizations, pruning and new parameters in before "
+                "sparsify(), or detach() and attach() a new optimizer after them"
+            )
+
+
 def check_sizes(layers: Layers, optimizers: Optimizers) -> None:
     """Raise ValueError where a state dict has changed the number of units, and an optimizer remembers the old one."""
     for name, layer in layers.items():

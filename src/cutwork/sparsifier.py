@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from cutwork.attachment import (
     check_attachable,
     check_mask,
+    check_parameters,
     check_sizes,
     check_state,
     check_used,
@@ -57,6 +58,7 @@ class Sparsifier:
         self._seed = seed
         self._optimizers: list[Optimizer] = []
         self._owners: dict[str, Optimizer | None] = {}
+        self._trained: dict[str, nn.Parameter] = {}
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
         self._heard: dict[str, Heard | None] = {}
@@ -93,6 +95,7 @@ class Sparsifier:
             layer.sparsity.may_listen = self.method.needs_gradient
         self._optimizers = list(optimizers)
         self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
+        self._trained = {name: layer.trained for name, layer in self.layers.items()}
         for optimizer in optimizers if hooks else ():
             self._handles += [
                 optimizer.register_step_pre_hook(self._before_update),
@@ -137,6 +140,8 @@ class Sparsifier:
         """Count one update of the weights, and move the masks if it is due. The hooks of `attach` call this."""
         if not self._optimizers:
             raise ValueError("step: call attach(optimizer) first; moving a mask must move the optimizer's state too")
+        if not self._handles:
+            check_parameters(self.layers, self._trained)
         for name, layer in self.layers.items():
             if name not in self._heard:
                 self._heard[name] = layer.sparsity.hear(layer.trained, 1.0)
@@ -175,8 +180,9 @@ class Sparsifier:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
-        fresh = {"_optimizers": [], "_owners": {}, "_handles": [], "_waiting": set(), "_heard": {}, "_averages": []}
-        return {**vars(self), **fresh}
+        lists, tables = ("_optimizers", "_handles", "_averages"), ("_owners", "_trained", "_heard")
+        fresh = {name: [] for name in lists} | {name: {} for name in tables}
+        return {**vars(self), **fresh, "_waiting": set()}
 
     @property
     def exploration(self) -> dict[str, Exploration]:
@@ -217,12 +223,13 @@ class Sparsifier:
 
     @torch.no_grad()
     def _hear(self, optimizer: Optimizer) -> None:
-        if is_skipping(optimizer):
-            return
         if not all(isinstance(layer, SparseLayer) for layer in self.layers.values()):
             raise ValueError(
                 "the model was baked while this sparsifier followed its optimizer; detach() it, or bake a copy"
             )
+        check_parameters(self.layers, self._trained)
+        if is_skipping(optimizer):
+            return
         check_sizes(self.layers, self._optimizers)
         if self._is_first_step:
             check_used(self.layers)
