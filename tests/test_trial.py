@@ -150,7 +150,7 @@ def test_a_form_asked_for_by_name_is_refused_where_the_model_breaks_with_it_and_
 def test_nothing_has_changed_where_packing_is_interrupted(monkeypatch):
     model, x = model_of(Calling, Calling), torch.randn(3, 16)
 
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(forms.Int8Linear, "__init__", interrupt)

@@ -317,13 +317,14 @@ class FixedIndex(Sparsity):
         """
         wide = torch.promote_types(gradient.dtype, torch.float32)
         total = torch.zeros(self.shape, dtype=wide, device=gradient.device)
+        was_seen = bool(pairs)
         for pair in pairs:
             add_product(total, pair)
         pairs.clear()
         if num_processes() > 1:
             torch.distributed.all_reduce(total)
             total /= num_processes()
-        if not total.any() and gradient.any():
+        if not (was_seen or total.any()) and gradient.any():
             raise ValueError(
                 "none of the products by which its values got their gradient was seen, so the mask cannot move by the "
                 "gradient; something has replaced the values, or their hooks, since attach(): detach() and attach() "
