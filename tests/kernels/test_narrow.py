@@ -10,8 +10,8 @@ from cutwork.kernels import cpu
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import ACTIVATIONS
 from cutwork.ops.int8_linear import int8_linear, quantize
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
-from cutwork.topology import Topology
 
 if not cpu.has_tiles():
     reason = cpu.why_missing() or "the compiler was neither GCC nor Clang"
@@ -184,7 +184,7 @@ from cutwork.kernels.cpu import narrow, tiles
 from cutwork.ops.block_linear import linear
 from cutwork.ops.int8_linear import int8_linear, quantize
 from cutwork.patterns import parse
-from cutwork.topology import Topology
+from cutwork.ops.topology import Topology
 
 weight = torch.randn(33, 20)
 index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))

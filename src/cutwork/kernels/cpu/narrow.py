@@ -12,7 +12,7 @@ from torch import Tensor
 from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, check_index, contiguous
 from cutwork.ops.activations import activate, backward, number
-from cutwork.ops.direct import register_kernel
+from cutwork.ops.dispatch import register_kernel
 from cutwork.ops.int8_linear import STEP, int8_linear
 
 

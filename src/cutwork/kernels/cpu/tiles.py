@@ -15,7 +15,7 @@ from cutwork.kernels.cpu import narrow
 from cutwork.kernels.cpu.arguments import address, check, check_index, choose, contiguous
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import NONE, number
-from cutwork.ops.direct import register_kernel
+from cutwork.ops.dispatch import register_kernel
 
 
 @functools.cache
