@@ -27,7 +27,7 @@ from cutwork.methods import Method, named
 from cutwork.patterns import parse
 from cutwork.sparsity.base import Fixed
 from cutwork.sparsity.compressed import FixedIndex
-from cutwork.speed.plan import pack
+from cutwork.speed.packing import pack
 from cutwork.training.sparsifier import Sparsifier
 from cutwork.training.sparsify import bake, sparsify
 
