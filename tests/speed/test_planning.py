@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 import cutwork as cw
 from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.int8 import Int8Linear
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 from cutwork.speed import layer_timing
 from cutwork.speed.cache import TimingCache, cache_file
 from cutwork.speed.layer_timing import FormTimer

@@ -10,7 +10,7 @@ from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.storage import expand, why_not_expanded
 from cutwork.layers.swap import SparseLayer
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.rest import Rest
 from cutwork.speed.forms.base import Form
 
