@@ -89,6 +89,11 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+def transform_of(form: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Return what a dense form makes of a function."""
+    return compiled if form == "compiled" else lambda function: function
+
+
 def _to_bsr(weight_OI: Tensor, pattern: Pattern) -> Tensor:
     assert isinstance(pattern, Block)
     if pattern.rows != pattern.columns:

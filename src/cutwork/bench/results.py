@@ -10,15 +10,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import final
 
+from cutwork.speed.forms import DENSE
 from cutwork.speed.machine import Machine
 from cutwork.speed.timing import STEADY_SPREAD
 from cutwork.text import in_columns
 
 # The form and precision that everything is compared with besides the fastest dense form.
-DENSE = "dense"
 BASE = (DENSE, "fp32")
-# Besides these every form is sparse.
+# All other forms are sparse.
 DENSE_FORMS = (DENSE, "compiled", "onnx")
+# What rows of random layers measure.
+RANDOM = "random"
 WIDTH = 100
 # The quartiles of fewer say nothing.
 FEW_ROUNDS = 3
@@ -53,6 +55,11 @@ class Row:
     ideal: float = 1.0
     gflops_per_s: float | None = None
     gbytes_per_s: float | None = None
+
+    @classmethod
+    def dense(cls, what: str, shape: str, tokens: int, work: str, precision: str = "fp32") -> "Row":
+        """Return what is known of PyTorch's dense form before it was measured."""
+        return cls(what, shape, tokens, work, DENSE, 1.0, DENSE, precision, equal=False, error=None)
 
     @property
     def is_base(self) -> bool:

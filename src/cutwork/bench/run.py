@@ -1,11 +1,11 @@
 """Forms of one piece of work side by side: first whether they compute the same, then how long they take."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -199,6 +199,14 @@ def worst_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
         norm = torch.linalg.vector_norm(right, dtype=torch.float64)
         errors.append(float(distance / norm) if norm else float(distance))
     return max(errors) if all(map(math.isfinite, errors)) else math.nan
+
+
+def tensor_of(output: Any) -> Tensor:
+    """Return the first tensor of what a model returns."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output
+    return next(tensor_of(part) for part in parts if part is not None)
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
