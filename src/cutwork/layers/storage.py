@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from cutwork.distributed import is_sharded
-from cutwork.layers.compressed import CompressedConv2d, CompressedLinear, why_no_storage
+from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
 from cutwork.layers.sparse_class import dense_class, sparse_class
 from cutwork.ops.activations import NONE
 from cutwork.sparsity.base import Fixed
-from cutwork.sparsity.compressed import FixedIndex, indexed
+from cutwork.sparsity.compressed import FixedIndex, index_mask, why_not_store
 from cutwork.sparsity.matrix import from_matrix, to_matrix
 
 
 def why_not_compressed(layer: nn.Module) -> str:
     """Say why a sparse layer cannot be compressed as it is, and what to do; empty where it can."""
-    if reason := why_no_storage(layer.sparsity.pattern):  # pyrefly: ignore
+    if reason := why_not_store(layer.sparsity.pattern):  # pyrefly: ignore
         return reason
     sparsity, weight = layer.sparsity, layer.weight
     if not isinstance(sparsity, Fixed):
@@ -47,7 +47,7 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
 def to_index(fixed: Fixed) -> FixedIndex:
     """Return a fixed mask in compressed storage; raise ValueError where it is not made of whole units."""
     return FixedIndex(
-        indexed(fixed.mask_matrix(), fixed.pattern),
+        index_mask(fixed.mask_matrix(), fixed.pattern),
         fixed.mask.shape,
         pattern=fixed.pattern,
         density=fixed.density,
