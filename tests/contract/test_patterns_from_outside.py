@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import cutwork as cw
 from cutwork.layers.compressed import Compressed
 from cutwork.patterns import FORMS, Block, Pattern, Tiling, parse
-from cutwork.sparsity.compressed import index_mask
+from cutwork.sparsity.compressed import index_of
 
 
 @dataclass(frozen=True)
@@ -159,4 +159,4 @@ def test_a_pattern_without_tiles_says_so():
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_nor_have_those_of_single_entries_any(pattern):
     with pytest.raises(ValueError, match=f"{pattern} has no tiles to store"):
-        index_mask(torch.ones(4, 4, dtype=torch.bool), parse(pattern))
+        index_of(torch.ones(4, 4, dtype=torch.bool), parse(pattern))

@@ -22,7 +22,7 @@ from cutwork.files.tensor_file import read_description, read_file, write_file
 from cutwork.files.tensor_tree import TensorTable
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.patterns import Shape
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 from cutwork.training.sparsifier import STATE_KEY, Sparsifier
 
 # Version 2 says of each layer how it is stored; before that there was dense storage only. Version 3 knows layers in

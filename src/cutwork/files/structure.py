@@ -24,9 +24,12 @@ from cutwork.layers.swap import (
 from cutwork.ops.int8_linear import STEP
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Shape, Tiling, parse
-from cutwork.sparsity.base import Fixed, Learned, Reprojected, Sparsity
+from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex, why_not_store
+from cutwork.sparsity.fixed import Fixed
+from cutwork.sparsity.learned import Learned
 from cutwork.sparsity.matrix import matrix_shape, to_matrix
+from cutwork.sparsity.reprojected import Reprojected
 
 KINDS = {"fixed": Fixed, "reprojected": Reprojected, "learned": Learned}
 
