@@ -10,8 +10,8 @@ from cutwork.kernels import cpu
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import ACTIVATIONS
 from cutwork.ops.int8_linear import int8_linear, quantize
-from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
+from cutwork.sparsity.compressed import index_of
 
 if not cpu.has_tiles():
     reason = cpu.why_missing() or "the compiler was neither GCC nor Clang"
@@ -45,7 +45,7 @@ def problem(size, pattern, density, tokens, dtype=torch.bfloat16):
     mask = torch.zeros(size, dtype=torch.bool)
     if density:
         mask = pattern.project(torch.rand(size, generator=generator), density)
-    index = Topology.from_mask(mask, pattern)
+    index = index_of(mask, pattern)
     values = index.gather(torch.randn(size, generator=generator) * mask).to(dtype)
     shapes = (tokens, inputs), (tokens, outputs), (outputs,)
     return index, values, *(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
@@ -184,10 +184,10 @@ from cutwork.kernels.cpu import narrow, tiles
 from cutwork.ops.block_linear import linear
 from cutwork.ops.int8_linear import int8_linear, quantize
 from cutwork.patterns import parse
-from cutwork.ops.topology import Topology
+from cutwork.sparsity.compressed import index_of
 
 weight = torch.randn(33, 20)
-index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))
+index = index_of(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))
 at = index.ptr, index.col, index.order
 x = torch.randn(7, 20, requires_grad=True)
 values = index.gather(weight)

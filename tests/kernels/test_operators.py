@@ -14,6 +14,7 @@ from cutwork.ops.activations import ACTIVATIONS
 from cutwork.ops.int8_linear import quantize
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
+from cutwork.sparsity.compressed import index_of
 
 try:
     LIBRARY = str(cpu.operator_library())
@@ -62,7 +63,7 @@ def check(cases: list[Case], folder) -> None:
 
 def index_and_values(pattern, outputs: int, inputs: int) -> tuple[Topology, torch.Tensor]:
     mask = pattern.project(torch.rand(outputs, inputs), 0.4)
-    index = Topology.from_mask(mask, pattern)
+    index = index_of(mask, pattern)
     return index, index.gather(torch.randn(outputs, inputs) * mask)
 
 

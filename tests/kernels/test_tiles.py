@@ -9,8 +9,8 @@ import torch
 from cutwork.kernels import cpu
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import ACTIVATIONS
-from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
+from cutwork.sparsity.compressed import index_of
 
 if not cpu.has_tiles():
     reason = cpu.why_missing() or "the compiler was neither GCC nor Clang"
@@ -40,7 +40,7 @@ def problem(size, pattern, density, tokens, seed=0):
     mask = torch.zeros(size, dtype=torch.bool)
     if density:
         mask = pattern.project(torch.rand(size, generator=generator), density)
-    topology = Topology.from_mask(mask, pattern)
+    topology = index_of(mask, pattern)
     values = topology.gather(torch.randn(size, generator=generator) * mask)
     x = torch.randn(tokens, inputs, generator=generator)
     dy = torch.randn(tokens, outputs, generator=generator)
@@ -110,10 +110,10 @@ def test_a_process_made_by_fork_does_not_wait_for_threads_it_has_not():
 import os, signal, time, torch
 from cutwork.kernels.cpu import tiles
 from cutwork.patterns import Block
-from cutwork.ops.topology import Topology
+from cutwork.sparsity.compressed import index_of
 
 torch.set_num_threads(2)
-index = Topology.from_mask(torch.ones(256, 256, dtype=torch.bool), Block(16, 16))
+index = index_of(torch.ones(256, 256, dtype=torch.bool), Block(16, 16))
 values, x = torch.ones(index.num_units, 16, 16), torch.ones(100, 256)
 def run():
     y = tiles.forward("generic", x, values, index.ptr, index.col, None, None, None, 256, "none", "none")
@@ -141,10 +141,10 @@ import torch
 from cutwork.kernels.cpu import tiles
 from cutwork.ops.block_linear import block_linear, linear
 from cutwork.patterns import parse
-from cutwork.ops.topology import Topology
+from cutwork.sparsity.compressed import index_of
 
 weight = torch.randn(33, 20)
-index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))
+index = index_of(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))
 def through_the_dispatcher(x, values):
     return block_linear(x, values, index.ptr, index.col, None, torch.ones(33), None, 33, "gelu", "none")
 def past_it(x, values):

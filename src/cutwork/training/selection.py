@@ -11,7 +11,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cutwork.layers.attention import disable_fused_paths
-from cutwork.layers.compressed import why_no_storage
 from cutwork.layers.initialised import initialised, take_over, why_not_initialised
 from cutwork.layers.sparse_class import is_conv1d_class, why_not_sparse
 from cutwork.layers.storage import store, to_index
@@ -28,7 +27,7 @@ from cutwork.methods import Method, View, generator_for
 from cutwork.methods.scores import Score
 from cutwork.patterns import Pattern, parse
 from cutwork.sparsity.base import Sparsity
-from cutwork.sparsity.compressed import FixedIndex
+from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import matrix_shape, to_matrix
 from cutwork.training.allocation import Allocation, Shapes, uniform
@@ -248,7 +247,7 @@ class _Beginning:
 
     def index(self, name: str, weight: Tensor) -> FixedIndex:
         """Return the first mask of a layer as compressed storage holds it; raise ValueError where that cannot."""
-        if reason := why_no_storage(self.choices[name].pattern):
+        if reason := why_not_store(self.choices[name].pattern):
             raise ValueError(f"{label(name)}: {reason}, or leave it dense with {{{name!r}: 'dense'}}")
         # To see how the method holds a mask costs no memory; the parameter is another, so nothing has changed.
         held = self.hold(name, self.mask(name, weight), nn.Parameter(weight))
