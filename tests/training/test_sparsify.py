@@ -99,7 +99,7 @@ BAD = {
     ),
     "allocation too large": (
         lambda m: cw.sparsify(m, "block:4", density=0.5, allocation=lambda shapes, density: {"0": 0.5, "2": 1.5}),
-        r"^2: the allocation gives it density 1.5, which is outside \(0, 1\]",
+        r"^2: the allocation's density=1.5 is outside \(0, 1\]",
     ),
     "score of nan": (
         lambda m: cw.sparsify(m, "block:4", density=0.5, init=lambda weight, grad, generator: weight * torch.nan),

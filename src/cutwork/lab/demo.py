@@ -23,7 +23,7 @@ from cutwork.data.digits import Digits, load_digits
 from cutwork.files.checkpoint import load, save
 from cutwork.layers.storage import compress, why_not_compressed
 from cutwork.layers.swap import sparse_layers
-from cutwork.methods import Method, named
+from cutwork.methods import Method, find_method
 from cutwork.patterns import parse
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
@@ -175,7 +175,7 @@ def run(
     digits = load_digits()
     steps = epochs * (len(digits.train_images) // BATCH_SIZE)
     dense, sparse = _network(seed), _network(seed)
-    chosen = _moving_often(named(method), steps) if isinstance(method, str) else method
+    chosen = _moving_often(find_method(method), steps) if isinstance(method, str) else method
     amount = parse(pattern).density or DENSITY if density is None else density
     sparsifier = sparsify(
         sparse,

@@ -27,6 +27,7 @@ from cutwork.layers.swap import (
 from cutwork.methods import Method, View, generator_for
 from cutwork.methods.scores import Score
 from cutwork.patterns import Pattern, parse
+from cutwork.patterns.density import check_density
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
@@ -477,12 +478,7 @@ def _by_allocation(shapes: Shapes, density: float, allocation: Allocation) -> di
                 f"{label(name)}: the allocation gives it no density, only {', '.join(densities) or 'nothing at all'}; "
                 "return one for each name in shapes"
             )
-        if not 0 < densities[name] <= 1:
-            raise ValueError(
-                f"{label(name)}: the allocation gives it density {densities[name]}, which is outside (0, 1]; "
-                "return how much of the layer is kept"
-            )
-    return {name: float(densities[name]) for name in shapes}
+    return {name: check_density(densities[name], f"{label(name)}: the allocation's density") for name in shapes}
 
 
 def _by_glob(shapes: Shapes, amounts: Mapping[str, float], skipped: Iterable[str]) -> dict[str, float]:
@@ -500,10 +496,7 @@ def _by_glob(shapes: Shapes, amounts: Mapping[str, float], skipped: Iterable[str
 def _checked(density: float) -> float:
     if not isinstance(density, Real):
         raise TypeError(_not_a_number("density", density, 0.1))
-    if not 0 < density <= 1:
-        raise ValueError(f"density={density} is outside (0, 1]; 0.1 keeps a tenth of the weights")
-    # A number of numpy could not be written to a file.
-    return float(density)
+    return check_density(density)
 
 
 def _not_a_number(what: str, given: object, example: float) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.int8 import why_none
 from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of
-from cutwork.methods import Method, Supermask, Switch, named
+from cutwork.methods import Method, find_method
 from cutwork.methods.scores import SCORES, Score
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
@@ -87,8 +87,8 @@ def sparsify(
     _check_whole("seed", seed, least=None, example="any whole number")
     if not isinstance(skip, bool):
         raise TypeError(f"skip is True or False; got {skip!r}; a layer is left out by name with {{'head': 'dense'}}")
-    chosen_method = named(method).in_steps(None if steps is None else int(steps))
-    if _learns_masks(chosen_method):
+    chosen_method = find_method(method).in_steps(None if steps is None else int(steps))
+    if not chosen_method.takes_first_mask:
         _refuse_first_mask(init, masks)
     if storage not in STORAGES:
         near = did_you_mean(storage, STORAGES)
@@ -253,10 +253,6 @@ def _checked_device(device: str | torch.device | None, storage: str) -> torch.de
             "storage='compressed', or materialise the model with to_empty() and leave device out"
         )
     return torch.device(device)
-
-
-def _learns_masks(method: Method) -> bool:
-    return isinstance(method, Supermask) or (isinstance(method, Switch) and _learns_masks(method.method))
 
 
 def _refuse_first_mask(init: str | Score | None, masks: Mapping[str, Tensor] | None) -> None:
