@@ -28,8 +28,9 @@ from cutwork.patterns import parse
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
 from cutwork.speed.plan import pack
+from cutwork.training.baking import bake
 from cutwork.training.sparsifier import Sparsifier
-from cutwork.training.sparsify import bake, sparsify
+from cutwork.training.sparsify import sparsify
 
 logger = logging.getLogger(__name__)
 
