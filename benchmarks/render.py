@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from cutwork.benchmark.picture import draw
-from cutwork.benchmark.results import DENSE_FORMS, HEAD, Results, Row, cells, counted, fastest, title_of, with_dense
+from cutwork.bench.picture import draw
+from cutwork.bench.results import DENSE_FORMS, HEAD, Results, Row, cells, counted, fastest, title_of, with_dense
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

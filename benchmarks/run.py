@@ -13,8 +13,8 @@ from pathlib import Path
 
 from render import write_pages
 
-from cutwork.benchmark.commands import STOPPED_NOTE
-from cutwork.benchmark.results import Results, title_of, unsteady_bases
+from cutwork.bench.results import Results, title_of, unsteady_bases
+from cutwork.cli.benchmark import STOPPED_NOTE
 
 ROOT = Path(__file__).parents[1]
 # A piece whose dense forms were disturbed is measured so often at most.

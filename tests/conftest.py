@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from hypothesis import settings
 
-from cutwork.compat.vision import import_torchvision
+from cutwork.models.torchvision import import_torchvision
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cutwork import cli
-from cutwork.benchmark.results import Machine, Results, Row
+from cutwork.bench.results import Machine, Results, Row
+from cutwork.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 MACHINE = Machine("a CPU", 2, 2, "avx512", "2.13.0", "0.1.0", "2026-01-01T00:00:00+00:00", "cutwork benchmark linear")
@@ -98,7 +98,7 @@ def test_the_results_page_has_machine_command_rows_and_notes(render):
 
 
 def test_every_piece_is_a_legal_command(monkeypatch, capsys):
-    from cutwork.benchmark import commands
+    from cutwork.cli import benchmark as commands
 
     load("render", monkeypatch)
     pieces = load("run", monkeypatch).PIECES

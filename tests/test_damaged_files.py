@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork import tensor_file
+from cutwork.files import tensor_file
+from cutwork.files.tensor_file import read_file, write_file
 from cutwork.layers.compressed import Compressed, checked_topology
 from cutwork.layers.int8 import Int8Linear
-from cutwork.tensor_file import read_file, write_file
 
 SHARE = float(os.environ.get("CUTWORK_DAMAGED", "0.03"))
 NUM_FILES, NUM_STATES = round(10_000 * SHARE), round(5_000 * SHARE)

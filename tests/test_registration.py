@@ -14,7 +14,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 import cutwork as cw
 from cutwork.kernels.cpu import operator_library
 from cutwork.layers.int8 import Int8Linear
-from cutwork.ops.direct import KERNELS
+from cutwork.ops.dispatch import KERNELS
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
 ORDERS = ["import torch, cutwork", "import cutwork, torch"]
@@ -105,10 +105,10 @@ def test_a_package_compiled_ahead_of_time_runs_in_a_program_without_python(packa
 
 
 # The files that registration itself imports, as the first to import torch, and a file above them.
-@pytest.mark.parametrize("first", ["cutwork.ops.block_conv2d", "cutwork.kernels.cpu.conv", "cutwork.matrix"])
+@pytest.mark.parametrize("first", ["cutwork.ops.block_conv2d", "cutwork.kernels.cpu.conv", "cutwork.sparsity.matrix"])
 def test_whichever_file_imports_torch_the_operators_are_registered(first):
     code = (
-        "from torch import ops\nprint(*dir(ops.cutwork))\nfrom cutwork.ops.direct import KERNELS\nprint(len(KERNELS))"
+        "from torch import ops\nprint(*dir(ops.cutwork))\nfrom cutwork.ops.dispatch import KERNELS\nprint(len(KERNELS))"
     )
     known, kernels = run(f"import {first}\n{code}").splitlines()
     assert set(known.split()) >= OPERATORS

@@ -2,7 +2,7 @@
 
 import sys
 
-from cutwork.cli import main
+from cutwork.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import cutwork as cw
 from cutwork.methods import Method
+from cutwork.sparsity.base import Fixed
 
 DYNAMIC: dict[str, Method] = {
     "rigl": cw.RigL(every=2, until=20),
@@ -167,7 +168,7 @@ def silent_copy(model: nn.Module) -> nn.Module:
     """Return a copy of the model that listens to no gradient outside its masks."""
     quiet = copy.deepcopy(model)
     for name, module in quiet.named_modules():
-        if name.endswith("sparsity") and isinstance(module, cw.sparsity.Fixed):
+        if name.endswith("sparsity") and isinstance(module, Fixed):
             module.listen(quiet.get_submodule(name.removesuffix(".sparsity")).weight, False)
     return quiet
 

@@ -21,8 +21,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import cutwork as cw
+from cutwork.distributed import whole
 from cutwork.layers.compressed import CompressedLinear
-from cutwork.sharding import whole
 
 NUM_RANKS = 2
 STEPS = 9

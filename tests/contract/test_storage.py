@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import cutwork as cw
-from cutwork import attachment
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.methods import Method
+from cutwork.training import attachment
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4"]
 # Each moves several times in the steps of these tests.

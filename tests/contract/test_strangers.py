@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import cutwork as cw
-from cutwork.compat.vision import import_torchvision
 from cutwork.methods import Method
-from cutwork.sparsifier import Sparsifier
+from cutwork.models.torchvision import import_torchvision
+from cutwork.training.sparsifier import Sparsifier
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cutwork.kernels import cpu
 from cutwork.ops import block_conv2d as ops
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
-from cutwork.topology import Topology
 
 if not cpu.has_tiles():
     reason = cpu.why_missing() or "the compiler was neither GCC nor Clang"
@@ -172,7 +172,7 @@ import torch
 from cutwork.kernels.cpu import conv
 from cutwork.ops.block_conv2d import block_conv2d, conv2d
 from cutwork.patterns import parse
-from cutwork.topology import Topology
+from cutwork.ops.topology import Topology
 
 weight = torch.randn(16, 72)
 index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))

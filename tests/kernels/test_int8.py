@@ -8,8 +8,8 @@ import torch
 
 from cutwork.kernels import cpu
 from cutwork.ops.int8_linear import int8_linear, quantize
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
-from cutwork.topology import Topology
 
 if not cpu.has_tiles():
     reason = cpu.why_missing() or "the compiler was neither GCC nor Clang"
@@ -119,7 +119,7 @@ import torch
 from cutwork.kernels.cpu import int8
 from cutwork.ops.int8_linear import int8_linear, quantize
 from cutwork.patterns import parse
-from cutwork.topology import Topology
+from cutwork.ops.topology import Topology
 
 weight, x = torch.randn(33, 20), torch.randn(7, 20)
 index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))

@@ -9,8 +9,8 @@ import torch
 from cutwork.kernels import cpu
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import ACTIVATIONS
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
-from cutwork.topology import Topology
 
 if not cpu.has_tiles():
     reason = cpu.why_missing() or "the compiler was neither GCC nor Clang"
@@ -173,7 +173,7 @@ def test_a_process_made_by_fork_does_not_wait_for_threads_it_has_not():
 import os, signal, time, torch
 from cutwork.kernels.cpu import linear
 from cutwork.patterns import Block
-from cutwork.topology import Topology
+from cutwork.ops.topology import Topology
 
 torch.set_num_threads(2)
 index = Topology.from_mask(torch.ones(256, 256, dtype=torch.bool), Block(16, 16))
@@ -204,7 +204,7 @@ import torch
 from cutwork.kernels.cpu import linear
 from cutwork.ops import block_linear as ops
 from cutwork.patterns import parse
-from cutwork.topology import Topology
+from cutwork.ops.topology import Topology
 
 weight = torch.randn(33, 20)
 index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))
@@ -241,7 +241,7 @@ import torch
 from cutwork.kernels.cpu import linear
 from cutwork.ops import block_linear as ops
 from cutwork.patterns import parse
-from cutwork.topology import Topology
+from cutwork.ops.topology import Topology
 
 weight = torch.randn(33, 20)
 index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))

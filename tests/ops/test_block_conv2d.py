@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cutwork.matrix import from_matrix, to_matrix
 from cutwork.ops.activations import activate
 from cutwork.ops.block_conv2d import block_conv2d, conv2d, input_gradient, weight_gradient
 from cutwork.ops.block_linear import linear
+from cutwork.ops.topology import Topology
 from cutwork.patterns import parse
-from cutwork.topology import Topology
+from cutwork.sparsity.matrix import from_matrix, to_matrix
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "block:64", "shuffled:4"]
 

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from cutwork.ops.activations import ACTIVATIONS, activate
 from cutwork.ops.block_linear import block_linear, input_gradient, linear, weight_gradient
+from cutwork.ops.topology import Topology
 from cutwork.patterns import parse
-from cutwork.topology import Topology
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "block:64", "shuffled:4"]
 

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from cutwork.ops.int8_linear import int8_linear, integers_of, quantize
+from cutwork.ops.topology import Topology
 from cutwork.patterns import parse
-from cutwork.topology import Topology
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "block:64", "shuffled:4"]
 

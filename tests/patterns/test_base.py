@@ -26,7 +26,7 @@ def test_infinite_scores_have_their_place():
 
 def test_chance_does_not_favour_the_tiles_cut_by_an_edge():
     from cutwork.methods import View, generator_for
-    from cutwork.scores import random
+    from cutwork.methods.scores import random
 
     pattern, hits = Block(8, 8), torch.zeros(3, 5)
     for seed in range(2000):

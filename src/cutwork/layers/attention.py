@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from cutwork.layers.int8 import Int8Linear
-from cutwork.sparsity import Sparsity
+from cutwork.sparsity.base import Sparsity
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 # The attribute that opens the fused path of a class, and the one that keeps its value while that path is closed.

@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutwork.distributed import is_sharded
 from cutwork.kernels import tile_kernel
-from cutwork.layers.fixed_index import FixedIndex, replace_numbers
-from cutwork.layers.held import held
 from cutwork.layers.made_weight import make_weight, read_only
-from cutwork.matrix import from_matrix
+from cutwork.layers.parameter import held
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_conv2d import conv2d
 from cutwork.ops.block_linear import dense_weight, linear
-from cutwork.ops.direct import is_autocast_enabled
+from cutwork.ops.dispatch import is_autocast_enabled
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Pattern, Shuffled
-from cutwork.sharding import is_sharded
-from cutwork.topology import Topology
+from cutwork.sparsity.compressed import FixedIndex, replace_numbers
+from cutwork.sparsity.matrix import from_matrix
 
 
 class Compressed(nn.Module):

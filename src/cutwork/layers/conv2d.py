@@ -4,8 +4,8 @@ from typing import final
 
 from torch import Tensor, nn
 
-from cutwork.layers.held import held, rests
-from cutwork.sparsity import Masked
+from cutwork.layers.parameter import held, rests
+from cutwork.sparsity.base import Masked
 
 
 @final

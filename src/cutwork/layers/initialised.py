@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cutwork.layers.compress import become_compressed
+from cutwork.layers.storage import become_compressed
 
 
 def why_not_initialised(kind: type[nn.Module]) -> str:

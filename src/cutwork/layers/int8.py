@@ -12,11 +12,11 @@ from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.made_weight import make_weight, read_only
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_linear import dense_weight
-from cutwork.ops.direct import can_skip_dispatcher, kernel_of
+from cutwork.ops.dispatch import can_skip_dispatcher, kernel_of
 from cutwork.ops.int8_linear import int8_linear, integers_of, num_steps, quantize
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
-from cutwork.protected import version_of
-from cutwork.topology import Topology
+from cutwork.sparsity.protected import version_of
 
 # What a layer has instead of a weight, as its state dict names it; the order only where outputs are shuffled.
 INT8_KEYS = ("integers", "scales", "ptr", "col", "order")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from cutwork.patterns import Shape
-from cutwork.protected import version_of
+from cutwork.sparsity.protected import version_of
 
 
 @final

@@ -15,6 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from cutwork.distributed import is_sharded
 from cutwork.layers.attention import (
     PROJECTIONS,
     OpenAttention,
@@ -24,13 +25,12 @@ from cutwork.layers.attention import (
     open_attention,
     projections,
 )
-from cutwork.layers.compress import expand
 from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
 from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.sparse_class import TAKEN, dense_class, is_conv1d_class, sparse_class, why_not_sparse
-from cutwork.sharding import is_sharded
-from cutwork.sparsity import Sparsity
+from cutwork.layers.storage import expand
+from cutwork.sparsity.base import Sparsity
 
 # How each way of computing a weight anew is undone; the hook of one of the old ways runs before forward.
 UNDONE_BY: dict[type, str] = {

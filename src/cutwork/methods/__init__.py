@@ -11,7 +11,7 @@ from cutwork.methods.static import Static
 from cutwork.methods.ste import STE, srste
 from cutwork.methods.supermask import Supermask
 from cutwork.methods.switch import Switch
-from cutwork.spelling import did_you_mean
+from cutwork.text import did_you_mean
 
 __all__ = [
     "METHODS", "STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch", "View",

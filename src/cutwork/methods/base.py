@@ -11,10 +11,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
+from cutwork.methods.schedules import Schedule, cosine
+from cutwork.methods.scores import NEED_NO_GRADIENT, Score, random
 from cutwork.patterns import Pattern
-from cutwork.schedules import Schedule, cosine
-from cutwork.scores import NEED_NO_GRADIENT, Score, random
-from cutwork.sparsity import Fixed, Sparsity
+from cutwork.sparsity.base import Fixed, Sparsity
 
 Steps = int | float
 

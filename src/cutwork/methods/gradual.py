@@ -21,9 +21,9 @@ from cutwork.methods.base import (
     project_by,
     within,
 )
-from cutwork.schedules import cubic
-from cutwork.scores import Score, magnitude
-from cutwork.sparsity import Sparsity
+from cutwork.methods.schedules import cubic
+from cutwork.methods.scores import Score, magnitude
+from cutwork.sparsity.base import Sparsity
 
 
 @final

@@ -23,9 +23,9 @@ from cutwork.methods.base import (
     project_by,
 )
 from cutwork.methods.gradual import thin_out
-from cutwork.schedules import Schedule, cosine
-from cutwork.scores import Score, gradient, magnitude
-from cutwork.sparsity import Sparsity
+from cutwork.methods.schedules import Schedule, cosine
+from cutwork.methods.scores import Score, gradient, magnitude
+from cutwork.sparsity.base import Sparsity
 
 
 @final

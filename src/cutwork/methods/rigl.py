@@ -21,9 +21,9 @@ from cutwork.methods.base import (
     progress,
     project_by,
 )
-from cutwork.schedules import Schedule, cosine
-from cutwork.scores import Score, gradient, magnitude, random
-from cutwork.sparsity import Sparsity
+from cutwork.methods.schedules import Schedule, cosine
+from cutwork.methods.scores import Score, gradient, magnitude, random
+from cutwork.sparsity.base import Sparsity
 
 
 @final

@@ -19,10 +19,10 @@ from cutwork.methods.base import (
     hold_fixed,
     progress,
 )
+from cutwork.methods.schedules import Schedule, cosine
+from cutwork.methods.scores import Score, gradient, magnitude
 from cutwork.patterns import keep_largest
-from cutwork.schedules import Schedule, cosine
-from cutwork.scores import Score, gradient, magnitude
-from cutwork.sparsity import Sparsity
+from cutwork.sparsity.base import Sparsity
 
 
 @final

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.base import Method, View, hold_fixed, project_by
-from cutwork.scores import Score
-from cutwork.sparsity import Sparsity
+from cutwork.methods.scores import Score
+from cutwork.sparsity.base import Sparsity
 
 
 @final

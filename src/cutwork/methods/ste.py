@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.base import Method, View, check_every, check_scores, project_by
-from cutwork.scores import Score, magnitude
-from cutwork.sparsity import Reprojected, Sparsity
+from cutwork.methods.scores import Score, magnitude
+from cutwork.sparsity.base import Reprojected, Sparsity
 
 
 @final

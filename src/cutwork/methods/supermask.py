@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.base import Method, Steps, View, check_every, check_start_density, progress
-from cutwork.schedules import cubic
-from cutwork.scores import Score, magnitude
-from cutwork.sparsity import Learned, Sparsity
+from cutwork.methods.schedules import cubic
+from cutwork.methods.scores import Score, magnitude
+from cutwork.sparsity.base import Learned, Sparsity
 
 
 @final

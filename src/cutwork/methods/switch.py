@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.base import Method, Steps, View
-from cutwork.scores import Score, magnitude
-from cutwork.sparsity import Sparsity
+from cutwork.methods.scores import Score, magnitude
+from cutwork.sparsity.base import Sparsity
 
 
 @final

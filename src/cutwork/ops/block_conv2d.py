@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_linear import dense_weight, kept_values, linear
-from cutwork.ops.direct import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
+from cutwork.ops.dispatch import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
 from cutwork.ops.overhearing import tell
 
 Pair = tuple[int, int]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from cutwork.ops.activations import NONE, activate, backward
-from cutwork.ops.direct import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
+from cutwork.ops.dispatch import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
 from cutwork.ops.overhearing import tell
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cutwork.ops.activations import NONE, activate
-from cutwork.ops.direct import can_skip_dispatcher
+from cutwork.ops.dispatch import can_skip_dispatcher
 
 
 class Listener(ABC):

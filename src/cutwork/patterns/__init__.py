@@ -8,7 +8,7 @@ from cutwork.patterns.block import Block
 from cutwork.patterns.nm import NM
 from cutwork.patterns.shuffled import Shuffled
 from cutwork.patterns.unstructured import Unstructured
-from cutwork.spelling import did_you_mean
+from cutwork.text import did_you_mean
 
 __all__ = ["FORMS", "NM", "Block", "Pattern", "Shape", "Shuffled", "Unstructured", "keep_largest", "parse"]
 

@@ -14,7 +14,7 @@ from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, choose, contiguous, locate_weight
 from cutwork.ops import block_conv2d as ops
 from cutwork.ops.activations import number
-from cutwork.ops.direct import register_kernel
+from cutwork.ops.dispatch import register_kernel
 
 
 def forward(

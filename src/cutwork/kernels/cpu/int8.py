@@ -8,7 +8,7 @@ from torch import Tensor
 from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, contiguous, locate_weight
 from cutwork.ops.activations import number
-from cutwork.ops.direct import register_kernel
+from cutwork.ops.dispatch import register_kernel
 from cutwork.ops.int8_linear import int8_linear
 
 

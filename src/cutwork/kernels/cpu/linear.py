@@ -12,7 +12,7 @@ from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, choose, contiguous, locate_weight
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import NONE, activate, backward, number
-from cutwork.ops.direct import register_kernel
+from cutwork.ops.dispatch import register_kernel
 
 
 def forward(

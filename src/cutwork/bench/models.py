@@ -1,0 +1,289 @@
+"""Whole models, forward and a training step, with compressed layers beside their dense twins."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache, partial
+from itertools import product
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.bench.baselines import compiled
+from cutwork.bench.choices import check_counts, check_densities, check_given, tiles
+from cutwork.bench.passes import DTYPES, dense_forms
+from cutwork.bench.results import DENSE, Row
+from cutwork.bench.run import Candidate, Group, Runnable
+from cutwork.costs.flops import flops
+from cutwork.layers.compressed import Compressed
+from cutwork.layers.swap import candidates as layers_that_can_be_sparse
+from cutwork.layers.swap import sparse_layers
+from cutwork.memory import check_memory
+from cutwork.models.named import FORWARD_ONLY, Subject, subject, title_of
+from cutwork.patterns import Pattern
+from cutwork.speed.fusion import fuse
+from cutwork.speed.plan import pack
+from cutwork.text import did_you_mean
+from cutwork.training.sparsify import sparsify
+
+PACKED, FUSED = "packed", "fused"
+FORMS = (DENSE, "compiled", PACKED, FUSED)
+# Errors of many layers add up, and a step of AdamW may turn the sign of what is nearly zero.
+TOLERANCES = {"forward": {"fp32": 1e-4, "bf16": 0.05}, "step": {"fp32": 1e-3, "bf16": 0.05}}
+LAYERS: dict[str, Callable[[str, type[nn.Module]], bool]] = {
+    "all": lambda name, kind: True,
+    "linears": lambda name, kind: kind is not nn.Conv2d,
+    "mlp": lambda name, kind: kind is not nn.Conv2d and "mlp" in name,
+    "convs": lambda name, kind: kind is nn.Conv2d,
+}
+LEARNING_RATE = 1e-3
+
+
+def groups(
+    *,
+    what: str,
+    names: Sequence[str],
+    layers: Sequence[str],
+    batches: Sequence[int],
+    patterns: Sequence[str],
+    densities: Sequence[float],
+    precisions: Sequence[str],
+    work: str,
+    forms: Sequence[str],
+    seed: int = 0,
+) -> list[Group]:
+    """Return what to measure: a group of all densities for each model, choice of layers, batch, precision, pattern."""
+    for given, of, example in ((names, "model", "tiny"), (layers, "layer", "all"), (patterns, "pattern", "block:16")):
+        check_given(of, given, example)
+    parsed = [tiles(text) for text in patterns]
+    check_densities(densities)
+    check_counts("batch", batches)
+    if work == "step" and (refused := [name for name in names if name in FORWARD_ONLY]):
+        raise ValueError(f"train cannot take {refused[0]}: it decodes one token from a cache; `model` measures that")
+    subjects = {name: partial(_seeded, name, seed) for name in names}
+    found = []
+    for name, chosen, batch, precision, pattern in product(names, layers, batches, precisions, parsed):
+        title = title_of(name) if chosen == "all" else f"{title_of(name)} {chosen}"
+        about = Row(what, title, batch, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
+        build = partial(_candidates, about, subjects[name], chosen, pattern, densities, precision, forms)
+        found.append(Group(f"{what} {title}, batch {batch}, {work}, {precision}, {pattern}", build))
+    return found
+
+
+def names_of(model: nn.Module, choice: str) -> list[str]:
+    """Return the layers of a model by the name of a choice, or by a glob; never the first convolution.
+
+    >>> names_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)), "all")
+    ['1', '2']
+    """
+    found = layers_that_can_be_sparse(model)
+    convolutions = [name for name, layer in found.items() if layer.kind is nn.Conv2d]
+    wanted = LAYERS.get(choice, lambda name, kind: fnmatchcase(name, choice))
+    names = [name for name, layer in found.items() if wanted(name, layer.kind) and name not in convolutions[:1]]
+    if not names:
+        raise ValueError(
+            f"no layer is meant by {choice!r}{did_you_mean(choice, [*LAYERS, *found])}; write {', '.join(LAYERS)} or a "
+            f"glob over the names: {', '.join(found)}"
+        )
+    return names
+
+
+def _seeded(name: str, seed: int) -> Subject:
+    torch.manual_seed(seed)
+    return subject(name)
+
+
+def _candidates(
+    about: Row,
+    make: Callable[[], Subject],
+    choice: str,
+    pattern: Pattern,
+    densities: Sequence[float],
+    precision: str,
+    forms: Sequence[str],
+) -> list[Candidate]:
+    made = make()
+    dense = made.model
+    with torch.device("meta"):
+        num_bytes = sum(held.nbytes for held in made.inputs(about.tokens))
+    check_memory(f"the input of {about.shape} in batch {about.tokens}", num_bytes)
+    inputs = made.inputs(about.tokens)
+    names = names_of(dense, choice)
+    # All operations are those of a sample, as often as there are samples: counting them takes a pass.
+    sample, few = made.inputs(1), made.inputs(min(2, about.tokens))
+    operations = about.tokens * flops(dense, *sample).dense
+    expected = _reference(dense, about.work, inputs)
+    found = [_candidate(about, dense, expected, inputs, operations)]
+    found += [
+        _candidate(replace(about, form=form, precision=kind), dense, expected, inputs, operations)
+        for form, kind in dense_forms(forms, precision)
+        if form in FORMS
+    ]
+    for density in densities:
+        row = replace(about, pattern=str(pattern), density=density, form=PACKED, precision=precision)
+        prepare = cache(partial(_prepare, row, dense, names, pattern, inputs, sample))
+        found += [_sparse(replace(row, form=form), prepare, inputs, few) for form in (PACKED, FUSED) if form in forms]
+    return found
+
+
+@final
+@dataclass(frozen=True)
+class Prepared:
+    """A model whose layers are sparse at some density: stored dense, and packed; with what is known about it."""
+
+    masked: nn.Module
+    packed: nn.Module
+    row: Row
+    operations: int
+    note: str
+    expected: Callable[[], Sequence[Tensor]]
+
+
+def _prepare(
+    row: Row,
+    dense: nn.Module,
+    names: Sequence[str],
+    pattern: Pattern,
+    inputs: tuple[Tensor, ...],
+    sample: tuple[Tensor, ...],
+) -> Prepared:
+    masked = copy.deepcopy(dense)
+    sparsify(masked, dict.fromkeys(names, pattern), density=row.density)
+    cost = flops(masked, *sample)
+    masks = [layer.sparsity.mask for layer in sparse_layers(masked).values()]
+    kept = sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+    row = replace(row, density=kept, ideal=cost.dense / cost.sparse)
+    packed = copy.deepcopy(masked)
+    pack(packed, forms="tiles")
+    note = " ".join(filter(None, (_left_dense(packed, pattern), _memory(packed, masked, row))))
+    return Prepared(masked, packed, row, row.tokens * cost.sparse, note, _reference(masked, row.work, inputs))
+
+
+def _sparse(
+    row: Row, prepare: Callable[[], Prepared], inputs: tuple[Tensor, ...], few: tuple[Tensor, ...]
+) -> Candidate:
+    """Return a form of a sparse model, which is made only when it is built."""
+
+    def build() -> Runnable:
+        prepared = prepare()
+        model = prepared.packed
+        if row.form == FUSED:
+            model = copy.deepcopy(model).train(row.work == "step")
+            fuse(model, *few)
+        known = replace(prepared.row, form=row.form)
+        candidate = _candidate(known, model, prepared.expected, inputs, prepared.operations)
+        return replace(candidate.build(), candidate=replace(candidate, note=prepared.note))
+
+    return Candidate(row, build, lambda: prepare().expected(), tolerance=TOLERANCES[row.work][row.precision])
+
+
+def _candidate(
+    row: Row,
+    model: nn.Module,
+    expected: Callable[[], Sequence[Tensor]],
+    inputs: tuple[Tensor, ...],
+    operations: int,
+) -> Candidate:
+    """Return a form of a model."""
+    step = row.work == "step"
+
+    def build() -> Runnable:
+        ready = _build(row, model, inputs)
+        # It is itself what the others are compared with: computing that twice would take long and show nothing.
+        return replace(ready, results=expected) if row.is_base else ready
+
+    return Candidate(
+        row,
+        build,
+        expected,
+        operations=float(operations * (3 if step else 1)),
+        bytes=None if step else float(_bytes(model, DTYPES[row.precision])),
+        tolerance=TOLERANCES[row.work][row.precision],
+    )
+
+
+def _reference(model: nn.Module, work: str, inputs: tuple[Tensor, ...]) -> Callable[[], Sequence[Tensor]]:
+    """Return what computes the right results once, on PyTorch's dense kernels in fp32."""
+    return cache(lambda: _runnable(work, _own(model, work, "fp32"), inputs, _as_it_is).results())
+
+
+def _build(row: Row, model: nn.Module, inputs: tuple[Tensor, ...]) -> Runnable:
+    dtype = DTYPES[row.precision]
+    own = _own(model, row.work, row.precision)
+    moved = tuple(held.to(dtype) if held.is_floating_point() else held for held in inputs)
+    return _runnable(row.work, own, moved, compiled if row.form == "compiled" else _as_it_is)
+
+
+def _own(model: nn.Module, work: str, precision: str) -> nn.Module:
+    """Return a copy that may train or be rounded; a forward pass in fp32 leaves a model as it is, however large."""
+    return model if (work, precision) == ("forward", "fp32") else copy.deepcopy(model).to(DTYPES[precision])
+
+
+def _runnable(
+    work: str, model: nn.Module, inputs: tuple[Tensor, ...], transform: Callable[[Callable], Callable]
+) -> Runnable:
+    if work == "forward":
+        forward = transform(model.eval())
+        return Runnable(lambda: forward(*inputs), lambda: [tensor_of(forward(*inputs))])
+    forward = transform(model.train())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+
+    @torch.enable_grad()
+    def run() -> Tensor:
+        optimizer.zero_grad()
+        y = tensor_of(forward(*inputs))
+        # Any loss will do: what it costs does not depend on its value.
+        y.float().square().mean().backward()
+        optimizer.step()
+        return y
+
+    @torch.no_grad()
+    def results() -> list[Tensor]:
+        # The second output has seen what the step did to the weights; a second step would take three times as long.
+        return [run().detach(), tensor_of(model(*inputs))]
+
+    return Runnable(run, results)
+
+
+def tensor_of(output: Any) -> Tensor:
+    """Return the first tensor of what a model returns."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output
+    return next(tensor_of(part) for part in parts if part is not None)
+
+
+def _left_dense(packed: nn.Module, pattern: Pattern) -> str:
+    """Say how many sparse layers still multiply their whole weights; empty where none does."""
+    layers = sparse_layers(packed)
+    left = [name for name, layer in layers.items() if not isinstance(layer, Compressed)]
+    if not left:
+        return ""
+    return f"{pattern}: of {len(layers)} sparse layers {len(left)} run on dense kernels (first: {left[0]})."
+
+
+def _memory(packed: nn.Module, masked: nn.Module, row: Row) -> str:
+    """Say what training the sparse layers takes in memory, as a share of what the dense ones take."""
+    if row.work != "step":
+        return ""
+    dense = sum(layer.trained.nbytes for layer in sparse_layers(masked).values())
+    layers = sparse_layers(packed).values()
+    kept = sum(layer.trained.nbytes for layer in layers)
+    index = sum(buffer.nbytes for layer in layers for buffer in layer.sparsity.buffers())
+    # The weight, its gradient and the two moments of AdamW.
+    share = (4 * kept + index) / (4 * dense)
+    about = f"{row.shape}, {row.pattern}, {row.density:.3g}"
+    return f"{about}: weights, gradients, moments and index take {share:.1%} of dense."
+
+
+def _bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Return the bytes of all weights and indices; of tables of embeddings only single rows are read."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    held = [one for one in (*model.parameters(), *model.buffers()) if id(one) not in tables]
+    return sum(one.numel() * (dtype.itemsize if one.is_floating_point() else one.itemsize) for one in held)
+
+
+def _as_it_is(function: Callable) -> Callable:
+    return function

@@ -1,0 +1,291 @@
+"""What was measured: rows, the machine they come from, and their forms as JSON, CSV and a table."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any, final
+
+from cutwork.kernels import cpu
+from cutwork.speed.timing import STEADY_SPREAD
+from cutwork.text import in_columns
+from cutwork.version import __version__
+
+# The form and precision that everything is compared with besides the fastest dense form.
+DENSE = "dense"
+BASE = (DENSE, "fp32")
+# Besides these every form is sparse.
+DENSE_FORMS = (DENSE, "compiled", "onnx")
+WIDTH = 100
+# The quartiles of fewer say nothing.
+FEW_ROUNDS = 3
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One form of one piece of work: what it is, whether it computes the right thing, and how fast.
+
+    `tokens` is the number of rows that a linear layer multiplies, or the batch of a convolution or model. A form whose
+    results differ has no times and no ratios. `gbytes_per_s` counts what must move at the least: inputs, outputs, kept
+    weights and their index, once each. `ratio` is to the fastest dense form measured beside it, `ratio_to_fp32` to
+    PyTorch's dense layer in fp32 as it is; `ideal` is one over the density.
+    """
+
+    what: str
+    shape: str
+    tokens: int
+    work: str
+    pattern: str
+    density: float
+    form: str
+    precision: str
+    equal: bool
+    error: float | None
+    median_ms: float | None = None
+    spread: float | None = None
+    rounds: int = 0
+    ratio: float | None = None
+    ratio_to_fp32: float | None = None
+    ideal: float = 1.0
+    gflops_per_s: float | None = None
+    gbytes_per_s: float | None = None
+
+    @property
+    def is_base(self) -> bool:
+        """Say whether this is PyTorch's dense layer in fp32 as it is."""
+        return (self.form, self.precision) == BASE
+
+    @property
+    def is_steady(self) -> bool:
+        """Say whether its runs agree well enough to believe differences of a tenth."""
+        return not self.is_rough and (self.spread or 0.0) <= STEADY_SPREAD
+
+    @property
+    def is_rough(self) -> bool:
+        """Say whether it was timed so seldom that nobody knows how far its runs lie apart."""
+        return 0 < self.rounds < FEW_ROUNDS
+
+
+@final
+@dataclass(frozen=True)
+class Machine:
+    """Where and how rows were measured."""
+
+    cpu: str
+    cores: int
+    threads: int
+    instruction_set: str
+    torch: str
+    cutwork: str
+    date: str
+    command: str
+    commit: str | None = None
+
+    @classmethod
+    def here(cls, command: str) -> "Machine":
+        """Return this machine, now."""
+        import torch
+
+        from cutwork.speed.machine import diagnose
+
+        processor = diagnose().cpu
+        return cls(
+            cpu=processor.name,
+            cores=processor.usable_cores,
+            threads=torch.get_num_threads(),
+            instruction_set=cpu.instruction_sets()[0] if cpu.has_tiles() else "none: the tile kernels are not built",
+            torch=str(torch.__version__),
+            cutwork=__version__,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command,
+            commit=_commit(),
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.cpu}, {counted(self.cores, 'core')}, {counted(self.threads, 'thread')}, "
+                f"tile kernels: {self.instruction_set}",
+                f"torch {self.torch}, cutwork {self.cutwork}{f' at {self.commit}' if self.commit else ''}, {self.date}",
+                *([f"$ {self.command}"] if self.command else []),
+            ]
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Results:
+    """Rows from one run, and what there is to say about it: forms left out, and why, and an unsteady machine."""
+
+    machine: Machine
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def all_are_equal(self) -> bool:
+        """Say whether every form computed the right thing."""
+        return all(row.equal for row in self.rows)
+
+    def __str__(self) -> str:
+        """Write the results as tables that are at most 100 columns wide."""
+        return "\n\n".join([str(self.machine), *table(self.rows), *(["\n".join(self.notes)] if self.notes else [])])
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Results":
+        """Read what `to_json` has written."""
+        data = json.loads(text)
+        return cls(Machine(**data["machine"]), tuple(Row(**row) for row in data["rows"]), tuple(data["notes"]))
+
+    def to_csv(self) -> str:
+        """Return the rows as CSV with a line of names; what was not measured is empty."""
+        file = io.StringIO()
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        return file.getvalue()
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write results.json and results.csv, and return them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / "results.json", folder / "results.csv"]
+        files[0].write_text(self.to_json() + "\n")
+        files[1].write_text(self.to_csv())
+        return files
+
+
+def rows_from_csv(text: str) -> tuple[Row, ...]:
+    """Read the rows that `Results.to_csv` has written."""
+    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Row)}
+    return tuple(
+        Row(**{name: _value(kinds[name], cell) for name, cell in row.items()})
+        for row in csv.DictReader(io.StringIO(text))
+    )
+
+
+def table(rows: Iterable[Row]) -> list[str]:
+    """Write rows as one table for each piece of work, each as wide as it must be."""
+    return [_piece(title, list(group)) for title, group in groupby(rows, key=title_of)]
+
+
+def title_of(row: Row) -> str:
+    """Return what a row has in common with those it is compared with."""
+    unit = "batch" if row.what in ("conv", "model", "train") else "tokens"
+    return f"{row.what} {row.shape}, {row.work}, {unit} {row.tokens}"
+
+
+def with_dense(rows: Iterable[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """Pair each row with the dense ones it took turns with; they come first, PyTorch's own at the very beginning."""
+    dense: list[Row] = []
+    for row in rows:
+        dense = [] if row.is_base else dense
+        dense += [row] if row.form in DENSE_FORMS else []
+        yield row, dense
+
+
+def fastest(rows: Iterable[Row]) -> Row | None:
+    """Return the fastest of the rows that were timed, if any was."""
+    return min((row for row in rows if row.median_ms), key=lambda row: row.median_ms or 0.0, default=None)
+
+
+def unsteady_bases(rows: Iterable[Row]) -> list[Row]:
+    """Return the dense rows that ratios rest on though their runs lie far apart: the fastest, and PyTorch's own."""
+    pairs = list(with_dense(rows))
+    return [row for row, dense in pairs if not row.is_steady and (row.is_base or row is fastest(dense))]
+
+
+HEAD = ("pattern", "density", "form", "precision", "median", "x dense", "x fp32", "ideal", "GF/s", "GB/s", "error")
+FLUSH = "<><<>>>>>>>"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return a row as texts, in the order of `HEAD`."""
+    start = (row.pattern, f"{row.density:.3g}", row.form, row.precision)
+    if not row.equal:
+        return *start, "differs", "", "", "", "", "", _error(row)
+    return (
+        *start,
+        time_of(row),
+        _number(row.ratio),
+        _number(row.ratio_to_fp32),
+        _number(row.ideal),
+        "" if row.gflops_per_s is None else f"{row.gflops_per_s:.0f}",
+        "" if row.gbytes_per_s is None else f"{row.gbytes_per_s:.1f}",
+        _error(row),
+    )
+
+
+def _piece(title: str, rows: Sequence[Row]) -> str:
+    return "\n".join([title, *in_columns([HEAD, *(cells(row) for row in rows)], FLUSH, gap=" ")])
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "core"), counted(2, "core")
+    ('1 core', '2 cores')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def time_of(row: Row) -> str:
+    """Return the time of a row as people read it, empty if it was not timed.
+
+    With `~` its runs lie far apart, with `?` there are too few to know.
+    """
+    if row.median_ms is None:
+        return ""
+    written = f"{1000 * row.median_ms:.3g} us" if row.median_ms < 1 else f"{row.median_ms:.4g} ms"
+    return written + ("?" if row.is_rough else "" if row.is_steady else "~")
+
+
+def _number(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def _error(row: Row) -> str:
+    return "not finite" if row.error is None else f"{row.error:.0e}"
+
+
+def _value(kind: Any, cell: str) -> Any:
+    if cell == "" and kind == float | None:
+        return None
+    if kind is bool:
+        return cell == "True"
+    return float(cell) if kind == float | None else kind(cell)
+
+
+def _commit() -> str | None:
+    """Return the commit of the sources that run, with a plus if they were changed; None outside a repository.
+
+    The sources must be in the repository themselves: an environment may lie inside somebody else's.
+    """
+    here = Path(__file__)
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=False, env=environment
+            )
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if (
+        git("ls-files", "--error-unmatch", here.name) is None
+        or (commit := git("rev-parse", "--short=10", "HEAD")) is None
+    ):
+        return None
+    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,0 +1,1 @@
+"""What a model costs: operations, bytes, and how its masks look."""

@@ -1,0 +1,356 @@
+"""What is sparse in a model and how much of it: as a table, as JSON, and as a picture of its masks."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from torch import nn
+
+from cutwork.costs.flops import Flops, LayerFlops, flops, has_matrix, kind_of
+from cutwork.layers.compressed import Compressed
+from cutwork.layers.int8 import Int8Linear, why_none
+from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.methods import Method, named
+from cutwork.sparsity.base import Sparsity
+from cutwork.text import in_columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+DENSE = "dense"
+REST = "(all else)"
+WIDTH = 120
+# Each column with the side on which it is flush.
+COLUMNS = {
+    "layer": "<",
+    "kind": "<",
+    "shape": "<",
+    "pattern": "<",
+    "density": ">",
+    "parameters": ">",
+    "FLOPs": ">",
+    "bytes": ">",
+    "kernel": "<",
+}
+GAP = "  "
+# The most cells a side of a drawn mask has; each shows the mean density of the weights under it.
+CELLS = 256
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One layer, or several taken together: what there is of it, and what its mask keeps.
+
+    `bytes` is the memory its parameters take as they are stored, `kept_bytes` what the kept ones alone would take; in
+    compressed storage both are what the values and their index take.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    pattern: str
+    density: float
+    parameters: int
+    kept_parameters: int
+    flops: int | None
+    kept_flops: int | None
+    bytes: int
+    kept_bytes: int
+    kernel: str
+
+
+@final
+@dataclass(frozen=True)
+class Training:
+    """The operations of a training step, dense and by a method."""
+
+    method: str
+    flops: int
+    kept_flops: float
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """A row for each layer that computes or holds a weight matrix, one for the rest if there is any, and the total."""
+
+    rows: tuple[Row, ...]
+    total: Row
+    training: Training | None = None
+
+    def __str__(self) -> str:
+        """Write the report as a table that is at most 120 columns wide."""
+        return "\n".join(_lines(self))
+
+    def to_json(self) -> str:
+        """Write the report as JSON, with exact numbers."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -> Report:
+    """Return what is sparse in a model and how much of it; given inputs, also the operations of a pass over these.
+
+    A mapping given last holds what the model takes by name. `method` adds what a training step by it costs. Parameters
+    that only serve to learn masks do not count; one that several layers share counts for the first. Operations are
+    those of `flops` with its "products".
+
+    >>> from cutwork.training.sparsify import sparsify
+    >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+    >>> sparsifier = sparsify(model, {"0": "block:16"}, density=0.25)
+    >>> print(report(model))
+    layer  kind    shape   pattern   density   parameters  FLOPs        bytes  kernel
+    0      Linear  256x64  block:16     0.25  4.35k/16.6k         17.4k/66.6k  dense
+    2      Linear  10x256  dense           1        2.57k               10.3k  dense
+    total                             0.3603  6.92k/19.2k         27.7k/76.8k
+    ...
+    """
+    if method is not None and not inputs:
+        raise ValueError(f"report: method={method!r} needs inputs to count a training step by; pass report(model, x)")
+    cost = flops(model, *inputs) if inputs else None
+    rows = _rows(model, {} if cost is None else {layer.name: layer for layer in cost.layers})
+    total = _total(rows, cost)
+    if cost is None or method is None:
+        return Report(rows, total)
+    chosen = named(method)
+    return Report(rows, total, Training(type(chosen).__name__, cost.dense_training, cost.sparse_training(chosen)))
+
+
+def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Draw the masks of all sparse layers into a file, PNG or SVG as its name says.
+
+    Rows are outputs; of a convolution the columns are ordered kernel row, kernel column, channel. A mask of more than
+    256 rows or columns is drawn in 256 cells, each in the tone of the mean density under it.
+    """
+    layers = sparse_layers(model)
+    if not layers:
+        raise ValueError(f"draw_masks: {why_none(model)}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("draw_masks needs matplotlib; install it with pip install 'cutwork[report]'") from error
+    num_columns = min(6, math.ceil(math.sqrt(len(layers))))
+    num_rows = math.ceil(len(layers) / num_columns)
+    figure = Figure(figsize=(2.4 * num_columns, 2.6 * num_rows + 0.6), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+    for panel in panels[len(layers) :]:
+        panel.set_axis_off()
+    images = [
+        _draw_mask(panel, name, layer.sparsity) for panel, (name, layer) in zip(panels, layers.items(), strict=False)
+    ]
+    bar = figure.colorbar(images[0], ax=panels, location="top", shrink=1 / num_columns, aspect=25, ticks=[0, 0.5, 1])
+    bar.set_label("density", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    # The panels are square, which leaves a band below them.
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    taken: set[nn.Parameter] = set()
+    for name, module in model.named_modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if parameter not in taken]
+        if isinstance(module, Int8Linear):
+            rows.append(_int8_row(name, module, costs.get(name)))
+        elif has_matrix(module) or name in costs:
+            rows.append(_row(name, module, own, costs.get(name)))
+            taken.update(own)
+        elif isinstance(module, Sparsity):
+            taken.update(own)
+    rest = [parameter for parameter in model.parameters() if parameter not in taken]
+    return (*rows, _row(REST, None, rest, None)) if rest else tuple(rows)
+
+
+def _row(name: str, layer: nn.Module | None, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
+    if isinstance(layer, Compressed):
+        return _compressed_row(name, layer, own, cost)
+    sparsity = layer.sparsity if isinstance(layer, SparseLayer) else None
+    kept = [_num_kept(parameter, layer) for parameter in own]
+    matrices = [] if layer is None else [p for p in layer.parameters(recurse=False) if p.dim() > 1]
+    return Row(
+        layer=name,
+        kind="" if layer is None else kind_of(layer),
+        shape=tuple(matrices[0].shape) if matrices else (),
+        pattern=DENSE if sparsity is None else str(sparsity.pattern),
+        density=1.0 if sparsity is None else float(sparsity.mask.double().mean()),
+        parameters=sum(parameter.numel() for parameter in own),
+        kept_parameters=sum(kept),
+        flops=None if cost is None else cost.dense,
+        kept_flops=None if cost is None else cost.sparse,
+        bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
+        kept_bytes=sum(number * parameter.element_size() for number, parameter in zip(kept, own, strict=True)),
+        kernel="" if layer is None else DENSE,
+    )
+
+
+def _compressed_row(name: str, layer: Compressed, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
+    """Return the row of a layer that stores only what it keeps, and the index of that besides."""
+    index, topology = layer.sparsity, layer.sparsity.topology
+    num_kept = topology.num_kept() if any(parameter is layer.values for parameter in own) else 0
+    total = math.prod(index.shape) if num_kept else 0
+    others = sum(parameter.numel() for parameter in own if parameter is not layer.values)
+    indices = (topology.ptr, topology.col, topology.order) if num_kept else ()
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in (*own, *indices) if tensor is not None)
+    return Row(
+        layer=name,
+        kind=kind_of(layer),
+        shape=index.weight_shape,
+        pattern=str(index.pattern),
+        density=topology.num_kept() / math.prod(index.shape),
+        parameters=total + others,
+        kept_parameters=num_kept + others,
+        flops=None if cost is None else cost.dense,
+        kept_flops=None if cost is None else cost.sparse,
+        bytes=stored,
+        kept_bytes=stored,
+        kernel=layer.kernel,
+    )
+
+
+def _int8_row(name: str, layer: Int8Linear, cost: LayerFlops | None) -> Row:
+    """Return the row of a layer that has no parameters any more."""
+    topology = layer.topology
+    bias = 0 if layer.bias is None else len(layer.bias)
+    total = math.prod(topology.shape)
+    stored = sum(tensor.nbytes for tensor in layer.buffers())
+    return Row(
+        layer=name,
+        kind=kind_of(layer),
+        shape=topology.shape,
+        pattern=str(layer.pattern),
+        density=topology.num_kept() / total,
+        parameters=total + bias,
+        kept_parameters=topology.num_kept() + bias,
+        flops=None if cost is None else cost.dense,
+        kept_flops=None if cost is None else cost.sparse,
+        bytes=stored,
+        kept_bytes=stored,
+        kernel=layer.kernel,
+    )
+
+
+def _num_kept(parameter: nn.Parameter, layer: nn.Module | None) -> int:
+    is_masked = isinstance(layer, SparseLayer) and parameter is layer.weight
+    return int(layer.sparsity.mask.sum()) if is_masked else parameter.numel()  # pyrefly: ignore
+
+
+def _total(rows: Sequence[Row], cost: Flops | None) -> Row:
+    parameters, kept = sum(row.parameters for row in rows), sum(row.kept_parameters for row in rows)
+    return Row(
+        layer="total",
+        kind="",
+        shape=(),
+        pattern="" if any(row.pattern != DENSE for row in rows) else "all dense",
+        density=kept / parameters if parameters else 1.0,
+        parameters=parameters,
+        kept_parameters=kept,
+        flops=None if cost is None else cost.dense,
+        kept_flops=None if cost is None else cost.sparse,
+        bytes=sum(row.bytes for row in rows),
+        kept_bytes=sum(row.kept_bytes for row in rows),
+        kernel="",
+    )
+
+
+def _lines(report: Report) -> Iterator[str]:
+    table = [list(COLUMNS), *(_cells(row) for row in (*report.rows, report.total))]
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(COLUMNS))]
+    widths[0] = min(widths[0], max(12, WIDTH - sum(widths[1:]) - len(GAP) * len(widths[1:])))
+    table = [[_shorten(cells[0], widths[0]), *cells[1:]] for cells in table]
+    yield from in_columns(table, "".join(COLUMNS.values()), gap=GAP, widths=widths)
+    if any(row.kept_parameters < row.parameters for row in report.rows):
+        yield ""
+        is_multiplied = any(row.kept_parameters < row.parameters and row.kernel == DENSE for row in report.rows)
+        remark = " The dense kernel multiplies the whole masked weight, so it costs b." if is_multiplied else ""
+        yield f"a/b: a is what the masks keep of b.{remark}"
+    if report.training is not None:
+        cost = report.training
+        yield (
+            f"A training step by {cost.method} needs {_short(cost.kept_flops)} of {_short(cost.flops)} FLOPs, "
+            f"{cost.kept_flops / cost.flops:.3g} of a dense one."
+        )
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.layer or "(the model itself)",
+        _shorten(row.kind, 18),
+        "x".join(map(str, row.shape)),
+        row.pattern,
+        f"{row.density:.4g}",
+        _of(row.kept_parameters, row.parameters),
+        "" if row.flops is None or row.kept_flops is None else _of(row.kept_flops, row.flops),
+        _of(row.kept_bytes, row.bytes),
+        row.kernel,
+    ]
+
+
+def _of(kept: int, total: int) -> str:
+    return _short(total) if kept == total else f"{_short(kept)}/{_short(total)}"
+
+
+def _short(number: float) -> str:
+    """Write a number with three digits and a unit.
+
+    >>> _short(1), _short(1536), _short(999_500), _short(4.089e9), _short(2e15)
+    ('1', '1.54k', '1M', '4.09G', '2P')
+    """
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}P"
+
+
+def _shorten(name: str, width: int) -> str:
+    """Cut the middle out of a name that is too wide, but keep the numbers in it: they tell layers apart.
+
+    >>> _shorten("encoder.layers.11.attention.output", 20)
+    'encoder..11...output'
+    """
+    if len(name) <= width:
+        return name
+    for length in range(len(name) - width, len(name)):
+        start = (len(name) - length) // 2
+        gap = "..".join(["", *re.findall(r"\d+", name[start : start + length]), ""]) or ".."
+        short = name[:start] + gap + name[start + length :]
+        if len(short) <= width:
+            break
+    return short[-width:]
+
+
+def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":
+    mask = sparsity.mask_matrix().cpu().numpy()
+    num_rows, num_columns = mask.shape
+    panel.set_title(f"{_shorten(name or 'model', 30)}\n{sparsity.pattern}, density {mask.mean():.3g}", fontsize=8)
+    panel.set_xticks([0, num_columns], ["0", str(num_columns)], fontsize=7)
+    panel.set_yticks([0, num_rows], ["0", str(num_rows)], fontsize=7)
+    # Between the two numbers, where there is room anyway.
+    panel.set_xlabel("inputs", fontsize=7, labelpad=-6)
+    panel.set_ylabel("outputs", fontsize=7, labelpad=-12)
+    panel.set_box_aspect(1)
+    return panel.imshow(
+        _coarse(mask),
+        cmap="YlGnBu",
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+        extent=(0, num_columns, num_rows, 0),
+        interpolation="nearest",
+    )
+
+
+def _coarse(mask: np.ndarray) -> np.ndarray:
+    """Return the mean of a mask over each of at most `CELLS` x `CELLS` rectangles that part it."""
+    sums, area = mask, 1
+    for axis, size in enumerate(mask.shape):
+        edges = np.linspace(0, size, min(size, CELLS) + 1).astype(int)
+        sums = np.add.reduceat(sums, edges[:-1], axis=axis, dtype=np.int64)
+        area = area * np.expand_dims(np.diff(edges), 1 - axis)
+    return sums / area

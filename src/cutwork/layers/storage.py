@@ -1,0 +1,148 @@
+"""Turning layers from dense storage into compressed, and back, in place."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from cutwork.distributed import is_sharded
+from cutwork.layers.compressed import CompressedConv2d, CompressedLinear, why_no_storage
+from cutwork.layers.sparse_class import dense_class, sparse_class
+from cutwork.ops.activations import NONE
+from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.compressed import FixedIndex, indexed
+from cutwork.sparsity.matrix import from_matrix, to_matrix
+
+
+def why_not_compressed(layer: nn.Module) -> str:
+    """Say why a sparse layer cannot be compressed as it is, and what to do; empty where it can."""
+    if reason := why_no_storage(layer.sparsity.pattern):  # pyrefly: ignore
+        return reason
+    sparsity, weight = layer.sparsity, layer.weight
+    if not isinstance(sparsity, Fixed):
+        return (
+            f"its mask is {type(sparsity).__name__.lower()} from the whole weight, which compressed storage does not "
+            "have; keep it in dense storage, or bake() and sparsify(masks=...) it"
+        )
+    if is_sharded(weight):  # pyrefly: ignore
+        return "its weight is sharded; pack before fully_shard()"
+    if not sparsity.fits(weight):  # pyrefly: ignore
+        return "its weight is not zero outside its mask; bake() the model and sparsify(masks=...) it anew"
+    return ""
+
+
+@torch.no_grad()
+def compress(layers: Mapping[str, nn.Module]) -> None:
+    """Turn layers with fixed masks from dense storage into compressed, in place; those that share a weight together."""
+    for name, layer in layers.items():
+        if reason := why_not_compressed(layer):
+            raise ValueError(f"{name or 'the model itself'}: {reason}")
+    groups = _by_sparsity(layers)
+    indices = [_index_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
+    for index, sharers in zip(indices, groups.values(), strict=True):
+        store(sharers, index)
+
+
+def to_index(fixed: Fixed) -> FixedIndex:
+    """Return a fixed mask in compressed storage; raise ValueError where it is not made of whole units."""
+    return FixedIndex(
+        indexed(fixed.mask_matrix(), fixed.pattern),
+        fixed.mask.shape,
+        pattern=fixed.pattern,
+        density=fixed.density,
+        transposed=fixed.transposed,
+        energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
+    )
+
+
+@torch.no_grad()
+def store(sharers: Sequence[Any], index: FixedIndex) -> None:
+    """Keep of the weight that some layers share only the values that an index names, in place."""
+    weight = sharers[0].weight
+    values = index.topology.gather(to_matrix(weight.detach(), transposed=index.transposed))
+    trained = nn.Parameter(values, requires_grad=weight.requires_grad)
+    for layer in sharers:
+        become_compressed(layer, index, trained)
+
+
+@torch.no_grad()
+def expand(layers: Mapping[str, nn.Module]) -> None:
+    """Undo `compress`."""
+    for name, layer in layers.items():
+        if reason := why_not_expanded(layer):
+            raise ValueError(f"{name or 'the model itself'}: {reason}")
+    for index, sharers in _by_sparsity(layers).items():
+        assert isinstance(index, FixedIndex)
+        values = sharers[0].values
+        fixed = Fixed(
+            index.mask_matrix(),
+            index.weight_shape,
+            pattern=index.pattern,
+            density=index.density,
+            transposed=index.transposed,
+            estimate=index.estimate,
+        )
+        if index.estimate:
+            fixed.energy_in, fixed.energy_out = index.energy_in, index.energy_out
+        dense = from_matrix(index.matrix(values), index.weight_shape, transposed=index.transposed)
+        weight = nn.Parameter(dense, requires_grad=values.requires_grad)
+        for layer in sharers:
+            _become_expanded(layer, fixed, weight)
+
+
+def why_not_expanded(layer: nn.Module) -> str:
+    """Say why a compressed layer cannot go back to dense storage, and what to do; empty where it can."""
+    if any(vars(layer).get(when, NONE) != NONE for when in ("before", "after")):
+        return (
+            "since fuse() it does an activation itself, which its dense form could not, and there is no way back; "
+            "unpack() a copy made before fuse(), or build the model anew and load its checkpoint"
+        )
+    if vars(layer).get("converts"):
+        return "its values were rounded to bfloat16 for it alone; load the model anew, or keep it as it is"
+    return ""
+
+
+def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> None:
+    """Turn one layer, dense or in dense storage, into a compressed one, in place."""
+    is_convolution = isinstance(layer, nn.Conv2d)
+    # To be found again by `expand`, of whatever subclass the layer was.
+    layer.dense_class = dense_class(type(layer))
+    if not is_convolution:
+        layer.out_features, layer.in_features = index.shape
+    layer.__class__ = CompressedConv2d if is_convolution else CompressedLinear
+    _exchange_parameter(layer, "weight", "values", values)
+    layer.sparsity = index.train(layer.training)
+
+
+def _become_expanded(layer: Any, fixed: Fixed, weight: nn.Parameter) -> None:
+    if fixed.transposed:
+        # The layer of transformers has these numbers under other names.
+        del layer.in_features, layer.out_features
+    layer.__class__ = sparse_class(layer.dense_class)
+    del layer.dense_class
+    _exchange_parameter(layer, "values", "weight", weight)
+    layer.sparsity = fixed.train(layer.training)
+
+
+def _exchange_parameter(layer: nn.Module, old: str, new: str, parameter: nn.Parameter) -> None:
+    """Put a parameter in the place of another: the order of a layer's parameters is that of the optimizer's."""
+    parameters = {new if name == old else name: held for name, held in layer._parameters.items()}
+    layer._parameters.clear()
+    layer._parameters.update({**parameters, new: parameter})
+
+
+def _index_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> FixedIndex:
+    assert isinstance(fixed, Fixed)
+    try:
+        return to_index(fixed)
+    except ValueError as error:
+        name = next(name for name, layer in layers.items() if layer is sharers[0])
+        raise ValueError(f"{name or 'the model itself'}: {error}") from error
+
+
+def _by_sparsity(layers: Mapping[str, nn.Module]) -> dict[nn.Module, list[Any]]:
+    groups: dict[nn.Module, list[Any]] = {}
+    for layer in layers.values():
+        groups.setdefault(layer.get_submodule("sparsity"), []).append(layer)
+    return groups

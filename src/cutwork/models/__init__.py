@@ -1,0 +1,1 @@
+"""Models by name, each with a way to make inputs."""

@@ -1,0 +1,1 @@
+"""How one layer holds its mask: one way a file."""

@@ -1,0 +1,372 @@
+"""A fixed mask in compressed storage: the index of the units that are kept."""
+
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.distributed import local, num_processes, part_like, whole
+from cutwork.ops.topology import Topology
+from cutwork.patterns import Pattern, Shape
+from cutwork.sparsity.base import (
+    LEAK,
+    TOO_NARROW,
+    WHISPER_ENERGY,
+    Heard,
+    Sparsity,
+    States,
+    check_not_transformed,
+    measure_energies,
+    take_estimate,
+)
+from cutwork.sparsity.listening import Ear, Pair, add_product
+from cutwork.sparsity.matrix import from_matrix
+from cutwork.sparsity.protected import plain, protect, version_of
+
+# What of an index is a tensor, and stands under these names among the buffers and in a state dict.
+INDEX = ("ptr", "col", "order")
+Index = tuple[Tensor, Tensor, Tensor | None]
+
+
+@final
+class FixedIndex(Sparsity):
+    """A mask that only the sparsifier moves, of a layer that stores nothing outside it.
+
+    The mask is computed when it is asked for. In a step that listens the products tell its ear what they read and the
+    gradient of what they returned, and `hear` returns what forms the dense gradient of these, averaged over processes
+    as data parallelism averages the rest. With energies it is estimated instead, as in `Fixed`.
+
+    Kernels trust an index. So it is checked once after each change, whoever made it.
+    """
+
+    ptr: Tensor
+    col: Tensor
+    order: Tensor | None
+    leak: Tensor
+    # The index as others find it among the buffers, and as it is computed with; both have the same memory.
+    _shown: Index
+    _index: Index
+
+    def __init__(
+        self,
+        topology: Topology,
+        weight_shape: Shape,
+        *,
+        pattern: Pattern,
+        density: float,
+        transposed: bool,
+        energies: tuple[nn.Parameter, nn.Parameter] | None = None,
+    ) -> None:
+        super().__init__(pattern=pattern, density=density, transposed=transposed)
+        self.weight_shape = tuple(weight_shape)
+        self.shape, self.rows, self.columns = topology.shape, topology.rows, topology.columns
+        for name in INDEX:
+            self.register_buffer(name, getattr(topology, name))
+        self.register_buffer(LEAK, torch.zeros((), device=topology.col.device), persistent=False)
+        self._show()
+        self._versions = _versions_of(self._index)
+        self.ear = Ear()
+        self.estimate = energies is not None
+        # How often the mask has moved; an average of weights may have been left behind.
+        self.num_moves = 0
+        # What the buffer `leak` says too; this spares a device the question in each step.
+        self.is_loud = False
+        if energies is not None:
+            self.energy_in, self.energy_out = energies
+
+    @property
+    def topology(self) -> Topology:
+        """Return the index."""
+        return Topology(self.shape, self.rows, self.columns, *self.tensors)
+
+    @property
+    def tensors(self) -> Index:
+        """Return `ptr`, `col` and `order`; raise ValueError where somebody has made something else of them."""
+        index = self._index
+        if torch.compiler.is_compiling():
+            return index
+        held, shown, versions = self._buffers, self._shown, self._versions
+        if held["ptr"] is not shown[0] or held["col"] is not shown[1] or versions != _versions_of(index):
+            self._look_again()
+        return self._index
+
+    def _look_again(self) -> None:
+        self._show()
+        index = Topology(self.shape, self.rows, self.columns, *self._index)
+        if all(type(tensor) is Tensor and not tensor.is_meta for tensor in self._index if tensor is not None):
+            try:
+                index.check()
+            except ValueError as error:
+                raise ValueError(
+                    f"the index of a compressed {self._described()} was changed from outside and is damaged: {error}; "
+                    "load what save() or state_dict() has written"
+                ) from error
+        self._versions = _versions_of(self._index)
+
+    def _described(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} weight in {self.pattern}"
+
+    def _show(self) -> None:
+        """Let others find the index among the buffers, where no average can change it."""
+        what = f"of a compressed {self._described()}"
+        held = (self._buffers[name] for name in INDEX)
+        shown: Any = tuple(
+            tensor if tensor is None else protect(tensor, f"the index {name} {what}", may_follow=False)
+            for name, tensor in zip(INDEX, held, strict=True)
+        )
+        self._buffers.update(zip(INDEX, shown, strict=True))
+        self._shown = shown
+        self._index = tuple(tensor if tensor is None else plain(tensor) for tensor in shown)  # pyrefly: ignore
+
+    @topology.setter
+    def topology(self, topology: Topology) -> None:
+        for name, held, index in zip(INDEX, self._index, (topology.ptr, topology.col, topology.order), strict=True):
+            if held is None or index is None or held.shape != index.shape:
+                # A copy, because an average that moves along is given the same.
+                self._buffers[name] = index if index is None else index.to(self.leak.device, copy=True)
+            else:
+                # In place, so that compiled code goes on with the tensors it knows.
+                held.copy_(index)
+        self._show()
+        self._versions = _versions_of(self._index)
+
+    @property
+    def mask(self) -> Tensor:
+        """Compute the mask, shaped like the weight."""
+        return from_matrix(self.mask_matrix(), self.weight_shape, transposed=self.transposed)
+
+    def mask_matrix(self) -> Tensor:
+        """Compute the mask as a matrix."""
+        return self.topology.to_mask()
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """Return the dense matrix of a tensor shaped like the values."""
+        return self.topology.scatter(whole(tensor.detach()))
+
+    def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
+        """Return `y`; in backward, measure energies if the dense gradient is to be estimated."""
+        # To set an attribute of a module takes as long as a small product; compiled code must not look at it.
+        if torch.compiler.is_compiling() or not self.was_used:
+            self.was_used = True
+        if not self.is_watching:
+            return y
+        return measure_energies(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
+
+    @property
+    def is_watching(self) -> bool:
+        """Say whether `watch` has to see what the product itself reads and returns."""
+        return self.estimate and torch.is_grad_enabled()
+
+    @property
+    def listener(self) -> Tensor | None:
+        """Return the number by which products tell the ear what they read and what they get, if they shall."""
+        if self.estimate or not torch.is_grad_enabled():
+            return None
+        if torch.compiler.is_compiling():
+            # The compiled code is the same in every step; whether anybody listens, it finds out in backward.
+            return self.ear.ear if self.may_listen and not torch.compiler.is_exporting() else None
+        if not self.ear.is_open:
+            return None
+        check_not_transformed()
+        return self.ear.ear
+
+    @property
+    def is_too_narrow(self) -> bool:
+        """Say whether sums of squares would overflow here."""
+        return self.estimate and self.energy_in.dtype == torch.float16
+
+    def listen(self, trained: nn.Parameter, on: bool) -> None:
+        """Say whether to keep what the dense gradient is made of."""
+        if on and self.is_too_narrow:
+            raise ValueError(TOO_NARROW)
+        if self.estimate:
+            if on != self.is_loud:
+                self.is_loud = on
+                self.leak.fill_(WHISPER_ENERGY * on)
+        elif not on:
+            self.ear.close()
+        elif not self.ear.is_open:
+            self.ear.open(trained)
+
+    def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
+        """Return what forms the dense gradient, or its estimate, if the step listened."""
+        if self.estimate:
+            # A channel of a convolution is read at every place of the kernel.
+            repeat = self.shape[1] // len(self.energy_in)
+            return take_estimate(self.energy_out, self.energy_in, repeat) if self.is_loud else None
+        if not self.ear.is_open or trained.grad is None:
+            return None
+        return partial(self._form_gradient, self.ear.pairs, trained.grad.clone())
+
+    def settle(self, trained: nn.Parameter) -> None:
+        """Zero the values that hang over the matrix, whatever the optimizer wrote there."""
+        inside = self.topology.inside()
+        if inside is not None:
+            trained.mul_(part_like(inside, trained))
+
+    def fits(self, trained: Tensor) -> bool:
+        """Say whether the values, as far as they are here, are zero where they hang over the matrix."""
+        inside = self.topology.inside()
+        return inside is None or not local(torch.where(part_like(inside, trained), 0, trained.detach())).any()
+
+    def condense(self, matrix: Tensor) -> Topology:
+        """Return the index of a mask."""
+        return indexed(matrix, self.pattern)
+
+    def resizes(self, condensed: Topology) -> bool:
+        """Say whether another number of units is kept there."""
+        return condensed.num_units != self.topology.num_units
+
+    def reorders(self, condensed: Topology) -> bool:
+        """Say whether other units are kept there."""
+        return not _is_same(self.topology, condensed)
+
+    @torch.no_grad()
+    def move(self, condensed: Topology, trained: nn.Parameter, states: States) -> None:
+        """Take over an index; what was not kept starts at zero, in the optimizers' states too.
+
+        The parameter stays the same object, which is what optimizers know it by.
+        """
+        old, fits = self.topology, not self.resizes(condensed)
+
+        def carried(tensor: Tensor) -> Tensor:
+            moved = condensed.gather(old.scatter(tensor.to(old.col.device))).to(tensor.device)
+            return tensor.copy_(moved) if fits else moved
+
+        for state in states:
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == trained.shape:
+                    state[key] = carried(value)
+        if trained.grad is not None:
+            trained.grad = carried(trained.grad) if fits else None
+        values = carried(trained.detach())
+        if not fits:
+            replace_numbers(trained, values)
+        self.num_moves += not _is_same(old, condensed)
+        self.topology = condensed
+
+    def extra_repr(self) -> str:
+        """Describe the mask in the representation of the model."""
+        outputs, inputs = self.shape
+        return f"{self.pattern}, density {self.topology.num_kept() / (outputs * inputs):.4g}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Do what `nn.Module` does, and go on with the index that comes out."""
+        super()._apply(fn, recurse)
+        self._show()
+        # What has gone elsewhere may have come without its numbers.
+        self._versions = -1
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy what is in the buffers, and that this step listens."""
+        state = {key: value for key, value in super().__getstate__().items() if key not in ("_shown", "_index")}
+        return {**state, "is_loud": False, "_versions": -1}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make anew what a copy leaves out."""
+        super().__setstate__(state)
+        self._show()
+        self.restart(self._index[1].device)
+
+    def restart(self, device: torch.device) -> None:
+        """Let compiled code find that it is quiet."""
+        self._buffers[LEAK] = torch.zeros((), device=device)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Refuse an index that products could not use, before anything is touched."""
+        held: dict[str, Any] = {name: self._buffers[name] for name in INDEX}
+        keys = {name: f"{prefix}{name}" for name in INDEX if held[name] is not None and f"{prefix}{name}" in state_dict}
+        # Protected as those of another model they would be refused, as in an average.
+        state_dict.update({key: plain(state_dict[key]) for key in keys.values()})
+        try:
+            for name, key in keys.items():
+                found, expected = state_dict[key], list(held[name].shape)
+                if not isinstance(found, Tensor) or list(found.shape) != expected:
+                    shape = list(found.shape) if isinstance(found, Tensor) else "no tensor"
+                    raise ValueError(f"{name} is {shape}, where the layer has {expected}")
+            given = {**held, **{name: state_dict[key] for name, key in keys.items()}}
+            Topology(self.shape, self.rows, self.columns, **given).check()
+        except ValueError as error:
+            name = prefix.removesuffix(".").removesuffix("sparsity").removesuffix(".")
+            raise ValueError(
+                f"{name or 'the layer'}: its compressed weight is damaged: {error}; load what save() or state_dict() "
+                "has written, of a layer that keeps as many units"
+            ) from error
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._show()
+        self._versions = _versions_of(self._index)
+
+    @torch.no_grad()
+    def _form_gradient(self, pairs: list[Pair], gradient: Tensor) -> Tensor:
+        """Return the dense gradient of these pairs, at the scale of the gradient that the values have got.
+
+        That has been unscaled and clipped since the pairs were heard, and averaged over processes.
+        """
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        total = torch.zeros(self.shape, dtype=wide, device=gradient.device)
+        was_seen = bool(pairs)
+        for pair in pairs:
+            add_product(total, pair)
+        pairs.clear()
+        if num_processes() > 1:
+            torch.distributed.all_reduce(total)
+            total /= num_processes()
+        if not (was_seen or total.any()) and gradient.any():
+            raise ValueError(
+                "none of the products by which its values got their gradient was seen, so the mask cannot move by the "
+                "gradient; something has replaced the values, or their hooks, since attach(): detach() and attach() "
+                "after casting, loading with assign=True and the like"
+            )
+        index = self.topology
+        total *= _scale_between(index.gather(total), gradient.to(wide))
+        return torch.where(index.to_mask(), index.scatter(gradient.to(wide)), total)
+
+
+def indexed(mask: Tensor, pattern: Pattern) -> Topology:
+    """Return the index of a mask; raise ValueError where the mask is not made of whole units."""
+    topology = Topology.from_mask(mask, pattern)
+    if not torch.equal(topology.to_mask(), mask):
+        raise ValueError(
+            f"the mask is not legal for {pattern}, so its units cannot be stored alone; use dense storage, or a "
+            "pattern that allows it"
+        )
+    return topology
+
+
+def _versions_of(index: Index) -> int:
+    """Return what changes with every writing into these tensors."""
+    ptr, col, order = index
+    return version_of(ptr) + version_of(col) + version_of(order)
+
+
+def replace_numbers(parameter: nn.Parameter, numbers: Tensor) -> None:
+    """Give a parameter numbers of another shape; it stays the same object, with its hooks, for all who hold it."""
+    # Besides, this makes autograd forget the old shape, which it knows as long as the graph of the last loss lives.
+    parameter.set_(numbers)  # pyrefly: ignore[bad-argument-type]
+
+
+def _is_same(one: Topology, other: Topology) -> bool:
+    orders_agree = one.order is other.order or (
+        one.order is not None and other.order is not None and torch.equal(one.order, other.order)
+    )
+    return orders_agree and torch.equal(one.ptr, other.ptr) and torch.equal(one.col, other.col)
+
+
+def _scale_between(heard: Tensor, reached: Tensor) -> float:
+    """Return the number that brings one tensor closest to another."""
+    scale = float((heard.double() * reached.double()).sum() / heard.double().square().sum())
+    # Without any gradient at what is kept there is nothing to go by, and only the order matters.
+    return scale if 0 < scale < float("inf") else 1.0

@@ -1,0 +1,437 @@
+"""Which pattern and density would make a model as fast as wished, predicted from its layers measured here."""
+
+import copy
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from glob import escape
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.evaluation import Call, call_of
+from cutwork.kernels import REFERENCE, tile_kernel
+from cutwork.layers.attention import OpenAttention
+from cutwork.layers.swap import Candidate, SparseLayer, can_swap, candidates, sparse_layers
+from cutwork.patterns import Pattern, parse
+from cutwork.sparsity.base import Fixed
+from cutwork.speed.forms import MARGIN, TILES, Usage, at_rest, change, obstacle, usages
+from cutwork.speed.packing import grouped
+from cutwork.speed.profile import Pieces, time_pieces
+from cutwork.speed.timing import STEADY_SPREAD
+from cutwork.speed.trial import Trial
+from cutwork.text import in_columns
+from cutwork.training.selection import too_coarse
+from cutwork.training.sparsify import sparsify
+
+# The finest first: where two reach the goal with as much left, it keeps accuracy better.
+PATTERNS = ("vector:16", "block:16", "block:32")
+DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+
+
+@final
+@dataclass(frozen=True)
+class LayerProposal:
+    """What one layer takes in a pass, dense and in the proposed form, in seconds; it stays dense without a pattern."""
+
+    layer: str
+    shape: tuple[int, ...]
+    input: tuple[int, ...]
+    pattern: str | None
+    density: float
+    dense_s: float
+    proposed_s: float
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
+class Proposal:
+    """The pattern and density proposed, with predicted speedups of the whole model for all that were tried.
+
+    `patterns` and `density` are what `sparsify` takes; None where the goal is out of reach. `obstacles` says of a
+    pattern why no layer would be faster in it, and `left_out` of a layer why it cannot be sparse. `outside` is the
+    share of a dense pass that no layer which could be sparse accounts for. What was measured `is_steady` where its runs
+    agree within a tenth.
+    """
+
+    goal: float
+    pattern: str | None
+    density: float | None
+    rows: tuple[LayerProposal, ...]
+    speedups: dict[str, dict[float, float]]
+    obstacles: dict[str, str]
+    dense_s: float
+    outside: float
+    is_steady: bool
+    left_out: dict[str, str]
+
+    @property
+    def patterns(self) -> dict[str, str] | None:
+        """Return the pattern of each layer that should be sparse, by its name, as `sparsify` takes them."""
+        if self.pattern is None:
+            return None
+        return {"*": "dense", **{escape(row.layer): row.pattern for row in self.rows if row.pattern is not None}}
+
+    @property
+    def speedup(self) -> float:
+        """Return the predicted speedup of what is proposed, or else the best there is."""
+        if self.pattern is None or self.density is None:
+            return max(max(by_density.values()) for by_density in self.speedups.values())
+        return self.speedups[self.pattern][self.density]
+
+    def __str__(self) -> str:
+        """Write the proposal as tables."""
+        return "\n".join(_lines(self))
+
+    def to_json(self) -> str:
+        """Write the proposal as JSON, with exact numbers."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def propose(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    *,
+    speedup: float,
+    patterns: str | Pattern | Sequence[str | Pattern],
+    densities: float | Sequence[float],
+    seconds: float,
+    layers: str | Sequence[str] = "*",
+) -> Proposal:
+    """Return the pattern that reaches a speedup of the whole model with most weights left."""
+    goal, offered, amounts = _goal(speedup), _patterns(patterns), _densities(densities)
+    if not inputs:
+        raise ValueError(
+            "plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)"
+        )
+    call = call_of(model, inputs)
+    chosen, left_out = _choose(model, layers)
+    # A copy: hooks may count calls, and the mode of each module is its own.
+    dense = _copy(model).eval()
+    # With attentions open, and masks only to have layers that can become tiles.
+    trial = _copy(model).eval()
+    sparsify(trial, {"*": "dense", **dict.fromkeys(map(escape, chosen), "unstructured")}, density=0.5)
+    made_sparse = {name: layer for name, layer in sparse_layers(trial).items() if name in chosen}
+    seen = usages(trial, made_sparse, call)
+    at_rest(trial, made_sparse)
+    tried = {
+        (pattern, density): _try(dense, trial, call, list(seen), parse(pattern), density, seconds)
+        for pattern in offered
+        for density in amounts
+    }
+    reaching = [
+        (density, -offered.index(pattern), pattern)
+        for (pattern, density), trial_of in tried.items()
+        if trial_of.speedup >= goal
+    ]
+    density, _, pattern = max(reaching, default=(None, 0, None))
+    best = max(tried.values(), key=lambda trial_of: trial_of.speedup)
+    shown = best if pattern is None or density is None else tried[pattern, density]
+    return Proposal(
+        goal=goal,
+        pattern=pattern,
+        density=density,
+        rows=tuple(_row(name, made_sparse[name], seen[name], shown, pattern, density) for name in seen),
+        speedups={pattern: {density: tried[pattern, density].speedup for density in amounts} for pattern in offered},
+        obstacles={
+            pattern: reason
+            for pattern in offered
+            if (reason := _obstacle([tried[pattern, density] for density in amounts], made_sparse))
+        },
+        dense_s=shown.whole_s,
+        outside=shown.dense.outside_s / max(shown.dense.total_s, 1e-12),
+        is_steady=all(trial_of.is_steady for trial_of in tried.values()),
+        left_out=left_out,
+    )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    # Weights that a hook computes anew before each pass carry gradients, and PyTorch copies no such tensors.
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
+
+
+def _choose(model: nn.Module, layers: str | Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the layers to make sparse, and of those that cannot be the reasons."""
+    found = candidates(model)
+    wanted = _matching(found, layers)
+    left_out = {name: reason for name in wanted if (reason := _why_not(found[name]))}
+    left_out |= _divided(model, found, [name for name in wanted if name not in left_out])
+    chosen = [name for name in wanted if name not in left_out]
+    if not chosen:
+        what = "; ".join(_by_reason(left_out)) or "it has no dense linear layer or 2-d convolution"
+        raise ValueError(f"plan: no layer of this model could be made sparse: {what}")
+    return chosen, left_out
+
+
+def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
+    """Return the names that globs choose, of which the last that matches decides; one after '!' leaves layers out."""
+    if not isinstance(layers, str | Sequence) or not all(isinstance(glob, str) for glob in layers) or not layers:
+        raise TypeError(
+            f"plan: layers={layers!r} ({type(layers).__name__}); give a glob over layer names or several, with "
+            "'!' before those to leave out"
+        )
+    globs = [layers] if isinstance(layers, str) else list(layers)
+    is_wanted = dict.fromkeys(found, globs[0].startswith("!"))
+    for glob in globs:
+        matched = [name for name in is_wanted if fnmatchcase(name, glob.removeprefix("!"))]
+        if not matched and is_wanted:
+            raise ValueError(
+                f"plan: no layer that could be sparse matches {glob!r}; they are {', '.join(map(repr, is_wanted))}"
+            )
+        is_wanted |= dict.fromkeys(matched, not glob.startswith("!"))
+    return [name for name, wanted in is_wanted.items() if wanted]
+
+
+def _why_not(candidate: Candidate) -> str:
+    if candidate.obstacle or can_swap(candidate.kind):
+        return candidate.obstacle
+    return f"{candidate.kind.__module__}.{candidate.kind.__qualname__} is a subclass that may compute something else"
+
+
+def _divided(model: nn.Module, found: Mapping[str, Candidate], names: Sequence[str]) -> dict[str, str]:
+    """Say which layers share their weight with a module that stays dense, or stores it in another way."""
+    name_of = {module: name for name, module in reversed(list(model.named_modules()))}
+    kinds: defaultdict[nn.Parameter, dict[str, type[nn.Module] | None]] = defaultdict(dict)
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        name = name_of[model.get_submodule(path.rpartition(".")[0])]
+        kinds[parameter][name] = found[name].kind if name in names else None
+    reasons = {}
+    for name in names:
+        if found[name].attention is None:
+            sharers = kinds[model.get_submodule(name).weight]  # pyrefly: ignore
+            others = [other or "the model itself" for other, kind in sharers.items() if kind is not found[name].kind]
+            if others:
+                reasons[name] = f"it shares its weight with {others[0]}, which is not sparse with it"
+    return reasons
+
+
+def _by_reason(left_out: Mapping[str, str]) -> Iterator[str]:
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for name, reason in left_out.items():
+        names[reason].append(name or "the model itself")
+    for reason, (first, *rest) in names.items():
+        yield f"{first}{f' and {len(rest)} more' if rest else ''}: {reason}"
+
+
+def _goal(speedup: float) -> float:
+    if not isinstance(speedup, int | float) or not 1 < speedup < math.inf:
+        raise ValueError(f"plan: speedup={speedup!r}; give a number above 1, such as 1.5")
+    return speedup
+
+
+def _patterns(patterns: str | Pattern | Sequence[str | Pattern]) -> list[str]:
+    given = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else list(patterns)
+    if not given:
+        raise ValueError(f"plan: patterns={patterns!r}; name at least one, such as 'block:16'")
+    return [str(parse(pattern)) for pattern in given]
+
+
+def _densities(densities: float | Sequence[float]) -> list[float]:
+    given = [densities] if isinstance(densities, str) or not isinstance(densities, Iterable) else list(densities)
+    if not given:
+        raise ValueError(f"plan: densities={densities!r}; give at least one, such as 0.2")
+    for density in given:
+        if not isinstance(density, int | float) or not 0 < density <= 1:
+            raise ValueError(f"plan: {density!r} among the densities; one is a number above 0 and up to 1")
+    return given
+
+
+@final
+@dataclass(frozen=True)
+class _Trial:
+    """Where the time of a pass goes in a pattern at a density, dense and as tiles, and which layers have no tiles, why.
+
+    `whole_s` is what the model takes as it is, with its attentions closed.
+    """
+
+    whole_s: float
+    dense: Pieces
+    tiles: Pieces
+    obstacles: dict[str, str]
+    is_steady: bool
+
+    @property
+    def speedup(self) -> float:
+        """Return how many times faster the model is if layers that tiles make slower stay dense."""
+        gaining = {name for name in self.dense.layers if self.gains(name)}
+        if not gaining:
+            return 1.0
+        kept = sum((self.tiles if name in gaining else self.dense).layers[name] for name in self.dense.layers)
+        return self.whole_s / max(kept + self.tiles.outside_s, 1e-12)
+
+    def gains(self, name: str) -> bool:
+        """Say whether a layer is faster as tiles, by more than may be chance."""
+        return name not in self.obstacles and MARGIN * self.tiles.layers[name] <= self.dense.layers[name]
+
+
+def _try(
+    model: nn.Module,
+    trial: nn.Module,
+    call: Call,
+    names: Sequence[str],
+    pattern: Pattern,
+    density: float,
+    seconds: float,
+) -> _Trial:
+    """Pack a copy of a model and time its passes beside dense ones; layers without tiles stay dense."""
+    packed = copy.deepcopy(trial)
+    obstacles = _pack(packed, call, names, pattern, density)
+
+    def timed(subject: nn.Module) -> tuple[Callable[[], object], dict[str, nn.Module]]:
+        def infer() -> None:
+            with torch.no_grad():
+                call(subject)
+
+        # The fused path of a closed attention calls none of its projections.
+        return infer, {name: subject.get_submodule(name) for name in names if _is_called(subject, name)}
+
+    passes = {"as it is": timed(model), "tiles": timed(packed)}
+    if any(isinstance(module, OpenAttention) for module in trial.modules()):
+        passes["dense"] = timed(trial)
+    # A whole pass varies more than a layer alone.
+    pieces = time_pieces(passes, seconds=5 * seconds)
+    is_steady = all(each.spread <= STEADY_SPREAD for each in pieces.values())
+    whole = pieces["as it is"]
+    return _Trial(whole.total_s, pieces.get("dense", whole), pieces["tiles"], obstacles, is_steady)
+
+
+def _is_called(model: nn.Module, name: str) -> bool:
+    parents = [name[:place] for place in range(len(name)) if name[place] == "."]
+    return not any(type(model.get_submodule(parent)) is nn.MultiheadAttention for parent in ["", *parents])
+
+
+def _pack(model: nn.Module, call: Call, names: Sequence[str], pattern: Pattern, density: float) -> dict[str, str]:
+    """Give layers of a model masks of a pattern and turn them into tiles; return why for those that stay dense."""
+    layers = sparse_layers(model)
+    obstacles = {}
+    groups = grouped({name: layers[name] for name in names})
+    for sharers in groups.values():
+        reason = _set_mask([layers[name] for name in sharers], pattern, density)
+        if reason := reason or obstacle(layers[sharers[0]], TILES):
+            obstacles |= dict.fromkeys(sharers, reason)
+    able = {first: sharers for first, sharers in groups.items() if first not in obstacles}
+    trial = Trial(model, call, able, training=False)
+    change(model, [name for sharers in able.values() for name in sharers], TILES, training=False)
+    for first, harm in trial.take_back().items():
+        obstacles |= dict.fromkeys(able[first], harm)
+    at_rest(model, {name: layers[name] for name in obstacles})
+    return obstacles
+
+
+def _set_mask(sharers: Sequence[SparseLayer], pattern: Pattern, density: float) -> str:
+    """Give layers that share a weight some mask of a pattern, or say why it is too coarse for them."""
+    first = sharers[0]
+    matrix, transposed = first.sparsity.mask_matrix(), first.sparsity.transposed
+    shape = tuple(first.trained.shape)
+    try:
+        pattern.check(tuple(matrix.shape))
+    except ValueError as error:
+        return str(error)
+    if reason := too_coarse(pattern, shape, density, transposed=transposed):
+        return reason
+    mask = pattern.project(torch.rand(matrix.shape, generator=torch.Generator().manual_seed(0)), density)
+    if density < 1 and mask.all():
+        return f"{pattern} is too coarse for its {'x'.join(map(str, shape))} weight and keeps all of it"
+    fixed = Fixed(mask.to(matrix.device), shape, pattern=pattern, density=density, transposed=transposed)
+    with torch.no_grad():
+        first.trained.mul_(fixed.mask)
+    for layer in sharers:
+        del layer.sparsity
+        layer.add_module("sparsity", fixed)
+    return ""
+
+
+def _obstacle(trials: Sequence[_Trial], layers: Mapping[str, SparseLayer]) -> str:
+    """Say why no layer is faster in a pattern at any density; empty where one is."""
+    names = list(trials[0].dense.layers)
+    if any(trial.gains(name) for trial in trials for name in names):
+        return ""
+    if not names:
+        return "the model calls no layer that could be sparse"
+    tiled = [name for name in names if any(name not in trial.obstacles for trial in trials)]
+    if not tiled:
+        return f"no layer can take it; {names[0] or 'the model itself'}: {trials[0].obstacles[names[0]]}"
+    if all(_kernel(layers[name]) == REFERENCE for name in tiled):
+        return (
+            "no layer is faster: there are no kernels for these layers here, only the reference in plain PyTorch; "
+            "'cutwork doctor' says why"
+        )
+    return "no layer is faster as tiles than dense here, at any of these densities"
+
+
+def _kernel(layer: SparseLayer) -> str:
+    weight = layer.trained
+    return tile_kernel(weight.device, weight.dtype, is_convolution=isinstance(layer, nn.Conv2d))
+
+
+def _row(
+    name: str, layer: SparseLayer, usage: Usage, trial: _Trial, pattern: str | None, density: float | None
+) -> LayerProposal:
+    dense_s, tiles_s = trial.dense.layers[name], trial.tiles.layers[name]
+    is_sparse = pattern is not None and trial.gains(name)
+    if is_sparse:
+        reason = f"{dense_s / max(tiles_s, 1e-12):.1f}x faster"
+    elif pattern is None or name in trial.obstacles:
+        reason = trial.obstacles.get(name, "")
+    else:
+        reason = f"tiles take {tiles_s / max(dense_s, 1e-12):.2f}x as long here"
+    return LayerProposal(
+        layer=name,
+        shape=tuple(layer.sparsity.mask_matrix().shape),
+        input=usage.shape,
+        pattern=pattern if is_sparse else None,
+        density=density if is_sparse and density is not None else 1.0,
+        dense_s=dense_s,
+        proposed_s=tiles_s if is_sparse else dense_s,
+        reason=reason,
+    )
+
+
+HEAD = ("layer", "shape", "input", "form", "dense", "then", "")
+FLUSH = "<<<<>><"
+
+
+def _lines(proposal: Proposal) -> Iterator[str]:
+    yield "Predicted speedup of the whole model by pattern and density, from what each layer takes inside it as tiles"
+    yield "and dense, whichever is less" + (
+        "" if proposal.is_steady else "; ~: runs lie far apart, the machine is busy"
+    )
+    about = "" if proposal.is_steady else "~"
+    densities = list(next(iter(proposal.speedups.values())))
+    table = [["", *(f"{density:g}" for density in densities)]]
+    for pattern, by_density in proposal.speedups.items():
+        table.append([pattern, *(f"{about}{by_density[density]:.2f}x" for density in densities)])
+    yield from in_columns(table, "<" + ">" * len(densities))
+    yield from (f"{pattern}: {reason}" for pattern, reason in proposal.obstacles.items())
+    yield from (f"stays dense: {line}" for line in _by_reason(proposal.left_out))
+    yield ""
+    if proposal.pattern is None:
+        yield (
+            f"{proposal.goal:g}x is out of reach of these patterns and densities: at most "
+            f"{about}{proposal.speedup:.2f}x. About {proposal.outside:.0%} of the time of a dense pass is outside the "
+            "layers that could be sparse; fuse() may take some of that off."
+        )
+        return
+    yield from in_columns([HEAD, *map(_cells, proposal.rows)], FLUSH)
+    yield ""
+    chosen = f"{proposal.pattern} at density {proposal.density:g}"
+    yield f"{proposal.goal:g}x is reached by {chosen}, {about}{proposal.speedup:.2f}x:"
+    yield f"    proposal = plan(...); sparsify(model, proposal.patterns, density={proposal.density:g})"
+
+
+def _cells(row: LayerProposal) -> list[str]:
+    return [
+        row.layer or "(the model itself)",
+        "x".join(map(str, row.shape)),
+        "x".join(map(str, row.input)),
+        row.pattern or "dense",
+        f"{row.dense_s * 1e3:.3g} ms",
+        f"{row.proposed_s * 1e3:.3g} ms",
+        row.reason,
+    ]

@@ -1,0 +1,1 @@
+"""A model made sparse, trained that way, and made dense again."""

@@ -1,0 +1,277 @@
+"""What must be true before a sparsifier may follow optimizers, and which of their updates count."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cutwork.distributed import is_distributed, is_sharded, processes_agree, same_on_all_ranks, whole
+from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.methods import Method
+from cutwork.sparsity.base import Fixed, Reprojected
+from cutwork.sparsity.compressed import FixedIndex
+
+Layers = Mapping[str, SparseLayer]
+Optimizers = Sequence[Optimizer]
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """Return the optimizer that does the updates, out of what wraps it, as accelerate and Lookahead do."""
+    inner = [value for value in getattr(optimizer, "__dict__", {}).values() if isinstance(value, Optimizer)]
+    if len(inner) == 1 and inner[0] is not optimizer:
+        return innermost(inner[0])
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"attach: {optimizer!r} is no torch optimizer; pass torch.optim.AdamW(...) or the like")
+    return optimizer
+
+
+def check_attachable(layers: Layers, method: Method, optimizers: Optimizers, *, hooks: bool) -> None:
+    """Raise ValueError where these optimizers cannot train these layers by this method."""
+    if not optimizers:
+        raise ValueError("attach: pass the optimizer that trains the model")
+    if hooks:
+        _check_calls_hooks(optimizers)
+    else:
+        _check_works_after_updates(layers)
+    _check_held(layers, optimizers)
+    _check_compressed(layers, method)
+    _check_masks_agree(layers)
+
+
+def holds(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Say whether an optimizer updates a parameter."""
+    return any(parameter is held for group in optimizer.param_groups for held in group["params"])
+
+
+def is_skipping(optimizer: Optimizer) -> bool:
+    """Say whether the update under way does not count.
+
+    A fused optimizer is called, and leaves it out, when the gradient has overflowed.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return (found_inf is not None and bool(found_inf)) or _is_rehearsal(optimizer)
+
+
+def _is_rehearsal(optimizer: Optimizer) -> bool:
+    """Say whether the update under way changes nothing.
+
+    torch.distributed.checkpoint makes such a one before it saves or loads, for the optimizer to have a state.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return True
+    if any(float(group.get("lr", 1.0)) for group in optimizer.param_groups):
+        return False
+    return not any(bool(whole(gradient.any())) for gradient in gradients)
+
+
+def layers_to_take_along(layers: Layers, average: nn.Module) -> dict[str, SparseLayer]:
+    """Return the layers of an average of the model, by their names in the model; ValueError where masks differ."""
+    found, first = sparse_layers(average), next(iter(layers))
+    for prefix in {key.removesuffix(first).removesuffix(".") for key in found if f".{key}".endswith(f".{first}")}:
+        along = {name: found.get(".".join(part for part in (prefix, name) if part)) for name in layers}
+        taken = {name: layer for name, layer in along.items() if layer is not None}
+        if len(taken) == len(layers):
+            break
+    else:
+        raise ValueError(
+            f"take_along: the average has no sparse layers by the names of the model's, such as {first or 'its own'}; "
+            "pass an average of the model that was sparsified, made after sparsify()"
+        )
+    for name, layer in taken.items():
+        matrices = [each.sparsity.mask_matrix() for each in (layers[name], layer)]
+        if type(layer) is not type(layers[name]) or not torch.equal(matrices[0], matrices[1].to(matrices[0].device)):
+            raise ValueError(
+                f"take_along: {name or 'the model itself'} has another mask in the average; take it along from the "
+                "beginning, or give it the masks of the model by copy_masks(model, average) first"
+            )
+    return taken
+
+
+def check_used(layers: Layers) -> None:
+    """Raise ValueError where a weight has a gradient although its layer was never called."""
+    for name, layer in layers.items():
+        if layer.trained.grad is not None and not layer.sparsity.was_used:
+            raise ValueError(
+                f"{name}: something reads its weight without calling the layer, so its mask does nothing; leave it "
+                f"out of sparsify() with {{{name!r}: 'dense'}}"
+            )
+
+
+def check_parameters(layers: Layers, attached: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a layer trains something else than when the sparsifier was attached."""
+    for name, layer in layers.items():
+        if layer.trained is not attached[name]:
+            raise ValueError(
+                f"{name or 'the model itself'}: its weight is no more the parameter that it was at attach(), so no "
+                "mask would reach what is trained; put parametrizations, pruning and new parameters in before "
+                "sparsify(), or detach() and attach() a new optimizer after them"
+            )
+
+
+def check_sizes(layers: Layers, optimizers: Optimizers) -> None:
+    """Raise ValueError where a state dict has changed the number of units, and an optimizer remembers the old one."""
+    for name, layer in layers.items():
+        if not layer.sparsity.was_resized:
+            continue
+        for optimizer in optimizers:
+            state = optimizer.state.get(layer.trained, {}).values()
+            others = [held for held in state if isinstance(held, Tensor) and held.ndim == layer.trained.ndim]
+            if any(held.shape != layer.trained.shape for held in others):
+                raise ValueError(
+                    f"{name}: a state dict has brought another number of units, {len(layer.trained)}, but "
+                    f"{type(optimizer).__name__} remembers {len(others[0])}; load the optimizer's state dict too, or "
+                    "detach() and attach() a new optimizer"
+                )
+        layer.sparsity.was_resized = False
+
+
+def check_state(
+    name: str, layer: SparseLayer, optimizers: Optimizers, *, reorders: bool = False, resizes: bool = False
+) -> None:
+    """Raise ValueError where an optimizer keeps numbers for a layer that a move could not take along."""
+    trained = layer.trained
+    for optimizer in optimizers:
+        for key, value in optimizer.state.get(trained, {}).items():
+            is_per_weight = isinstance(value, Tensor) and value.shape == trained.shape
+            if is_per_weight and not (value.is_floating_point() or value.is_complex()):
+                raise ValueError(
+                    f"{name}: {type(optimizer).__name__} keeps its state {key!r} as {value.dtype}, where zero may "
+                    "not mean nothing; use an optimizer with floating-point state"
+                )
+        if not reorders:
+            continue
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                # Some keep vectors over all parameters, under the first of them.
+                is_of_layer = parameter is trained or _size(value) > parameter.numel()
+                if (
+                    is_of_layer
+                    and _size(value) > 1
+                    and not (isinstance(value, Tensor) and value.shape == parameter.shape)
+                ):
+                    raise ValueError(
+                        f"{name}: its mask moves, and with it which weights its values are, but "
+                        f"{type(optimizer).__name__} keeps a state {key!r} that is not shaped like them and cannot "
+                        'move along; use an optimizer with a number for each weight, or storage="dense"'
+                    )
+    if resizes and is_distributed():
+        raise ValueError(
+            f"{name}: the number of units it keeps changes, which DistributedDataParallel cannot follow; use a method "
+            'that keeps the number, such as RigL on blocks, or storage="dense"'
+        )
+
+
+def check_mask(layer: SparseLayer, matrix: Tensor) -> None:
+    """Raise ValueError where a method has returned something that is no mask of this layer."""
+    expected = layer.sparsity.mask_matrix()
+    if matrix.dtype != expected.dtype or matrix.shape != expected.shape:
+        raise ValueError(
+            f"the method returned {matrix.dtype} of shape {tuple(matrix.shape)} as a mask; it must be a bool "
+            f"matrix of shape {tuple(expected.shape)}"
+        )
+    pattern = layer.sparsity.pattern
+    if pattern.every_choice_is_legal and not pattern.allows(matrix):
+        raise ValueError(f"the method returned a mask that cuts the units of {pattern}; project() keeps them whole")
+
+
+def _check_calls_hooks(optimizers: Optimizers) -> None:
+    for optimizer in optimizers:
+        # torch.optim.Optimizer wraps the method `step` of a class when its __init__ first runs.
+        if not getattr(type(optimizer).step, "hooked", False):
+            raise ValueError(
+                f"attach: {type(optimizer).__name__} does not call torch's hooks around its updates, so masks would "
+                "never move; attach(optimizer, hooks=False) and call step() of the sparsifier after every update"
+            )
+
+
+def _check_held(layers: Layers, optimizers: Optimizers) -> None:
+    missing: dict[str, list[str]] = {"weights": [], "score parameters": []}
+    for name, layer in layers.items():
+        for what, parameters in (("weights", [layer.trained]), ("score parameters", layer.sparsity.parameters())):
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
+            if not all(any(holds(optimizer, parameter) for optimizer in optimizers) for parameter in trained):
+                missing[what].append(name)
+        if isinstance(layer.sparsity, Fixed | FixedIndex) and layer.sparsity.is_too_narrow:
+            raise ValueError(
+                f"attach: {name} was turned to float16 after sparsify(), too narrow for the sums of squares that "
+                "estimate=True needs; call half() before sparsify()"
+            )
+    for what, names in missing.items():
+        if names:
+            raise ValueError(
+                f"attach: the optimizer does not hold the {what} of {len(names)} layers (first: {names[0]}); build "
+                "the optimizer after sparsify()"
+            )
+
+
+def _trained_name(layer: SparseLayer) -> str:
+    """Return what the parameter that the mask belongs to is called in its layer."""
+    return next(name for name, parameter in layer.named_parameters() if parameter is layer.trained)
+
+
+def _check_works_after_updates(layers: Layers) -> None:
+    for name, layer in layers.items():
+        if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
+            raise ValueError(
+                f"attach: {name} has a decay of {layer.sparsity.decay:g}, which joins the gradient before every "
+                "update; leave out hooks=False"
+            )
+
+
+def _check_compressed(layers: Layers, method: Method) -> None:
+    """Raise ValueError where processes that train together cannot move the masks of compressed storage.
+
+    A process alone in its group is as little able to: DistributedDataParallel does the same with it.
+    """
+    for name, layer in layers.items():
+        index = layer.sparsity
+        if not isinstance(index, FixedIndex) or not is_distributed():
+            continue
+        if is_sharded(layer.trained) and method.moves:
+            raise ValueError(
+                f"attach: {name} is compressed and sharded by fully_shard(), where only static masks work; got "
+                f'{type(method).__name__}; use storage="dense", or DistributedDataParallel'
+            )
+        if _is_on_its_way(index) and method.moves and not is_sharded(layer.trained):
+            raise ValueError(
+                f"attach: {name} keeps {index.topology.num_units} units on the way to density {index.density:.4g}, and "
+                "DistributedDataParallel cannot follow a parameter that changes its size; use a method that keeps "
+                'the number of units, such as RigL, or storage="dense"'
+            )
+        if not processes_agree(index.ptr, index.col):
+            raise ValueError(
+                f"attach: processes hold different masks of {name}; seed all of them alike before sparsify(), or let "
+                "DistributedDataParallel broadcast buffers"
+            )
+
+
+def _is_on_its_way(index: FixedIndex) -> bool:
+    """Say whether a mask does not have the density that it will have in the end."""
+    pattern = index.pattern
+    return pattern.every_choice_is_legal and index.topology.num_units != pattern.count(index.shape, index.density)
+
+
+def _check_masks_agree(layers: Layers) -> None:
+    for name, layer in layers.items():
+        if not same_on_all_ranks(layer.sparsity.mask, of=layer.trained):
+            raise ValueError(
+                f"attach: ranks hold different masks of {name}; seed all ranks alike before sparsify(), because "
+                "fully_shard() takes the weights of each rank as they are"
+            )
+        # Weights that were replaced by another rank's do not fit the mask; nothing needs to be sent to see it.
+        if is_distributed() and not layer.sparsity.fits(layer.trained):
+            raise ValueError(
+                f"attach: {name}.{_trained_name(layer)} is not zero outside its mask, so the mask was made for another "
+                "one; seed all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
+            )
+
+
+def _size(value: object) -> int:
+    """Return how many numbers a part of an optimizer's state holds."""
+    if isinstance(value, Tensor):
+        return value.numel()
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0

@@ -1,0 +1,217 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import cutwork
+from cutwork.cli import main as cli
+
+
+@pytest.fixture
+def fake_demo(monkeypatch):
+    """Put a demo in place that records its options, and return the record."""
+    calls = []
+
+    class Result(str):
+        reload_is_equal = True
+
+    def run(**options):
+        calls.append(options)
+        options["progress"](1, 2, "loss 3.0")
+        return Result("a result")
+
+    monkeypatch.setitem(sys.modules, "cutwork.lab.demo", SimpleNamespace(run=run))
+    return calls
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "cutwork", *arguments], capture_output=True, text=True)
+
+
+def test_help_lists_the_subcommands():
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in cli.COMMANDS)
+
+
+def test_help_does_not_import_torch():
+    run = "try: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    code = f"import sys\nfrom cutwork.cli.main import main\n{run}"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_help_answers_in_less_time_than_torch_takes_to_import():
+    def seconds(*command: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], capture_output=True)
+        return time.perf_counter() - start
+
+    # The best of several: the machine may be busy with other tests.
+    assert min(seconds("-m", "cutwork", "--help") for _ in range(3)) < min(
+        seconds("-c", "import torch") for _ in range(3)
+    )
+
+
+def test_doctor_prints_a_page(capsys):
+    assert cli.main(["doctor"]) == 0
+    assert "Kernels\n" in capsys.readouterr().out
+
+
+def test_doctor_prints_json_only(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"]
+
+
+def test_demo_passes_its_options_on_and_prints_the_result(fake_demo, capsys):
+    assert cli.main(["demo", "--epochs", "2", "--density", "0.5", "--pattern", "2:4", "--seed", "7"]) == 0
+    (options,) = fake_demo
+    assert callable(options.pop("progress"))
+    assert options == {
+        "epochs": 2,
+        "density": 0.5,
+        "pattern": "2:4",
+        "method": "rigl",
+        "seed": 7,
+        "output": Path("demo-output"),
+    }
+    out = capsys.readouterr().out
+    assert "1/2" in out
+    assert out.endswith("a result\n")
+
+
+def test_a_demo_whose_reload_differs_fails(monkeypatch):
+    result = SimpleNamespace(reload_is_equal=False)
+    monkeypatch.setitem(sys.modules, "cutwork.lab.demo", SimpleNamespace(run=lambda **options: result))
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["demo"])
+    assert exit_info.value.code == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, FileNotFoundError])
+def test_a_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, error):
+    def fail(**options):
+        raise error("unknown pattern 'blok:4'")
+
+    monkeypatch.setitem(sys.modules, "cutwork.lab.demo", SimpleNamespace(run=fail))
+    assert cli.main(["demo", "--pattern", "blok:4"]) == 2
+    assert capsys.readouterr().err == "cutwork: unknown pattern 'blok:4'\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def fail(**options):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(sys.modules, "cutwork.lab.demo", SimpleNamespace(run=fail))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["demo"])
+
+
+def test_an_unknown_option_is_exit_code_2_and_names_the_nearest_one():
+    done = run("demo", "--epohs", "2")
+    assert done.returncode == 2
+    assert "--epochs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_tyro_the_error_has_cause_given_and_remedy(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert cli.main(["doctor"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("cutwork: the command line needs the package 'tyro'")
+    assert sys.executable in message
+    assert message.endswith("pip install 'cutwork[cli]'\n")
+
+
+def test_a_command_that_somebody_stops_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cutwork.speed.machine.diagnose", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "cutwork: stopped\n"
+
+
+def test_the_version_is_told_without_torch():
+    code = "import sys; from cutwork.cli.main import main; main(['--version']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"cutwork {cutwork.__version__}\n")
+    assert "cutwork --version" in run("--help").stdout
+
+
+@pytest.mark.parametrize(("given", "title"), [([], "doctor"), (["benchmark"], "chance")])
+def test_without_a_subcommand_help_is_shown(given, title):
+    done = run(*given)
+    assert done.returncode == 0
+    assert title in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("given", [["--version"], ["--help"], ["benchmark", "linear", "--help"]])
+def test_a_reader_that_goes_away_is_no_error(given):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "cutwork", *given], stdout=gone, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (cli.UNREAD, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line_and_exit_code_2():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cutwork", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("cutwork: [Errno 28]")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_standard_output_it_still_runs():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.stdout = None; from cutwork.cli.main import main; sys.exit(main(['--version']))",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_letters_that_a_terminal_lacks_are_no_error():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    code = (
+        "import sys; from cutwork.cli.main import main; main(['--version']); "
+        "print(chr(0x2580) * 2); print(chr(0xDCFF), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0
+    assert done.stdout.endswith("??\n")
+    assert done.stderr == "?\n"
+
+
+def test_too_little_memory_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    def fail(**options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried to allocate 4 bytes")
+
+    monkeypatch.setitem(sys.modules, "cutwork.lab.demo", SimpleNamespace(run=fail))
+    assert cli.main(["demo"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("cutwork: out of memory: DefaultCPUAllocator: can't allocate memory: you tried")
+    assert err.count("\n") == 1
+
+
+def test_the_help_of_the_demo_names_every_method():
+    from cutwork.methods import METHODS
+
+    said = run("demo", "--help").stdout
+    assert all(method in said for method in METHODS)
