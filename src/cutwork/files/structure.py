@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cutwork.files.schema import Named, Number, check_form
 from cutwork.layers.attention import OpenAttention, disable_fused_paths, open_attention
-from cutwork.layers.compressed import Compressed, checked_topology, why_no_storage
+from cutwork.layers.compressed import Compressed, checked_topology
 from cutwork.layers.int8 import Int8Linear, exchange
 from cutwork.layers.storage import become_compressed
 from cutwork.layers.swap import (
@@ -23,9 +23,9 @@ from cutwork.layers.swap import (
 )
 from cutwork.ops.int8_linear import STEP
 from cutwork.ops.topology import Topology
-from cutwork.patterns import Block, Pattern, Shape, Shuffled, parse
+from cutwork.patterns import Pattern, Shape, Tiling, parse
 from cutwork.sparsity.base import Sparsity
-from cutwork.sparsity.compressed import FixedIndex
+from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.learned import Learned
 from cutwork.sparsity.matrix import matrix_shape, to_matrix
@@ -329,7 +329,7 @@ def _check_record(name: str, record: LayerRecord) -> None:
     if record.storage not in STORAGES:
         raise ValueError(f"{place} has the storage {record.storage!r}, but there are {', '.join(STORAGES)}")
     pattern = parse(record.pattern)
-    if record.storage != DENSE and (reason := why_no_storage(pattern)):
+    if record.storage != DENSE and (reason := why_not_store(pattern)):
         raise ValueError(f"{place} is {record.storage}: {reason}")
     if ("estimate" in record.options) != (record.kind == "fixed" and record.storage != INT8):
         raise ValueError(f"{place}/options has an estimate where only masks that train have one, or lacks it")
@@ -405,18 +405,18 @@ def _needed(record: LayerRecord, shape: Shape) -> dict[str, tuple[torch.dtype | 
 
     That is, of each tensor, its dtype, or None for floating point, and its shape, in which None is any size.
     """
-    pattern, matrix = parse(record.pattern), matrix_shape(shape, transposed=record.transposed)
+    matrix = matrix_shape(shape, transposed=record.transposed)
     needed: dict[str, tuple[torch.dtype | None, Sequence[int | None]]] = {}
     if record.storage == COMPRESSED:
         needed |= {"ptr": (torch.int32, [None]), "col": (torch.int32, [None])}
-        if isinstance(pattern, Shuffled):
+        if _tiling_of(record).order is not None:
             needed["order"] = torch.int32, [None]
     else:
         needed["mask"] = torch.bool, shape
     if record.options.get("estimate"):
         needed |= {"energy_in": (None, [shape[0 if record.transposed else 1]]), "energy_out": (None, [matrix[0]])}
     if record.kind == "learned":
-        needed["scores"] = None, pattern.grid(matrix)
+        needed["scores"] = None, parse(record.pattern).grid(matrix)
     if record.options.get("bits"):
         needed |= {"shift": (None, [1]), "scale": (None, [1])}
     return needed
@@ -450,8 +450,7 @@ def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: S
     """Make a dense layer, and those that share its weight, compressed; the values themselves are loaded later."""
     weight = cast(nn.Parameter, model.get_submodule(name).weight)
     own = {key: value.to(weight.device) for key, value in _own_tensors(record, name, weight.shape, state).items()}
-    pattern, values = parse(record.pattern), cast(Tensor, state.get(under(name, "values")))
-    rows, columns = _unit_of(pattern)
+    tiling, values = _tiling_of(record), cast(Tensor, state.get(under(name, "values")))
     dtype = torch.bfloat16 if record.converts else weight.dtype
     if isinstance(values, Tensor) and values.dtype == torch.bfloat16 != dtype:
         raise ValueError(
@@ -459,7 +458,7 @@ def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: S
             "model in the same dtypes; where an earlier version packed this layer alone so, sparsify() the model as "
             f"before, and call pack(model, forms={{{name!r}: 'tiles-bf16'}}) before loading"
         )
-    _check_outline(under(name, "values"), values, dtype, [None, columns, rows])
+    _check_outline(under(name, "values"), values, dtype, [None, tiling.columns, tiling.rows])
     energies = None
     if record.options["estimate"]:
         energy_in, energy_out = (
@@ -468,9 +467,9 @@ def _build_compressed(record: LayerRecord, name: str, model: nn.Module, state: S
         energies = energy_in, energy_out
     shape = matrix_shape(weight.shape, transposed=record.transposed)
     index = FixedIndex(
-        Topology(shape, rows, columns, own["ptr"], own["col"], own.get("order")),
+        Topology(shape, tiling.rows, tiling.columns, own["ptr"], own["col"], own.get("order")),
         weight.shape,
-        pattern=pattern,
+        pattern=parse(record.pattern),
         density=record.density,
         transposed=record.transposed,
         energies=energies,
@@ -490,15 +489,14 @@ def _build_int8(record: LayerRecord, name: str, model: nn.Module, state: State) 
     is_there = isinstance(layer, Int8Linear)
     shape = layer.topology.shape if is_there else matrix_shape(layer.weight.shape, transposed=record.transposed)
     device = (layer.scales if is_there else layer.weight).device
-    pattern, outputs = parse(record.pattern), shape[0]
-    rows, columns = _unit_of(pattern)
+    tiling, outputs = _tiling_of(record), shape[0]
     needed: dict[str, tuple[torch.dtype | None, Sequence[int | None]]] = {
-        "integers": (torch.int8, [None, rows, STEP]),
+        "integers": (torch.int8, [None, tiling.rows, STEP]),
         "scales": (None, [outputs]),
         "ptr": (torch.int32, [None]),
         "col": (torch.int32, [None]),
     }
-    if isinstance(pattern, Shuffled):
+    if tiling.order is not None:
         needed["order"] = torch.int32, [outputs]
     if layer.bias is not None:
         needed["bias"] = layer.bias.dtype, [outputs]
@@ -513,11 +511,11 @@ def _build_int8(record: LayerRecord, name: str, model: nn.Module, state: State) 
             layer.register_buffer(key, tensor)
         return
     built = Int8Linear(
-        Topology(shape, rows, columns, own["ptr"], own["col"], own.get("order")),
+        Topology(shape, tiling.rows, tiling.columns, own["ptr"], own["col"], own.get("order")),
         integers=own["integers"],
         scales=own["scales"],
         bias=own.get("bias"),
-        pattern=pattern,
+        pattern=parse(record.pattern),
         density=record.density,
         transposed=record.transposed,
     )
@@ -525,10 +523,10 @@ def _build_int8(record: LayerRecord, name: str, model: nn.Module, state: State) 
     disable_fused_paths(model)
 
 
-def _unit_of(pattern: Pattern) -> tuple[int, int]:
-    """Return how many outputs and inputs a unit of a compressed weight has."""
-    assert isinstance(pattern, Block | Shuffled), f"{pattern} has no compressed storage"
-    return pattern.rows, pattern.columns if isinstance(pattern, Block) else 1
+def _tiling_of(record: LayerRecord) -> Tiling:
+    tiling = parse(record.pattern).tiling
+    assert tiling is not None, f"{record.pattern} has no compressed storage"
+    return tiling
 
 
 def _all_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from cutwork.distributed import is_sharded
-from cutwork.layers.compressed import CompressedConv2d, CompressedLinear, why_no_storage
+from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
 from cutwork.layers.sparse_class import dense_class, sparse_class
 from cutwork.ops.activations import NONE
-from cutwork.sparsity.compressed import FixedIndex, index_of
+from cutwork.sparsity.compressed import FixedIndex, index_of, why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import from_matrix, to_matrix
 
 
 def why_not_compressed(layer: nn.Module) -> str:
     """Say why a sparse layer cannot be compressed as it is, and what to do; empty where it can."""
-    if reason := why_no_storage(layer.sparsity.pattern):  # pyrefly: ignore
+    if reason := why_not_store(layer.sparsity.pattern):  # pyrefly: ignore
         return reason
     sparsity, weight = layer.sparsity, layer.weight
     if not isinstance(sparsity, Fixed):
