@@ -26,7 +26,7 @@ from cutwork.speed.timing import MARGIN, STEADY_SPREAD
 from cutwork.speed.trial import Trial
 from cutwork.text import in_columns
 from cutwork.training.amounts import why_too_coarse
-from cutwork.training.selection import DENSE, describe_reasons, match_layers
+from cutwork.training.selection import describe_reasons, match_layers
 from cutwork.training.sparsify import sparsify
 
 # The finest first: where two reach the goal with as much left, it keeps accuracy better.
