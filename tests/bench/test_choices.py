@@ -35,9 +35,9 @@ def test_what_can_be_measured_is_let_through():
 
 
 def test_a_name_given_twice_counts_once_and_a_near_one_is_suggested():
-    assert choices.chosen("form", ["tile", "dense", "tile"], ("dense", "tile")) == ("tile", "dense")
+    assert choices.choose("form", ["tile", "dense", "tile"], ("dense", "tile")) == ("tile", "dense")
     with pytest.raises(ValueError, match=r"unknown form 'til' \(did you mean 'tile'\?\); write one of dense, tile"):
-        choices.chosen("form", ["til"], ("dense", "tile"))
+        choices.choose("form", ["til"], ("dense", "tile"))
 
 
 LINEAR = {

@@ -69,7 +69,7 @@ def test_choices_of_layers_leave_the_first_convolution_out():
 @pytest.mark.parametrize("name", ["resnet", "timm:", "mlp:3"])
 def test_an_unknown_model_is_refused(name):
     with pytest.raises(ValueError, match=r"unknown (model|shape)"):
-        subjects.subject(name)
+        subjects.make_subject(name)
 
 
 def test_a_language_model_predicts_the_same_token_again_and_again():
@@ -88,7 +88,7 @@ def test_a_language_model_predicts_the_same_token_again_and_again():
 def test_models_of_timm_and_torchvision_are_found_by_name():
     pytest.importorskip("timm")
     for name in ("timm:resnet10t", "torchvision:squeezenet1_1"):
-        made = subjects.subject(name)
+        made = subjects.make_subject(name)
         assert made.inputs(2)[0].shape == (2, 3, 224, 224)
         assert isinstance(made.model, nn.Module)
 
@@ -117,9 +117,9 @@ def test_bytes_are_those_of_kept_weights_and_their_index_without_embeddings():
 def test_an_unknown_model_of_a_package_is_a_wrong_input_with_near_misses(name, near):
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=rf"^{name}: .*; did you mean .*{near}"):
-        subjects.subject(name)
+        subjects.make_subject(name)
     with pytest.raises(ValueError, match="list_models"):
-        subjects.subject(name.partition(":")[0] + ":zzzzzzzz")
+        subjects.make_subject(name.partition(":")[0] + ":zzzzzzzz")
 
 
 def test_a_forward_pass_copies_no_model_that_it_would_not_change(monkeypatch):

@@ -94,7 +94,7 @@ def _candidates(
     try:
         sparsify(packed, pattern, density=density, init="random")
     except ValueError:
-        # Too coarse for a layer this small: then it is what anybody would have, dense.
+        # Too coarse for a layer this small, which would then be dense.
         sparsify(packed, "unstructured", density=density, init="random")
     mask = packed[0].sparsity.mask  # pyrefly: ignore
     dense = copy.deepcopy(layer)

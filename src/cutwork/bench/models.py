@@ -22,7 +22,7 @@ from cutwork.layers.compressed import Compressed
 from cutwork.layers.swap import candidates as layers_that_can_be_sparse
 from cutwork.layers.swap import sparse_layers
 from cutwork.memory import check_memory
-from cutwork.models.named import FORWARD_ONLY, Subject, subject, title_of
+from cutwork.models.named import FORWARD_ONLY, Subject, make_subject, title_of
 from cutwork.patterns import Pattern
 from cutwork.speed.forms import DENSE
 from cutwork.speed.fusion import fuse
@@ -84,7 +84,7 @@ def names_of(model: nn.Module, choice: str) -> list[str]:
 
 def _seeded(name: str, seed: int) -> Subject:
     torch.manual_seed(seed)
-    return subject(name)
+    return make_subject(name)
 
 
 def _candidates(

@@ -19,7 +19,7 @@ Choice = TypeVar("Choice")
 
 STOPPED_NOTE = "stopped before the end: this is what was measured until then"
 QUICK_SECONDS = 10.0
-# Of random layers; more would take days.
+# More random layers than that would take days.
 MOST_LAYERS = 100_000
 
 
@@ -29,8 +29,8 @@ class Settings:
     """What all measurements share.
 
     Args:
-        threads: Threads to compute with; without it as many as PyTorch takes by itself.
-        seconds: How long all of it may take, about, with building, checking and compiling. A form that would take far
+        threads: Threads to compute with; by default as many as PyTorch uses.
+        seconds: About how long everything may take, with building, checking and compiling. A form that would take far
             more than its share is left out, and the results say so.
         quick: Take the first of each list except densities, and at most 10 seconds.
         output: Folder for results.json, results.csv and a picture of the curves.
@@ -56,10 +56,9 @@ class Grid:
     Args:
         patterns: Which masks are legal: block:16, block:64x16, vector:16, shuffled:16.
         densities: Shares of the weights that are kept.
-        precisions: fp32, bf16; of linear layers also int8 (weights, and inputs as they come; forward only).
-        forms: The forms to measure; without it all that there are. Dense fp32 is always measured. Layers: dense,
-            compiled, tile; linear ones also onnx, bsr, bsr-left, csr, csr-left, scipy. Models: dense, compiled, packed,
-            fused.
+        precisions: fp32, bf16; linear layers also int8 (weights and inputs, forward only).
+        forms: The forms to measure, by default all. Dense fp32 is always measured. Layers: dense, compiled, tile;
+            linear layers also onnx, bsr, bsr-left, csr, csr-left, scipy. Models: dense, compiled, packed, fused.
         without: Forms to leave out, for example the slow bsr and csr.
     """
 
@@ -73,17 +72,17 @@ class Grid:
         self, settings: Settings, passes: Sequence[str], *, precisions: Sequence[str], forms: Sequence[str]
     ) -> "Choices":
         """Return what to measure of the known precisions and forms."""
-        from cutwork.bench.choices import chosen
+        from cutwork.bench.choices import choose
         from cutwork.bench.layers import Choices
 
         few = settings.few
-        without = chosen("form", self.without, forms) if self.without else ()
+        without = choose("form", self.without, forms) if self.without else ()
         return Choices(
             patterns=few(self.patterns),
             densities=self.densities,
-            precisions=few(chosen("precision", self.precisions, precisions)),
+            precisions=few(choose("precision", self.precisions, precisions)),
             passes=few(passes),
-            forms=[form for form in chosen("form", self.forms or forms, forms) if form not in without],
+            forms=[form for form in choose("form", self.forms or forms, forms) if form not in without],
             seed=settings.seed,
         )
 
@@ -198,11 +197,11 @@ BENCHMARKS = CommandGroup(
 def _groups_of(
     layers: "Sequence[Layer]", table: "PassTable", settings: Settings, grid: Grid, passes: Sequence[str]
 ) -> "list[Group]":
-    from cutwork.bench.choices import chosen
+    from cutwork.bench.choices import choose
     from cutwork.bench.layers import groups
     from cutwork.bench.passes import PASSES, TILE
 
-    work = chosen("pass", passes, PASSES)
+    work = choose("pass", passes, PASSES)
     return groups(layers, table, grid.choose(settings, work, precisions=list(table[TILE]), forms=list(table)))
 
 

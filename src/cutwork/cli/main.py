@@ -29,7 +29,7 @@ COMMANDS: dict[str, Callable[..., None] | CommandGroup] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    It is 0 when done, 2 after a wrong input, 130 when somebody stopped it, 141 when nobody reads on.
+    It is 0 when done, 2 after a wrong input, 130 when it was stopped, 141 when its output has no reader any more.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()

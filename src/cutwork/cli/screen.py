@@ -10,9 +10,9 @@ from typing import Protocol, final
 
 # What a wrong input may raise. Anything else is a bug and keeps its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError)
-# What a shell expects of a program that somebody stopped, and of one whose reader went away, as `head` does.
+# What a shell expects of a program that was stopped, and of one whose reader went away, as `head` does.
 STOPPED, UNREAD = 130, 141
-# Somebody who waits wants to hear of a form that takes so long.
+# A form that takes longer has a line of its own.
 LONG_S = 2.0
 
 
@@ -26,7 +26,7 @@ class CommandGroup:
 
 
 class Progress(Protocol):
-    """Shows somebody who waits what is being measured, and how long still."""
+    """Shows what is being measured, and how long it still takes."""
 
     def group(self, number: int, title: str, left: float) -> None:
         """Show that a group is begun, and how many seconds are left for all that are."""
