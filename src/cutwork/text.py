@@ -48,3 +48,12 @@ def arrow(inputs: int, outputs: int) -> str:
     '768->3072'
     """
     return f"{inputs}->{outputs}"
+
+
+def label(name: str) -> str:
+    """Return what to call the layer of this name; a model that is one layer has no name.
+
+    >>> label("encoder.0"), label("")
+    ('encoder.0', 'the model itself')
+    """
+    return name or "the model itself"
