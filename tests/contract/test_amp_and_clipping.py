@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import cutwork as cw
 from cutwork.methods import Method
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 
 DYNAMIC: dict[str, Method] = {
     "rigl": cw.RigL(every=2, until=20),
@@ -169,7 +169,7 @@ def silent_copy(model: nn.Module) -> nn.Module:
     quiet = copy.deepcopy(model)
     for name, module in quiet.named_modules():
         if name.endswith("sparsity") and isinstance(module, Fixed):
-            module.listen(quiet.get_submodule(name.removesuffix(".sparsity")).weight, False)
+            module.expect_gradient(quiet.get_submodule(name.removesuffix(".sparsity")).weight, False)
     return quiet
 
 

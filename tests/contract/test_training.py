@@ -8,7 +8,7 @@ from torch import nn
 
 import cutwork as cw
 from cutwork.methods import METHODS, Method, Switch
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 
 PATTERNS = [
     "unstructured", "block:4", "block:8x3", "vector:4", "shuffled:4", "shuffled:4x1", "2:4", "1:4", "2:4-tile",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import cutwork as cw
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 
 
 def resting(layer=None):
@@ -139,7 +139,7 @@ def test_a_resting_layer_looks_again_only_where_something_was_written(products, 
         for _ in range(3):
             model(x)
         assert (len(products), len(looks)) == (3, 3)
-        model[0].sparsity.settle(model[0].weight)
+        model[0].sparsity.after_update(model[0].weight)
         model(x)
         assert (len(products), len(looks)) == (3, 4)
 

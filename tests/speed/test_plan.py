@@ -18,7 +18,7 @@ import cutwork as cw
 from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.int8 import Int8Linear
 from cutwork.patterns import Block
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 from cutwork.speed import forms
 from cutwork.speed.cache import TimingCache, cache_file
 from cutwork.speed.profile import time_pieces

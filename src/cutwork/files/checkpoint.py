@@ -20,7 +20,7 @@ from cutwork.files.structure import Structure
 from cutwork.files.tensor_file import read_description, read_file, write_file
 from cutwork.files.tensor_tree import TensorTable
 from cutwork.layers.swap import SparseLayer, sparse_layers
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 from cutwork.text import label
 from cutwork.training.sparsifier import STATE_KEY, Sparsifier
 

@@ -9,7 +9,8 @@ from cutwork.files.record import DENSE, KINDS, LayerRecord, options_of, write_pa
 from cutwork.files.storage import Needed, State, Storage, need_energies, take_own, take_shared_weight, under
 from cutwork.layers.swap import SparseLayer, make_sparse
 from cutwork.patterns import Shape, parse
-from cutwork.sparsity.base import Learned, Masked
+from cutwork.sparsity.learned import Learned
+from cutwork.sparsity.masked import Masked
 from cutwork.sparsity.matrix import matrix_shape, to_matrix
 
 

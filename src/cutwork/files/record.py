@@ -7,7 +7,10 @@ from typing import Any, final
 from cutwork.files.schema import Form, Named, Number, check_form
 from cutwork.layers.compressed import why_no_storage
 from cutwork.patterns import Pattern, parse
-from cutwork.sparsity.base import Fixed, Learned, Masked, Reprojected
+from cutwork.sparsity.fixed import Fixed
+from cutwork.sparsity.learned import Learned
+from cutwork.sparsity.masked import Masked
+from cutwork.sparsity.reprojected import Reprojected
 from cutwork.text import label
 
 DENSE, COMPRESSED, INT8 = "dense", "compressed", "int8"

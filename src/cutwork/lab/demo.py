@@ -25,8 +25,8 @@ from cutwork.layers.storage import compress, why_not_compressed
 from cutwork.layers.swap import sparse_layers
 from cutwork.methods import Method, named
 from cutwork.patterns import parse
-from cutwork.sparsity.base import Fixed
 from cutwork.sparsity.compressed import FixedIndex
+from cutwork.sparsity.fixed import Fixed
 from cutwork.speed.plan import pack
 from cutwork.training.sparsifier import Sparsifier
 from cutwork.training.sparsify import bake, sparsify

@@ -74,7 +74,7 @@ class Compressed(nn.Module):
     @final
     def _whole_weight(self) -> Tensor:
         index, values = self.sparsity, held(self, "values")
-        index.was_used = True
+        index.note_use()
         outputs, inputs = index.shape
         if index.listener is None:
             matrix = dense_weight(values, *index.tensors, outputs, inputs)
@@ -141,8 +141,7 @@ class Compressed(nn.Module):
                 raise ValueError(f"{name}: a sharded layer cannot take another number of units; load before sharding")
             replace_numbers(self.values, self.values.new_zeros(values.shape))
             self.values.grad = None
-            index.was_resized = True
-            index.col = torch.zeros_like(topology.col, device=index.col.device)
+            index.make_room(topology.num_units)
 
 
 @final
@@ -163,7 +162,7 @@ class CompressedLinear(Compressed):
             return self.forward(x.to(values.dtype)).to(x.dtype)
         self._check(x, values, -1, self.in_features)
         index, before, after = self.sparsity, self.before, self.after
-        if index.is_watching:
+        if index.is_observing:
             x, before, after = activate(before, x), NONE, NONE
         y = linear(
             *(x, values, *index.tensors, held(self, "bias")),
@@ -172,7 +171,7 @@ class CompressedLinear(Compressed):
             after=after,
             ear=index.listener,
         )
-        y = index.watch(x, y, -1)
+        y = index.observe(x, y, -1)
         return y if after == self.after else activate(self.after, y)
 
     def extra_repr(self) -> str:
@@ -210,7 +209,7 @@ class CompressedConv2d(Compressed):
         values = held(self, "values")
         self._check(input, values, -3, self.in_channels)
         index = self.sparsity
-        after = NONE if index.is_watching else self.after
+        after = NONE if index.is_observing else self.after
         x, padding = self._padded(input)
         y = conv2d(
             *(x, values, *index.tensors, held(self, "bias")),
@@ -223,7 +222,7 @@ class CompressedConv2d(Compressed):
             after=after,
             ear=index.listener,
         )
-        y = index.watch(input, y, -3)
+        y = index.observe(input, y, -3)
         return y if after == self.after else activate(self.after, y)
 
     def extra_repr(self) -> str:

@@ -5,7 +5,7 @@ from typing import final
 from torch import Tensor, nn
 
 from cutwork.layers.parameter import held, rests
-from cutwork.sparsity.base import Masked
+from cutwork.sparsity.masked import Masked
 
 
 @final
@@ -24,4 +24,4 @@ class SparseConv2d(nn.Conv2d):
         """Return the convolution of the input with the effective weight."""
         if rests(self):
             return self._conv_forward(input, held(self, "weight"), held(self, "bias"))
-        return self.sparsity.watch(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)
+        return self.sparsity.observe(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)

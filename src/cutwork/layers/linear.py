@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutwork.layers.parameter import held, rests
-from cutwork.sparsity.base import Masked
+from cutwork.sparsity.masked import Masked
 
 
 @final
@@ -25,7 +25,7 @@ class SparseLinear(nn.Linear):
         """Return the input times the effective weight, plus the bias."""
         if rests(self):
             return F.linear(input, held(self, "weight"), held(self, "bias"))
-        return self.sparsity.watch(input, F.linear(input, self.sparsity(self.weight), self.bias), -1)
+        return self.sparsity.observe(input, F.linear(input, self.sparsity(self.weight), self.bias), -1)
 
 
 @final
@@ -47,7 +47,7 @@ class SparseConv1D(nn.Module):
         """Return `x` times the effective weight, plus the bias."""
         if rests(self):
             return F.linear(x, held(self, "weight").T, held(self, "bias"))
-        return self.sparsity.watch(x, F.linear(x, self.sparsity(self.weight).T, self.bias), -1)
+        return self.sparsity.observe(x, F.linear(x, self.sparsity(self.weight).T, self.bias), -1)
 
     def extra_repr(self) -> str:
         """Describe the layer as transformers does."""

@@ -10,8 +10,8 @@ from cutwork.distributed import is_sharded
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear, why_no_storage
 from cutwork.layers.sparse_class import dense_class, sparse_class
 from cutwork.ops.activations import NONE
-from cutwork.sparsity.base import Fixed
-from cutwork.sparsity.compressed import FixedIndex, indexed
+from cutwork.sparsity.compressed import FixedIndex, index_of
+from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import from_matrix, to_matrix
 
 
@@ -47,12 +47,12 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
 def to_index(fixed: Fixed) -> FixedIndex:
     """Return a fixed mask in compressed storage; raise ValueError where it is not made of whole units."""
     return FixedIndex(
-        indexed(fixed.mask_matrix(), fixed.pattern),
+        index_of(fixed.mask_matrix(), fixed.pattern),
         fixed.mask.shape,
         pattern=fixed.pattern,
         density=fixed.density,
         transposed=fixed.transposed,
-        energies=(fixed.energy_in, fixed.energy_out) if fixed.estimate else None,
+        energies=fixed.energies,
     )
 
 
@@ -83,8 +83,8 @@ def expand(layers: Mapping[str, nn.Module]) -> None:
             transposed=index.transposed,
             estimate=index.estimate,
         )
-        if index.estimate:
-            fixed.energy_in, fixed.energy_out = index.energy_in, index.energy_out
+        if index.energies is not None:
+            fixed.energy_in, fixed.energy_out = index.energies
         dense = from_matrix(index.matrix(values), index.weight_shape, transposed=index.transposed)
         weight = nn.Parameter(dense, requires_grad=values.requires_grad)
         for layer in sharers:

@@ -14,7 +14,8 @@ from torch.nn import Parameter
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import NEED_NO_GRADIENT, Score, random
 from cutwork.patterns import Pattern
-from cutwork.sparsity.base import Fixed, Sparsity
+from cutwork.sparsity.base import Sparsity
+from cutwork.sparsity.fixed import Fixed
 
 Steps = int | float
 

@@ -8,7 +8,8 @@ from torch.nn import Parameter
 
 from cutwork.methods.base import Method, View, check_every, check_scores, project_by
 from cutwork.methods.scores import Score, magnitude
-from cutwork.sparsity.base import Reprojected, Sparsity
+from cutwork.sparsity.base import Sparsity
+from cutwork.sparsity.reprojected import Reprojected
 
 
 @final

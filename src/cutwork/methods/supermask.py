@@ -11,7 +11,8 @@ from torch.nn import Parameter
 from cutwork.methods.base import Method, Steps, View, check_every, check_start_density, progress
 from cutwork.methods.schedules import cubic
 from cutwork.methods.scores import Score, magnitude
-from cutwork.sparsity.base import Learned, Sparsity
+from cutwork.sparsity.base import Sparsity
+from cutwork.sparsity.learned import Learned
 
 
 @final

@@ -9,17 +9,8 @@ from torch import Tensor, nn
 from cutwork.distributed import local, num_processes, part_like, whole
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Shape
-from cutwork.sparsity.base import (
-    LEAK,
-    TOO_NARROW,
-    WHISPER_ENERGY,
-    Heard,
-    Sparsity,
-    States,
-    check_not_transformed,
-    measure_energies,
-    take_estimate,
-)
+from cutwork.sparsity.base import DenseGradient, Sparsity, States
+from cutwork.sparsity.estimate import Energies, check_not_transformed, take_estimate
 from cutwork.sparsity.listening import Ear, Pair, add_product
 from cutwork.sparsity.matrix import from_matrix
 from cutwork.sparsity.protected import plain, protect, version_of
@@ -33,9 +24,9 @@ Index = tuple[Tensor, Tensor, Tensor | None]
 class FixedIndex(Sparsity):
     """A mask that only the sparsifier moves, of a layer that stores nothing outside it.
 
-    The mask is computed when it is asked for. In a step that listens the products tell its ear what they read and the
-    gradient of what they returned, and `hear` returns what forms the dense gradient of these, averaged over processes
-    as data parallelism averages the rest. With energies it is estimated instead, as in `Fixed`.
+    The mask is computed when it is asked for. In a step that expects the dense gradient the products tell its ear what
+    they read and the gradient of what they returned, and `before_update` returns what forms the dense gradient of
+    these, averaged over processes as data parallelism averages the rest. With energies it is estimated, as in `Fixed`.
 
     Kernels trust an index. So it is checked once after each change, whoever made it.
     """
@@ -43,7 +34,6 @@ class FixedIndex(Sparsity):
     ptr: Tensor
     col: Tensor
     order: Tensor | None
-    leak: Tensor
     # The index as others find it among the buffers, and as it is computed with; both have the same memory.
     _shown: Index
     _index: Index
@@ -56,22 +46,20 @@ class FixedIndex(Sparsity):
         pattern: Pattern,
         density: float,
         transposed: bool,
-        energies: tuple[nn.Parameter, nn.Parameter] | None = None,
+        energies: Energies | None = None,
     ) -> None:
         super().__init__(pattern=pattern, density=density, transposed=transposed)
         self.weight_shape = tuple(weight_shape)
         self.shape, self.rows, self.columns = topology.shape, topology.rows, topology.columns
         for name in INDEX:
             self.register_buffer(name, getattr(topology, name))
-        self.register_buffer(LEAK, torch.zeros((), device=topology.col.device), persistent=False)
+        self.restart(topology.col.device)
         self._show()
         self._versions = _versions_of(self._index)
         self.ear = Ear()
-        self.estimate = energies is not None
         # How often the mask has moved; an average of weights may have been left behind.
         self.num_moves = 0
-        # What the buffer `leak` says too; this spares a device the question in each step.
-        self.is_loud = False
+        self.estimate = energies is not None
         if energies is not None:
             self.energy_in, self.energy_out = energies
 
@@ -124,7 +112,7 @@ class FixedIndex(Sparsity):
         for name, held, index in zip(INDEX, self._index, (topology.ptr, topology.col, topology.order), strict=True):
             if held is None or index is None or held.shape != index.shape:
                 # A copy, because an average that moves along is given the same.
-                self._buffers[name] = index if index is None else index.to(self.leak.device, copy=True)
+                self._buffers[name] = index if index is None else index.to(self.gain.device, copy=True)
             else:
                 # In place, so that compiled code goes on with the tensors it knows.
                 held.copy_(index)
@@ -144,20 +132,6 @@ class FixedIndex(Sparsity):
         """Return the dense matrix of a tensor shaped like the values."""
         return self.topology.scatter(whole(tensor.detach()))
 
-    def watch(self, x: Tensor, y: Tensor, channel_dim: int) -> Tensor:
-        """Return `y`; in backward, measure energies if the dense gradient is to be estimated."""
-        # To set an attribute of a module takes as long as a small product; compiled code must not look at it.
-        if torch.compiler.is_compiling() or not self.was_used:
-            self.was_used = True
-        if not self.is_watching:
-            return y
-        return measure_energies(y, x, self.energy_in, self.energy_out, self.leak, channel_dim)
-
-    @property
-    def is_watching(self) -> bool:
-        """Say whether `watch` has to see what the product itself reads and returns."""
-        return self.estimate and torch.is_grad_enabled()
-
     @property
     def listener(self) -> Tensor | None:
         """Return the number by which products tell the ear what they read and what they get, if they shall."""
@@ -165,41 +139,31 @@ class FixedIndex(Sparsity):
             return None
         if torch.compiler.is_compiling():
             # The compiled code is the same in every step; whether anybody listens, it finds out in backward.
-            return self.ear.ear if self.may_listen and not torch.compiler.is_exporting() else None
+            return self.ear.ear if self.needs_gradient and not torch.compiler.is_exporting() else None
         if not self.ear.is_open:
             return None
         check_not_transformed()
         return self.ear.ear
 
-    @property
-    def is_too_narrow(self) -> bool:
-        """Say whether sums of squares would overflow here."""
-        return self.estimate and self.energy_in.dtype == torch.float16
-
-    def listen(self, trained: nn.Parameter, on: bool) -> None:
+    def expect_gradient(self, trained: nn.Parameter, on: bool) -> None:
         """Say whether to keep what the dense gradient is made of."""
-        if on and self.is_too_narrow:
-            raise ValueError(TOO_NARROW)
         if self.estimate:
-            if on != self.is_loud:
-                self.is_loud = on
-                self.leak.fill_(WHISPER_ENERGY * on)
+            self._expect_estimate(on)
         elif not on:
             self.ear.close()
         elif not self.ear.is_open:
             self.ear.open(trained)
 
-    def hear(self, trained: nn.Parameter, loss_scale: float) -> Heard | None:
-        """Return what forms the dense gradient, or its estimate, if the step listened."""
-        if self.estimate:
-            # A channel of a convolution is read at every place of the kernel.
-            repeat = self.shape[1] // len(self.energy_in)
-            return take_estimate(self.energy_out, self.energy_in, repeat) if self.is_loud else None
+    def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
+        """Return what forms the dense gradient, or its estimate, if it was expected."""
+        self.was_resized = False
+        if self.energies is not None:
+            return take_estimate(self.energies, self.shape[1]) if self._gain else None
         if not self.ear.is_open or trained.grad is None:
             return None
         return partial(self._form_gradient, self.ear.pairs, trained.grad.clone())
 
-    def settle(self, trained: nn.Parameter) -> None:
+    def after_update(self, trained: nn.Parameter) -> None:
         """Zero the values that hang over the matrix, whatever the optimizer wrote there."""
         inside = self.topology.inside()
         if inside is not None:
@@ -212,7 +176,7 @@ class FixedIndex(Sparsity):
 
     def condense(self, matrix: Tensor) -> Topology:
         """Return the index of a mask."""
-        return indexed(matrix, self.pattern)
+        return index_of(matrix, self.pattern)
 
     def resizes(self, condensed: Topology) -> bool:
         """Say whether another number of units is kept there."""
@@ -230,17 +194,17 @@ class FixedIndex(Sparsity):
         """
         old, fits = self.topology, not self.resizes(condensed)
 
-        def carried(tensor: Tensor) -> Tensor:
+        def carry(tensor: Tensor) -> Tensor:
             moved = condensed.gather(old.scatter(tensor.to(old.col.device))).to(tensor.device)
             return tensor.copy_(moved) if fits else moved
 
         for state in states:
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == trained.shape:
-                    state[key] = carried(value)
+                    state[key] = carry(value)
         if trained.grad is not None:
-            trained.grad = carried(trained.grad) if fits else None
-        values = carried(trained.detach())
+            trained.grad = carry(trained.grad) if fits else None
+        values = carry(trained.detach())
         if not fits:
             replace_numbers(trained, values)
         self.num_moves += not _is_same(old, condensed)
@@ -260,19 +224,19 @@ class FixedIndex(Sparsity):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of a copy what is in the buffers, and that this step listens."""
+        """Leave out what is in the buffers."""
         state = {key: value for key, value in super().__getstate__().items() if key not in ("_shown", "_index")}
-        return {**state, "is_loud": False, "_versions": -1}
+        return {**state, "_versions": -1}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make anew what a copy leaves out."""
         super().__setstate__(state)
         self._show()
-        self.restart(self._index[1].device)
 
-    def restart(self, device: torch.device) -> None:
-        """Let compiled code find that it is quiet."""
-        self._buffers[LEAK] = torch.zeros((), device=device)
+    def make_room(self, num_units: int) -> None:
+        """Expect the index of another number of units from a state dict; an optimizer may know nothing of it."""
+        self.was_resized = True
+        self.col = torch.zeros(num_units, dtype=torch.int32, device=self.col.device)
 
     def _load_from_state_dict(
         self,
@@ -285,17 +249,19 @@ class FixedIndex(Sparsity):
         error_msgs: list[str],
     ) -> None:
         """Refuse an index that products could not use, before anything is touched."""
-        held: dict[str, Any] = {name: self._buffers[name] for name in INDEX}
-        keys = {name: f"{prefix}{name}" for name in INDEX if held[name] is not None and f"{prefix}{name}" in state_dict}
+        buffers: dict[str, Any] = {name: self._buffers[name] for name in INDEX}
+        keys = {
+            name: f"{prefix}{name}" for name in INDEX if buffers[name] is not None and f"{prefix}{name}" in state_dict
+        }
         # Protected as those of another model they would be refused, as in an average.
         state_dict.update({key: plain(state_dict[key]) for key in keys.values()})
         try:
             for name, key in keys.items():
-                found, expected = state_dict[key], list(held[name].shape)
+                found, expected = state_dict[key], list(buffers[name].shape)
                 if not isinstance(found, Tensor) or list(found.shape) != expected:
                     shape = list(found.shape) if isinstance(found, Tensor) else "no tensor"
                     raise ValueError(f"{name} is {shape}, where the layer has {expected}")
-            given = {**held, **{name: state_dict[key] for name, key in keys.items()}}
+            given = {**buffers, **{name: state_dict[key] for name, key in keys.items()}}
             Topology(self.shape, self.rows, self.columns, **given).check()
         except ValueError as error:
             name = prefix.removesuffix(".").removesuffix("sparsity").removesuffix(".")
@@ -335,7 +301,7 @@ class FixedIndex(Sparsity):
         return torch.where(index.to_mask(), index.scatter(gradient.to(wide)), total)
 
 
-def indexed(mask: Tensor, pattern: Pattern) -> Topology:
+def index_of(mask: Tensor, pattern: Pattern) -> Topology:
     """Return the index of a mask; raise ValueError where the mask is not made of whole units."""
     topology = Topology.from_mask(mask, pattern)
     if not torch.equal(topology.to_mask(), mask):
@@ -365,8 +331,8 @@ def _is_same(one: Topology, other: Topology) -> bool:
     return orders_agree and torch.equal(one.ptr, other.ptr) and torch.equal(one.col, other.col)
 
 
-def _scale_between(heard: Tensor, reached: Tensor) -> float:
-    """Return the number that brings one tensor closest to another."""
-    scale = float((heard.double() * reached.double()).sum() / heard.double().square().sum())
+def _scale_between(one: Tensor, other: Tensor) -> float:
+    """Return the number that brings one tensor closest to the other."""
+    scale = float((one.double() * other.double()).sum() / one.double().square().sum())
     # Without any gradient at what is kept there is nothing to go by, and only the order matters.
     return scale if 0 < scale < float("inf") else 1.0

@@ -1,4 +1,4 @@
-"""Keeping, through one step, what the gradient of a whole weight is made of where only a part of it is stored."""
+"""What the dense gradient of a compressed layer is made of, collected in one step."""
 
 from collections.abc import Callable
 from typing import final

@@ -17,7 +17,7 @@ from cutwork.layers.int8 import Int8Linear, exchange
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.storage import compress, expand, why_not_compressed, why_not_expanded
 from cutwork.layers.swap import SparseLayer
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.rest import Rest
 from cutwork.speed.cache import TimingCache
 from cutwork.speed.timing import Timing, measure

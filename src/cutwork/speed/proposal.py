@@ -18,7 +18,7 @@ from cutwork.kernels import REFERENCE, tile_kernel
 from cutwork.layers.attention import OpenAttention
 from cutwork.layers.swap import Candidate, SparseLayer, can_swap, candidates, sparse_layers
 from cutwork.patterns import Pattern, parse
-from cutwork.sparsity.base import Fixed
+from cutwork.sparsity.fixed import Fixed
 from cutwork.speed.forms import MARGIN, TILES, Usage, at_rest, change, obstacle, usages
 from cutwork.speed.packing import grouped
 from cutwork.speed.profile import Pieces, time_pieces

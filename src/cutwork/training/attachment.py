@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from cutwork.distributed import is_distributed, is_sharded, processes_agree, same_on_all_ranks, whole
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method
-from cutwork.sparsity.base import Fixed, Reprojected
 from cutwork.sparsity.compressed import FixedIndex
+from cutwork.sparsity.estimate import why_too_narrow
+from cutwork.sparsity.reprojected import Reprojected
 
 Layers = Mapping[str, SparseLayer]
 Optimizers = Sequence[Optimizer]
@@ -126,7 +127,6 @@ def check_sizes(layers: Layers, optimizers: Optimizers) -> None:
                     f"{type(optimizer).__name__} remembers {len(others[0])}; load the optimizer's state dict too, or "
                     "detach() and attach() a new optimizer"
                 )
-        layer.sparsity.was_resized = False
 
 
 def check_state(
@@ -195,11 +195,8 @@ def _check_held(layers: Layers, optimizers: Optimizers) -> None:
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             if not all(any(holds(optimizer, parameter) for optimizer in optimizers) for parameter in trained):
                 missing[what].append(name)
-        if isinstance(layer.sparsity, Fixed | FixedIndex) and layer.sparsity.is_too_narrow:
-            raise ValueError(
-                f"attach: {name} was turned to float16 after sparsify(), too narrow for the sums of squares that "
-                "estimate=True needs; call half() before sparsify()"
-            )
+        if reason := why_too_narrow(layer.sparsity.energies):
+            raise ValueError(f"attach: {name} was {reason}")
     for what, names in missing.items():
         if names:
             raise ValueError(

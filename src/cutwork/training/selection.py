@@ -27,8 +27,9 @@ from cutwork.layers.swap import (
 from cutwork.methods import Method, View, generator_for
 from cutwork.methods.scores import Score
 from cutwork.patterns import Pattern, parse
-from cutwork.sparsity.base import Fixed, Sparsity
+from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
+from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import matrix_shape, to_matrix
 from cutwork.training.allocation import Allocation, Shapes, uniform
 
@@ -153,7 +154,7 @@ def install(
     layers = {name: cast(SparseLayer, model.get_submodule(name)) for name in choices}
     with torch.no_grad():
         for layer in layers.values():
-            layer.sparsity.settle(layer.trained)
+            layer.sparsity.after_update(layer.trained)
     return layers
 
 

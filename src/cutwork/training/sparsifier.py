@@ -1,4 +1,4 @@
-"""The sparsifier: the only code that moves a mask."""
+"""The sparsifier: what moves the masks of a model while an optimizer trains it."""
 
 import logging
 from collections.abc import Mapping
@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cutwork.distributed import whole
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
-from cutwork.sparsity.base import Heard, Learned
+from cutwork.sparsity.base import DenseGradient
 from cutwork.training.attachment import (
     check_attachable,
     check_mask,
@@ -61,7 +60,7 @@ class Sparsifier:
         self._trained: dict[str, nn.Parameter] = {}
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
-        self._heard: dict[str, Heard | None] = {}
+        self._gradients: dict[str, DenseGradient | None] = {}
         self.state_key = f"{STATE_KEY}:{next(iter(self.layers))}"
         self._is_first_step = True
         self._averages: list[dict[str, SparseLayer]] = []
@@ -90,9 +89,7 @@ class Sparsifier:
         self._is_first_step = True
         for layer in self.layers.values():
             has_attached(layer)
-            layer.sparsity.was_used = False
-            layer.sparsity.is_followed = True
-            layer.sparsity.may_listen = self.method.needs_gradient
+            layer.sparsity.follow(needs_gradient=self.method.needs_gradient)
         self._optimizers = list(optimizers)
         self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
         self._trained = {name: layer.trained for name, layer in self.layers.items()}
@@ -116,8 +113,7 @@ class Sparsifier:
         self._handles, self._optimizers = [], []
         for layer in self.layers.values():
             if isinstance(layer, SparseLayer):
-                layer.sparsity.is_followed = False
-                layer.sparsity.listen(layer.trained, False)
+                layer.sparsity.release(layer.trained)
 
     def take_along(self, average: nn.Module) -> None:
         """Move the masks of an average of the model, such as `AveragedModel(model)`, whenever those of the model move.
@@ -143,9 +139,9 @@ class Sparsifier:
         if not self._handles:
             check_parameters(self.layers, self._trained)
         for name, layer in self.layers.items():
-            if name not in self._heard:
-                self._heard[name] = layer.sparsity.hear(layer.trained, 1.0)
-            layer.sparsity.settle(layer.trained)
+            if name not in self._gradients:
+                self._gradients[name] = layer.sparsity.before_update(layer.trained, 1.0)
+            layer.sparsity.after_update(layer.trained)
         if self._is_first_step:
             for name, layer in self.layers.items():
                 check_state(name, layer, self._optimizers)
@@ -153,7 +149,7 @@ class Sparsifier:
         if self.method.due(self.steps_done + 1):
             self._move_all(self.steps_done + 1)
         self.steps_done += 1
-        self._heard.clear()
+        self._gradients.clear()
         self._prepare()
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,7 +176,7 @@ class Sparsifier:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
-        lists, tables = ("_optimizers", "_handles", "_averages"), ("_owners", "_trained", "_heard")
+        lists, tables = ("_optimizers", "_handles", "_averages"), ("_owners", "_trained", "_gradients")
         fresh = {name: [] for name in lists} | {name: {} for name in tables}
         return {**vars(self), **fresh, "_waiting": set()}
 
@@ -208,21 +204,21 @@ class Sparsifier:
     def _before_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._hear(optimizer)
+            self._take_gradients(optimizer)
             return None
 
-        def then_hear() -> Any:
+        def then_take_gradients() -> Any:
             loss = closure()
-            self._hear(optimizer)
+            self._take_gradients(optimizer)
             return loss
 
-        # Some frameworks run forward and backward inside the step: only after that is there a gradient to hear.
+        # Some frameworks run forward and backward inside the step: only after that is there a gradient.
         if len(args) > 1:
-            return (args[0], then_hear, *args[2:]), kwargs
-        return args, {**kwargs, "closure": then_hear}
+            return (args[0], then_take_gradients, *args[2:]), kwargs
+        return args, {**kwargs, "closure": then_take_gradients}
 
     @torch.no_grad()
-    def _hear(self, optimizer: Optimizer) -> None:
+    def _take_gradients(self, optimizer: Optimizer) -> None:
         if not all(isinstance(layer, SparseLayer) for layer in self.layers.values()):
             raise ValueError(
                 "the model was baked while this sparsifier followed its optimizer; detach() it, or bake a copy"
@@ -237,7 +233,7 @@ class Sparsifier:
         loss_scale = 1.0 if scale is None else float(scale)
         for name, layer in self.layers.items():
             if self._owners[name] is optimizer:
-                self._heard[name] = layer.sparsity.hear(layer.trained, loss_scale)
+                self._gradients[name] = layer.sparsity.before_update(layer.trained, loss_scale)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if is_skipping(optimizer):
@@ -267,7 +263,7 @@ class Sparsifier:
             optimizer.param_groups[0][self.state_key] = self.steps_done
         due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
         for layer in self.layers.values():
-            layer.sparsity.listen(layer.trained, due and not layer.sparsity.is_frozen(layer.trained))
+            layer.sparsity.expect_gradient(layer.trained, due and not layer.sparsity.is_frozen(layer.trained))
 
     def _move_all(self, step: int) -> None:
         """Decide where all masks move, and only then move them; one layer at a time is there in full."""
@@ -300,8 +296,8 @@ class Sparsifier:
             raise ValueError(f"{name}: {error}") from error
 
     def _view(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> View:
-        sparsity, heard = layer.sparsity, self._heard.get(name)
-        grad = None if heard is None else heard()
+        sparsity, form_gradient = layer.sparsity, self._gradients.get(name)
+        grad = None if form_gradient is None else form_gradient()
         if grad is not None and not grad.isfinite().all():
             raise ValueError(
                 f"the gradient of step {step} is not finite, so the mask cannot move; lower the learning rate, or "
@@ -313,7 +309,7 @@ class Sparsifier:
             weight=sparsity.matrix(layer.trained),
             mask=sparsity.mask_matrix(),
             grad=grad,
-            learned=whole(sparsity.scores.detach()) if isinstance(sparsity, Learned) else None,
+            learned=sparsity.learned_scores(),
             step=step,
             generator=generator_for(self._seed, step, name),
             is_last=is_last,

@@ -13,8 +13,9 @@ from cutwork.layers.int8 import why_none
 from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of
 from cutwork.methods import Method, Supermask, Switch, named
 from cutwork.methods.scores import SCORES, Score
-from cutwork.sparsity.base import Fixed, Sparsity
+from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
+from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import from_matrix, to_matrix
 from cutwork.text import did_you_mean
 from cutwork.training.allocation import ALLOCATIONS, Allocation
@@ -215,8 +216,7 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
                 sparsity.move(sparsity.condense(matrix), layer.trained, [])
             else:
                 sparsity.set_mask(matrix)
-                if isinstance(sparsity, Fixed):
-                    sparsity.settle(layer.trained)
+                sparsity.after_update(layer.trained)
 
 
 def _has_mixed(source: Sparsity, target: Sparsity) -> bool:

@@ -1,0 +1,100 @@
+"""A fixed mask in dense storage: outside it the weight is exactly zero."""
+
+from functools import partial
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.distributed import local, part_like
+from cutwork.patterns import Pattern, Shape
+from cutwork.sparsity.base import DenseGradient, States
+from cutwork.sparsity.estimate import make_energies, take_estimate
+from cutwork.sparsity.masked import Masked
+from cutwork.sparsity.matrix import matrix_shape
+
+# How loud the gradient outside the mask is in a step that looks at it. A power of two, so that scaling back is exact;
+# so small that the norm of the gradient, and with it clipping, is what the kept weights alone give.
+GAIN = 2.0**-16
+# Half precision has too few exponents for that; there the norm comes out up to a thousandth too large.
+GAIN_IN_HALF = 2.0**-6
+
+
+@final
+class Fixed(Masked):
+    """A mask that neither the weight nor anything learned changes: it stays until a method moves it.
+
+    Outside it the weight is exactly zero, at rest as well as in use, and backward masks the gradient. In a step that
+    expects the dense gradient, the part outside the mask is let through too, turned down by `gain`, so that data
+    parallelism averages it and clipping does not notice; `before_update` turns it up again. With `estimate` the dense
+    gradient is never formed: its size is estimated by the outer product of the norms of the layer's inputs and of the
+    gradients of its outputs, which travel as gradients of two small parameters.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor,
+        shape: Shape,
+        *,
+        pattern: Pattern,
+        density: float,
+        transposed: bool,
+        estimate: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
+        self.estimate = estimate
+        if estimate:
+            inputs, outputs = shape[:2] if transposed else (shape[1], shape[0])
+            self.energy_in, self.energy_out = make_energies(inputs, outputs, dtype=dtype, device=mask.device)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight, zero outside the mask, with the gradient masked, or turned down outside the mask."""
+        self.note_use()
+        # On a CPU a product with a bool mask takes a third of the time of a selection; compiled code has one form.
+        if self.estimate or not (self._gain or torch.compiler.is_compiling()):
+            return weight * self.mask
+        # The difference is zero also where an average of weights over time still remembers what was dropped.
+        return torch.where(self.mask, weight, (weight - weight.detach()) * self.gain)
+
+    def expect_gradient(self, trained: nn.Parameter, on: bool) -> None:
+        """Open or close the way for the gradient outside the mask."""
+        if self.estimate:
+            self._expect_estimate(on)
+        else:
+            self._set_gain((GAIN_IN_HALF if trained.dtype == torch.float16 else GAIN) * on)
+
+    def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
+        """Return the dense gradient, or its estimate, if it was expected; mask `weight.grad`."""
+        if not self._gain:
+            return None
+        if self.energies is not None:
+            return take_estimate(self.energies, matrix_shape(trained.shape, transposed=self.transposed)[1])
+        if trained.grad is None:
+            return None
+        mask = part_like(self.mask, trained.grad)
+        gradient = torch.where(mask, trained.grad, trained.grad / self._gain)
+        trained.grad.copy_(torch.where(mask, trained.grad, 0))
+        return partial(self.matrix, gradient)
+
+    def after_update(self, trained: nn.Parameter) -> None:
+        """Zero the weight outside the mask, whatever the optimizer wrote there."""
+        trained.mul_(part_like(self.mask, trained))
+
+    def move(self, condensed: Tensor, trained: nn.Parameter, states: States) -> None:
+        """Take over a mask; weights and optimizer state that were not kept start at zero."""
+        old = self.mask.clone()
+        self.set_mask(condensed)
+        stay = old & self.mask
+        for tensor in (trained, *per_entry(states, trained)):
+            tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
+
+    def fits(self, trained: Tensor) -> bool:
+        """Say whether the part of the weight that is here is zero outside the mask."""
+        return not local(torch.where(part_like(self.mask, trained), 0, trained.detach())).any()
+
+
+def per_entry(states: States, trained: Tensor) -> list[Tensor]:
+    """Return every tensor of any optimizer's state that has a number for each entry of the parameter."""
+    values = [value for state in states for value in state.values()]
+    return [value for value in values if isinstance(value, Tensor) and value.shape == trained.shape]

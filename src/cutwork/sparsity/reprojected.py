@@ -1,0 +1,38 @@
+"""A mask chosen anew from the weight, which trains in full behind it."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from cutwork.distributed import part_like
+from cutwork.patterns import Pattern, Shape
+from cutwork.sparsity.base import DenseGradient
+from cutwork.sparsity.masked import Masked
+
+
+@final
+class Reprojected(Masked):
+    """A mask chosen anew from the weight itself, which keeps its values outside and gets the whole gradient.
+
+    The weight changes only in the optimizer's step, so that is when the sparsifier renews the mask; forward passes,
+    accumulation and evaluation pay nothing for it. `decay` pulls the weights outside the mask towards zero (SR-STE).
+    """
+
+    def __init__(
+        self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool, decay: float = 0.0
+    ) -> None:
+        super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
+        self.decay = decay
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight, zero outside the mask; its gradient goes through unmasked."""
+        self.note_use()
+        return weight + (weight * self.mask - weight).detach()
+
+    def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
+        """Add the decay of the weights outside the mask to the gradient."""
+        if self.decay and trained.grad is not None:
+            outside = torch.where(part_like(self.mask, trained), 0, trained.detach())
+            trained.grad.add_(outside.to(trained.grad.dtype), alpha=self.decay * loss_scale)
+        return None
