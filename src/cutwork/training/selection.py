@@ -31,6 +31,7 @@ from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import matrix_shape, to_matrix
+from cutwork.text import label
 from cutwork.training.allocation import Allocation, Shapes, uniform
 
 DENSE = "dense"
@@ -167,11 +168,6 @@ def one_amount(density: Amounts | None, sparsity: Amounts | None) -> Amounts | N
     if isinstance(sparsity, Mapping):
         return {glob: _density_at(amount) for glob, amount in sparsity.items()}
     return _density_at(sparsity)
-
-
-def label(name: str) -> str:
-    """Return how errors call a layer; the model itself has no name of its own."""
-    return name or "(the model itself)"
 
 
 def _density_at(sparsity: float) -> float:

@@ -17,7 +17,7 @@ from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import from_matrix, to_matrix
-from cutwork.text import did_you_mean
+from cutwork.text import did_you_mean, label
 from cutwork.training.allocation import ALLOCATIONS, Allocation
 from cutwork.training.selection import (
     Amounts,
@@ -26,7 +26,6 @@ from cutwork.training.selection import (
     choose_masked,
     describe_reasons,
     install,
-    label,
     match_layers,
     one_amount,
 )
