@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cutwork.kernels import cpu
 from cutwork.ops import block_conv2d as ops
-from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
+from cutwork.sparsity.compressed import index_of
 
 if not cpu.has_tiles():
     reason = cpu.why_missing() or "the compiler was neither GCC nor Clang"
@@ -38,7 +38,7 @@ def problem(outputs, channels, kernel, pattern, density, groups=1):
     mask = torch.zeros(shape, dtype=torch.bool)
     if density:
         mask = pattern.project(torch.rand(shape), density)
-    index = Topology.from_mask(mask, pattern)
+    index = index_of(mask, pattern)
     return index, index.gather(torch.randn(shape) * mask)
 
 
@@ -172,10 +172,10 @@ import torch
 from cutwork.kernels.cpu import conv
 from cutwork.ops.block_conv2d import block_conv2d, conv2d
 from cutwork.patterns import parse
-from cutwork.ops.topology import Topology
+from cutwork.sparsity.compressed import index_of
 
 weight = torch.randn(16, 72)
-index = Topology.from_mask(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))
+index = index_of(parse("block:4").project(weight.abs(), 0.4), parse("block:4"))
 geometry = dict(outputs=16, kernel_size=(3, 3), stride=(2, 1), padding=(1, 1))
 def past_it(x, values):
     return conv2d(x, values, index.ptr, index.col, None, torch.ones(16), **geometry)

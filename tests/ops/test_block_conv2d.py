@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cutwork.ops.activations import activate
 from cutwork.ops.block_conv2d import block_conv2d, conv2d, input_gradient, weight_gradient
 from cutwork.ops.block_linear import linear
-from cutwork.ops.topology import Topology
 from cutwork.patterns import parse
+from cutwork.sparsity.compressed import index_of
 from cutwork.sparsity.matrix import from_matrix, to_matrix
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "block:64", "shuffled:4"]
@@ -20,7 +20,7 @@ def problem(pattern, *, outputs=12, channels=6, kernel=(3, 3), groups=1, size=(7
     shape = (outputs, channels // groups, *kernel)
     weight = to_matrix(torch.randn(shape, generator=generator, dtype=dtype))
     mask = parse(pattern).project(weight.abs(), 0.4)
-    index = Topology.from_mask(mask, parse(pattern))
+    index = index_of(mask, parse(pattern))
     values = index.gather(weight * mask).requires_grad_()
     x = torch.randn(2, channels, *size, generator=generator, dtype=dtype, requires_grad=True)
     bias = torch.randn(outputs, generator=generator, dtype=dtype, requires_grad=True)

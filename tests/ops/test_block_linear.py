@@ -4,8 +4,8 @@ import torch.nn.functional as F
 
 from cutwork.ops.activations import ACTIVATIONS, activate
 from cutwork.ops.block_linear import block_linear, input_gradient, linear, weight_gradient
-from cutwork.ops.topology import Topology
 from cutwork.patterns import parse
+from cutwork.sparsity.compressed import index_of
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "block:64", "shuffled:4"]
 
@@ -14,7 +14,7 @@ def problem(pattern, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(13, 10, generator=generator, dtype=dtype)
     mask = parse(pattern).project(weight.abs(), 0.4)
-    index = Topology.from_mask(mask, parse(pattern))
+    index = index_of(mask, parse(pattern))
     x = torch.randn(6, 10, generator=generator, dtype=dtype, requires_grad=True)
     bias = torch.randn(13, generator=generator, dtype=dtype, requires_grad=True)
     return weight * mask, index, index.gather(weight * mask).requires_grad_(), x, bias

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from cutwork.ops.int8_linear import int8_linear, integers_of, quantize
-from cutwork.ops.topology import Topology
 from cutwork.patterns import parse
+from cutwork.sparsity.compressed import index_of
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "block:64", "shuffled:4"]
 
@@ -13,7 +13,7 @@ def problem(pattern, size=(13, 10), tokens=6, density=0.4):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(size, generator=generator)
     mask = parse(pattern).project(weight.abs(), density)
-    index = Topology.from_mask(mask, parse(pattern))
+    index = index_of(mask, parse(pattern))
     x = torch.randn(tokens, size[1], generator=generator)
     return weight * mask, index, x, torch.randn(size[0], generator=generator)
 
@@ -45,7 +45,7 @@ def test_it_is_close_to_the_linear_layer_with_the_masked_weight(pattern):
 def test_whole_numbers_that_fit_are_computed_exactly():
     x = torch.arange(0, 256.0).view(1, 256)
     weight = torch.full((3, 256), 127.0)
-    index = Topology.from_mask(torch.ones_like(weight, dtype=torch.bool), parse("block:4"))
+    index = index_of(torch.ones_like(weight, dtype=torch.bool), parse("block:4"))
     y = int8_linear(*arguments(weight, index, x, None))
     assert y.tolist() == [[127.0 * 255 * 128] * 3]
 

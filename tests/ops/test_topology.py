@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutwork.ops.topology import Topology
 from cutwork.patterns import parse
+from cutwork.sparsity.compressed import index_of
 
 PATTERNS = ["block:4", "block:5x7", "vector:4", "shuffled:4", "shuffled:5x3", "shuffled:4x1", "block:64"]
 
@@ -22,7 +22,7 @@ def masks(draw: st.DrawFn):
 @given(masks())
 def test_a_mask_comes_back_from_its_index(problem):
     pattern, mask, _ = problem
-    topology = Topology.from_mask(mask, pattern)
+    topology = index_of(mask, pattern)
     assert torch.equal(topology.to_mask(), mask)
     assert topology.ptr.dtype == topology.col.dtype == torch.int32
 
@@ -30,23 +30,17 @@ def test_a_mask_comes_back_from_its_index(problem):
 @given(masks())
 def test_values_go_in_and_come_back(problem):
     pattern, mask, matrix = problem
-    topology = Topology.from_mask(mask, pattern)
+    topology = index_of(mask, pattern)
     values = topology.gather(matrix)
     assert tuple(values.shape) == (topology.num_units, topology.columns, topology.rows)
     assert torch.equal(topology.scatter(values), matrix * mask)
     assert torch.equal(topology.gather(topology.scatter(values)), values)
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-def test_patterns_without_tiles_are_refused(pattern):
-    with pytest.raises(ValueError, match=f"{pattern} has no tiles to compress"):
-        Topology.from_mask(torch.ones(4, 4, dtype=torch.bool), parse(pattern))
-
-
 @given(masks())
 def test_an_index_made_from_a_mask_is_sound(problem):
     pattern, mask, _ = problem
-    topology = Topology.from_mask(mask, pattern)
+    topology = index_of(mask, pattern)
     topology.check()
     assert topology.num_kept() == int(mask.sum())
     inside = topology.inside()
@@ -57,7 +51,7 @@ def test_an_index_made_from_a_mask_is_sound(problem):
 @pytest.mark.parametrize("damage", [torch.Tensor.tolist, lambda index: index.to("meta")])
 @pytest.mark.parametrize("name", ["ptr", "col", "order"])
 def test_an_index_that_is_no_tensor_with_memory_is_refused(name, damage):
-    topology = Topology.from_mask(torch.ones(4, 4, dtype=torch.bool), parse("shuffled:2"))
+    topology = index_of(torch.ones(4, 4, dtype=torch.bool), parse("shuffled:2"))
     topology.check()
     damaged = replace(topology, **{name: damage(getattr(topology, name))})
     with pytest.raises(ValueError, match=f"{name} must be a tensor with memory; got"):

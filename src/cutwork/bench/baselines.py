@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cutwork.bench.run import UnavailableError
-from cutwork.patterns import Block, Pattern
+from cutwork.patterns import Pattern
 
 Product = Callable[[], Tensor]
 
@@ -90,12 +90,12 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _to_bsr(weight_OI: Tensor, pattern: Pattern) -> Tensor:
-    assert isinstance(pattern, Block)
-    if pattern.rows != pattern.columns:
+    tiling = pattern.tiling
+    if tiling is None or tiling.order is not None or tiling.rows != tiling.columns:
         raise UnavailableError("PyTorch's block-sparse products on a CPU take square blocks only")
-    if weight_OI.shape[0] % pattern.rows or weight_OI.shape[1] % pattern.columns:
+    if weight_OI.shape[0] % tiling.rows or weight_OI.shape[1] % tiling.columns:
         raise UnavailableError("PyTorch's block-sparse format takes no blocks that hang over")
-    return _quietly(lambda: weight_OI.to_sparse_bsr((pattern.rows, pattern.columns)))
+    return _quietly(lambda: weight_OI.to_sparse_bsr((tiling.rows, tiling.columns)))
 
 
 def _quietly(build: Product) -> Tensor:

@@ -6,10 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, parse
+from cutwork.sparsity.compressed import why_not_store
 from cutwork.text import did_you_mean
 
 # More threads for each core only wait for each other, and far too many end the process.
@@ -27,10 +25,10 @@ def tiles(text: str) -> Pattern:
     Block(rows=16, columns=1)
     """
     pattern = parse(text)
-    if max(getattr(pattern, "rows", 1), getattr(pattern, "columns", 1)) > LARGEST_TILE:
+    if pattern.tiling is None:
+        raise ValueError(why_not_store(pattern))
+    if max(pattern.tiling.rows, pattern.tiling.columns) > LARGEST_TILE:
         raise ValueError(f"pattern {text!r}: its tiles are larger than any layer; give sides up to {LARGEST_TILE}")
-    # It says itself what it cannot index.
-    Topology.from_mask(torch.ones(1, 1, dtype=torch.bool), pattern)
     return pattern
 
 

@@ -21,8 +21,8 @@ from cutwork.memory import check_memory
 from cutwork.ops import block_conv2d, block_linear
 from cutwork.ops.activations import NONE
 from cutwork.ops.dispatch import kernel_of
-from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
+from cutwork.sparsity.compressed import index_of
 from cutwork.sparsity.matrix import from_matrix, to_matrix
 from cutwork.text import arrow
 
@@ -80,7 +80,7 @@ class ConvProblem(Problem):
         matrix = to_matrix(self.weight)
         mask = pattern.project(matrix.abs(), density)
         weight = from_matrix(matrix * mask, self.weight.shape).contiguous(memory_format=torch.channels_last)
-        return replace(self, weight=weight, index=Topology.from_mask(mask, pattern))
+        return replace(self, weight=weight, index=index_of(mask, pattern))
 
     def matrix(self, weight: Tensor) -> Tensor:
         return to_matrix(weight)

@@ -20,8 +20,8 @@ from cutwork.ops import block_linear
 from cutwork.ops.activations import NONE
 from cutwork.ops.dispatch import kernel_of
 from cutwork.ops.int8_linear import int8_linear, quantize
-from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
+from cutwork.sparsity.compressed import index_of
 from cutwork.text import arrow, shape_of
 
 # Sparse formats of other packages are for inference.
@@ -56,7 +56,7 @@ class LinearProblem(Problem):
 
     def masked(self, pattern: Pattern, density: float) -> Self:
         mask = pattern.project(self.weight.abs(), density)
-        return replace(self, weight=self.weight * mask, index=Topology.from_mask(mask, pattern))
+        return replace(self, weight=self.weight * mask, index=index_of(mask, pattern))
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight

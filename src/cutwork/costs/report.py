@@ -15,9 +15,9 @@ from cutwork.costs.flops import Flops, LayerFlops, flops, has_matrix, kind_of
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.int8 import Int8Linear, why_none
 from cutwork.layers.swap import SparseLayer, sparse_layers
-from cutwork.methods import Method, named
+from cutwork.methods import Method, find_method
 from cutwork.sparsity.base import Sparsity
-from cutwork.text import in_columns
+from cutwork.text import in_columns, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +118,7 @@ def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -
     total = _total(rows, cost)
     if cost is None or method is None:
         return Report(rows, total)
-    chosen = named(method)
+    chosen = find_method(method)
     return Report(rows, total, Training(type(chosen).__name__, cost.dense_training, cost.sparse_training(chosen)))
 
 
@@ -279,7 +279,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _cells(row: Row) -> list[str]:
     return [
-        row.layer or "(the model itself)",
+        label(row.layer),
         _shorten(row.kind, 18),
         "x".join(map(str, row.shape)),
         row.pattern,

@@ -21,7 +21,7 @@ from cutwork.layers.attention import disable_fused_paths
 from cutwork.layers.compressed import Compressed, checked_topology
 from cutwork.layers.storage import become_compressed
 from cutwork.ops.topology import Topology
-from cutwork.patterns import Block, Pattern, Shuffled, parse
+from cutwork.patterns import Tiling, parse
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.matrix import matrix_shape
 from cutwork.text import label
@@ -84,19 +84,19 @@ class CompressedStorage(Storage):
         checked_topology(name, index.shape, index.pattern, values=values, ptr=ptr, col=col, order=order)
 
 
-def unit_of(pattern: Pattern) -> tuple[int, int]:
-    """Return how many outputs and inputs a unit of a compressed weight has."""
-    assert isinstance(pattern, Block | Shuffled), f"{pattern} has no compressed storage"
-    return pattern.rows, pattern.columns if isinstance(pattern, Block) else 1
+def tiling_of(record: LayerRecord) -> Tiling:
+    """Return the tiles of a layer that stores only kept ones."""
+    tiling = parse(record.pattern).tiling
+    assert tiling is not None, f"{record.pattern} has no compressed storage"
+    return tiling
 
 
 def _build_index(name: str, record: LayerRecord, weight: nn.Parameter, values: Any, state: State) -> FixedIndex:
-    pattern = parse(record.pattern)
+    tiling = tiling_of(record)
     needed: Needed = {"ptr": (torch.int32, [None]), "col": (torch.int32, [None]), **need_energies(record, weight.shape)}
-    if isinstance(pattern, Shuffled):
+    if tiling.order is not None:
         needed = {**needed, "order": (torch.int32, [None])}
     own = take_own(name, record, state, needed, weight.device, inside="sparsity.")
-    rows, columns = unit_of(pattern)
     dtype = torch.bfloat16 if record.converts else weight.dtype
     if isinstance(values, Tensor) and values.dtype == torch.bfloat16 != dtype:
         raise ValueError(
@@ -104,7 +104,7 @@ def _build_index(name: str, record: LayerRecord, weight: nn.Parameter, values: A
             "same dtypes; where an earlier version packed this layer alone so, sparsify() the model as before, and "
             f"call pack(model, forms={{{name!r}: 'tiles-bf16'}}) before loading"
         )
-    check_outline(under(name, "values"), values, dtype, [None, columns, rows])
+    check_outline(under(name, "values"), values, dtype, [None, tiling.columns, tiling.rows])
     energies = None
     if record.options["estimate"]:
         energy_in, energy_out = (
@@ -113,9 +113,9 @@ def _build_index(name: str, record: LayerRecord, weight: nn.Parameter, values: A
         energies = energy_in, energy_out
     shape = matrix_shape(weight.shape, transposed=record.transposed)
     return FixedIndex(
-        Topology(shape, rows, columns, own["ptr"], own["col"], own.get("order")),
+        Topology(shape, tiling.rows, tiling.columns, own["ptr"], own["col"], own.get("order")),
         weight.shape,
-        pattern=pattern,
+        pattern=parse(record.pattern),
         density=record.density,
         transposed=record.transposed,
         energies=energies,

@@ -5,14 +5,14 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from cutwork.files.compressed import unit_of
+from cutwork.files.compressed import tiling_of
 from cutwork.files.record import INT8, LayerRecord, write_pattern
 from cutwork.files.storage import State, Storage, check_absent, take_own, under
 from cutwork.layers.attention import disable_fused_paths
 from cutwork.layers.int8 import Int8Linear, exchange
 from cutwork.ops.int8_linear import STEP
 from cutwork.ops.topology import Topology
-from cutwork.patterns import Shuffled, parse
+from cutwork.patterns import parse
 from cutwork.sparsity.matrix import matrix_shape
 
 
@@ -50,15 +50,14 @@ class Int8Storage(Storage):
         is_there = self.holds(layer)
         shape = layer.topology.shape if is_there else matrix_shape(layer.weight.shape, transposed=record.transposed)
         device = (layer.scales if is_there else layer.weight).device
-        pattern, outputs = parse(record.pattern), shape[0]
-        rows, columns = unit_of(pattern)
+        tiling, outputs = tiling_of(record), shape[0]
         needed: dict[str, Any] = {
-            "integers": (torch.int8, [None, rows, STEP]),
+            "integers": (torch.int8, [None, tiling.rows, STEP]),
             "scales": (None, [outputs]),
             "ptr": (torch.int32, [None]),
             "col": (torch.int32, [None]),
         }
-        if isinstance(pattern, Shuffled):
+        if tiling.order is not None:
             needed["order"] = torch.int32, [outputs]
         if layer.bias is not None:
             needed["bias"] = layer.bias.dtype, [outputs]
@@ -69,11 +68,11 @@ class Int8Storage(Storage):
                 layer.register_buffer(key, tensor)
             return
         built = Int8Linear(
-            Topology(shape, rows, columns, own["ptr"], own["col"], own.get("order")),
+            Topology(shape, tiling.rows, tiling.columns, own["ptr"], own["col"], own.get("order")),
             integers=own["integers"],
             scales=own["scales"],
             bias=own.get("bias"),
-            pattern=pattern,
+            pattern=parse(record.pattern),
             density=record.density,
             transposed=record.transposed,
         )

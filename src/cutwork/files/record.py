@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, final
 
 from cutwork.files.schema import Form, Named, Number, check_form
-from cutwork.layers.compressed import why_no_storage
 from cutwork.patterns import Pattern, parse
+from cutwork.sparsity.compressed import why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.learned import Learned
 from cutwork.sparsity.masked import Masked
@@ -129,7 +129,7 @@ def _check_record(name: str, record: LayerRecord) -> None:
     if record.storage not in STORAGES:
         raise ValueError(f"{place} has the storage {record.storage!r}, but there are {', '.join(STORAGES)}")
     pattern = parse(record.pattern)
-    if record.storage != DENSE and (reason := why_no_storage(pattern)):
+    if record.storage != DENSE and (reason := why_not_store(pattern)):
         raise ValueError(f"{place} is {record.storage}: {reason}")
     if ("estimate" in record.options) != (record.kind == "fixed" and record.storage != INT8):
         raise ValueError(f"{place}/options has an estimate where only masks that train have one, or lacks it")

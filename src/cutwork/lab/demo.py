@@ -25,14 +25,15 @@ from cutwork.lab.demo_result import BATCH_SIZE, DemoResult, Packed, Side
 from cutwork.lab.mask_picture import draw_in_text
 from cutwork.layers.storage import compress, why_not_compressed
 from cutwork.layers.swap import sparse_layers
-from cutwork.methods import Method, named
+from cutwork.methods import Method, find_method
 from cutwork.patterns import parse
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
 from cutwork.speed.plan import pack
+from cutwork.training.baking import bake
 from cutwork.training.exploration import Exploration
 from cutwork.training.sparsifier import Sparsifier
-from cutwork.training.sparsify import bake, sparsify
+from cutwork.training.sparsify import sparsify
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run(
     check_seed(seed)
     digits = load_data("digits")
     steps = epochs * (len(digits.train_images) // BATCH_SIZE)
-    chosen = _moving_often(named(method), steps) if isinstance(method, str) else method
+    chosen = _moving_often(find_method(method), steps) if isinstance(method, str) else method
     amount = parse(pattern).density or DENSITY if density is None else density
     dense, sparse = _build_network(seed), _build_network(seed)
     sparsifier = sparsify(

@@ -17,9 +17,10 @@ from cutwork.ops.block_conv2d import conv2d
 from cutwork.ops.block_linear import dense_weight, linear
 from cutwork.ops.dispatch import is_autocast_enabled
 from cutwork.ops.topology import Topology
-from cutwork.patterns import Block, Pattern, Shuffled
-from cutwork.sparsity.compressed import FixedIndex, replace_numbers
+from cutwork.patterns import Pattern, Tiling
+from cutwork.sparsity.compressed import FixedIndex, replace_numbers, why_not_store
 from cutwork.sparsity.matrix import from_matrix
+from cutwork.text import label
 
 
 class Compressed(nn.Module):
@@ -246,13 +247,6 @@ class CompressedConv2d(Compressed):
 INDEX_KEYS = ("sparsity.ptr", "sparsity.col", "sparsity.order")
 
 
-def why_no_storage(pattern: Pattern) -> str:
-    """Say why layers in a pattern have no compressed storage, and what to do; empty where they have."""
-    if not isinstance(pattern, Block | Shuffled):
-        return f"{pattern} has no tiles to store; use block, vector or shuffled, or keep it in dense storage"
-    return ""
-
-
 def checked_topology(
     name: str,
     shape: tuple[int, int],
@@ -264,23 +258,23 @@ def checked_topology(
     order: Tensor | None,
 ) -> Topology:
     """Return the index that these tensors are; raise ValueError where they are damaged or do not fit each other."""
-    if not isinstance(pattern, Block | Shuffled):
-        raise ValueError(f"{name or 'the model itself'}: {why_no_storage(pattern)}")
-    columns = pattern.columns if isinstance(pattern, Block) else 1
+    tiling = pattern.tiling
+    if tiling is None:
+        raise ValueError(f"{label(name)}: {why_not_store(pattern)}")
     if not isinstance(values, Tensor) or values.is_meta:
         raise ValueError(
-            f"{name or 'the model itself'}: its values must be a tensor with memory; got {type(values).__name__}; load "
+            f"{label(name)}: its values must be a tensor with memory; got {type(values).__name__}; load "
             "what save() or state_dict() has written"
         )
-    if reason := _other_pattern(pattern, columns, values, order):
+    if reason := _other_pattern(tiling, values, order):
         raise ValueError(
-            f"{name or 'the model itself'} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
+            f"{label(name)} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
             "model as the saved one, or load a file of save() into a dense model"
         )
-    topology = Topology(shape, pattern.rows, columns, ptr, col, order)
+    topology = Topology(shape, tiling.rows, tiling.columns, ptr, col, order)
     try:
         topology.check()
-        expected = (topology.num_units, columns, pattern.rows)
+        expected = (topology.num_units, tiling.columns, tiling.rows)
         if tuple(values.shape) != expected:
             raise ValueError(f"the index has values of shape {list(expected)}; got {list(values.shape)}")
         inside = topology.inside()
@@ -288,19 +282,18 @@ def checked_topology(
             raise ValueError("values that hang over the matrix must be zero")
     except ValueError as error:
         raise ValueError(
-            f"{name or 'the model itself'}: its compressed weight is damaged: {error}; load what save() or "
-            "state_dict() has written"
+            f"{label(name)}: its compressed weight is damaged: {error}; load what save() or state_dict() has written"
         ) from error
     return topology
 
 
-def _other_pattern(pattern: Block | Shuffled, columns: int, values: Tensor, order: Tensor | None) -> str:
+def _other_pattern(tiling: Tiling, values: Tensor, order: Tensor | None) -> str:
     """Say what tells that a compressed weight has another pattern; empty where nothing does."""
-    if values.ndim == 3 and tuple(values.shape[1:]) != (columns, pattern.rows):
+    if values.ndim == 3 and tuple(values.shape[1:]) != (tiling.columns, tiling.rows):
         return f"its units have {values.shape[2]} outputs and {values.shape[1]} inputs"
-    if order is not None and not isinstance(pattern, Shuffled):
+    if order is not None and tiling.order is None:
         return "its outputs are shuffled"
-    if order is None and isinstance(pattern, Shuffled):
+    if order is None and tiling.order is not None:
         return "its outputs are not shuffled"
     return ""
 

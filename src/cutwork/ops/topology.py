@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cutwork.ops.block_linear import dense_weight, kept_values
-from cutwork.patterns import Block, Pattern, Shuffled
-from cutwork.patterns.shuffled import group_rows
 
 
 @final
@@ -30,25 +28,18 @@ class Topology:
     order: Tensor | None = None
 
     @classmethod
-    def from_mask(cls, mask: Tensor, pattern: Pattern) -> "Topology":
-        """Index a mask that the pattern allows.
+    def from_mask(cls, mask: Tensor, rows: int, columns: int, order: Tensor | None = None) -> "Topology":
+        """Index a mask that is made of tiles of `rows` outputs and `columns` inputs, once its outputs are in `order`.
 
-        >>> mask = Block(2, 2).project(torch.tensor([[9., 9., 0.], [9., 9., 0.], [1., 1., 5.]]), density=0.5)
-        >>> topology = Topology.from_mask(mask, Block(2, 2))
+        >>> topology = Topology.from_mask(torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]]).bool(), 2, 2)
         >>> topology.ptr.tolist(), topology.col.tolist()
         ([0, 1, 2], [0, 2])
         """
-        if not isinstance(pattern, Block | Shuffled):
-            raise ValueError(f"{pattern} has no tiles to compress; use block, vector or shuffled, or dense storage")
-        order = group_rows(mask, pattern.rows) if isinstance(pattern, Shuffled) else None
-        columns = pattern.columns if isinstance(pattern, Block) else 1
         kept = mask if order is None else mask[order]
-        units = kept[:: pattern.rows, ::columns]
+        units = kept[::rows, ::columns]
         ptr = F.pad(units.sum(1).cumsum(0), (1, 0)).int()
         col = (units.nonzero()[:, 1] * columns).int()
-        return cls(
-            (mask.shape[0], mask.shape[1]), pattern.rows, columns, ptr, col, None if order is None else order.int()
-        )
+        return cls((mask.shape[0], mask.shape[1]), rows, columns, ptr, col, None if order is None else order.int())
 
     @property
     def num_units(self) -> int:

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Callable
 
-from cutwork.patterns.base import Pattern, Shape, keep_largest
+from cutwork.patterns.base import Pattern, Shape, Tiling, keep_largest
 from cutwork.patterns.block import Block
 from cutwork.patterns.nm import NM
 from cutwork.patterns.shuffled import Shuffled
 from cutwork.patterns.unstructured import Unstructured
 from cutwork.text import did_you_mean
 
-__all__ = ["FORMS", "NM", "Block", "Pattern", "Shape", "Shuffled", "Unstructured", "keep_largest", "parse"]
+__all__ = ["FORMS", "NM", "Block", "Pattern", "Shape", "Shuffled", "Tiling", "Unstructured", "keep_largest", "parse"]
 
 FORMS: dict[str, Callable[..., Pattern]] = {
     r"unstructured": Unstructured,

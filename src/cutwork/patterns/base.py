@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -10,6 +11,20 @@ from torch import Tensor
 
 Shape = Sequence[int]
 Select = Callable[[Tensor, int], Tensor]
+
+
+@final
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles that the masks of a pattern are made of, so that what they keep can be stored alone.
+
+    A tile has `rows` outputs and `columns` inputs, and lies on a grid that begins at the corner of the matrix. Where
+    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so.
+    """
+
+    rows: int
+    columns: int
+    order: Callable[[Tensor], Tensor] | None = None
 
 
 class Pattern(ABC):
@@ -35,6 +50,11 @@ class Pattern(ABC):
     @abstractmethod
     def every_choice_is_legal(self) -> bool:
         """Say whether every set of units makes a legal mask, whatever their number or place."""
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """Return what compressed storage has to know, or None where the pattern has no tiles to store."""
+        return None
 
     @abstractmethod
     def check(self, shape: Shape) -> None:

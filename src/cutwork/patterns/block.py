@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cutwork.patterns.base import Pattern, Shape, exchange_units, keep_largest
+from cutwork.patterns.base import Pattern, Shape, Tiling, exchange_units, keep_largest
 
 
 @final
@@ -44,6 +44,10 @@ class Block(Pattern):
     @property
     def every_choice_is_legal(self) -> bool:
         return True
+
+    @property
+    def tiling(self) -> Tiling:
+        return Tiling(self.rows, self.columns)
 
     def check(self, shape: Shape) -> None:
         pass

@@ -1,13 +1,14 @@
 """Blocks of rows and columns that need not be neighbours."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cutwork.patterns.base import Pattern, Shape, keep_largest
+from cutwork.patterns.base import Pattern, Shape, Tiling, keep_largest
 from cutwork.patterns.block import tile_means
 
 
@@ -50,6 +51,11 @@ class Shuffled(Pattern):
     @property
     def every_choice_is_legal(self) -> bool:
         return False
+
+    @property
+    def tiling(self) -> Tiling:
+        # The columns of a run need not be neighbours either, so each is a tile of its own.
+        return Tiling(self.rows, 1, order=partial(group_rows, size=self.rows))
 
     def check(self, shape: Shape) -> None:
         pass

@@ -301,9 +301,20 @@ class FixedIndex(Sparsity):
         return torch.where(index.to_mask(), index.scatter(gradient.to(wide)), total)
 
 
+def why_not_store(pattern: Pattern) -> str:
+    """Say why layers in a pattern have no compressed storage, and what to do; empty where they have."""
+    if pattern.tiling is None:
+        return f"{pattern} has no tiles to store; use block, vector or shuffled, or keep it in dense storage"
+    return ""
+
+
 def index_of(mask: Tensor, pattern: Pattern) -> Topology:
     """Return the index of a mask; raise ValueError where the mask is not made of whole units."""
-    topology = Topology.from_mask(mask, pattern)
+    tiling = pattern.tiling
+    if tiling is None:
+        raise ValueError(why_not_store(pattern))
+    order = None if tiling.order is None else tiling.order(mask)
+    topology = Topology.from_mask(mask, tiling.rows, tiling.columns, order)
     if not torch.equal(topology.to_mask(), mask):
         raise ValueError(
             f"the mask is not legal for {pattern}, so its units cannot be stored alone; use dense storage, or a "
