@@ -57,3 +57,12 @@ def label(name: str) -> str:
     ('encoder.0', 'the model itself')
     """
     return name or "the model itself"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "core"), counted(2, "core")
+    ('1 core', '2 cores')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"
