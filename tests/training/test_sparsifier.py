@@ -192,7 +192,7 @@ def test_a_weight_that_is_another_one_since_attach_is_noticed(change, storage, h
         setattr(model[0], name, nn.Parameter(model[0].trained.detach().clone()))
     else:
         model.load_state_dict({key: value.clone() for key, value in model.state_dict().items()}, assign=True)
-    with pytest.raises(ValueError, match=r"0: its weight is no more the parameter that it was at attach\(\)"):
+    with pytest.raises(ValueError, match=r"0: its weight is no longer the parameter that it was at attach\(\)"):
         model(torch.randn(4, 16)).sum().backward()
         optimizer.step()
         sparsifier.step()

@@ -30,7 +30,7 @@ class Choice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of all that it is the choice for."""
+        """Return the names of all layers that it is about."""
         return self.candidate.name, *self.tied
 
     @property
@@ -69,7 +69,7 @@ def match_layers(
 
 
 def label(name: str) -> str:
-    """Return how errors call a layer; the model itself has no name of its own."""
+    """Return what errors call a layer; the model itself has no name."""
     return name or "(the model itself)"
 
 
