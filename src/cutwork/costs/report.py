@@ -17,7 +17,7 @@ from cutwork.layers.int8 import Int8Linear, why_none
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method, find_method
 from cutwork.sparsity.base import Sparsity
-from cutwork.text import in_columns
+from cutwork.text import in_columns, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -279,7 +279,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _cells(row: Row) -> list[str]:
     return [
-        row.layer or "(the model itself)",
+        label(row.layer),
         _shorten(row.kind, 18),
         "x".join(map(str, row.shape)),
         row.pattern,

@@ -23,7 +23,7 @@ from cutwork.speed.plan import group_by_weight
 from cutwork.speed.profile import Profile, profile
 from cutwork.speed.timing import MARGIN, STEADY_SPREAD
 from cutwork.speed.trial import Trial
-from cutwork.text import in_columns
+from cutwork.text import in_columns, label
 from cutwork.training.amounts import why_too_coarse
 from cutwork.training.selection import describe_reasons, match_layers
 from cutwork.training.sparsify import sparsify
@@ -329,7 +329,7 @@ def _why_none_faster(trials: Sequence[_Trial], layers: Mapping[str, SparseLayer]
         return "the model calls no layer that could be sparse"
     tiled = [name for name in names if any(name not in trial.obstacles for trial in trials)]
     if not tiled:
-        return f"no layer can take it; {names[0] or 'the model itself'}: {trials[0].obstacles[names[0]]}"
+        return f"no layer can take it; {label(names[0])}: {trials[0].obstacles[names[0]]}"
     if all(_kernel(layers[name]) == REFERENCE for name in tiled):
         return (
             "no layer is faster: there are no kernels for these layers here, only the reference in plain PyTorch; "
@@ -400,7 +400,7 @@ def _lines(proposal: Proposal) -> Iterator[str]:
 
 def _cells(row: LayerProposal) -> list[str]:
     return [
-        row.layer or "(the model itself)",
+        label(row.layer),
         "x".join(map(str, row.shape)),
         "x".join(map(str, row.input)),
         row.pattern or "dense",
