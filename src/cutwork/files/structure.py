@@ -11,6 +11,7 @@ from cutwork.files.schema import Named, Number, check_form
 from cutwork.layers.attention import OpenAttention, disable_fused_paths, open_attention
 from cutwork.layers.compressed import Compressed, checked_topology
 from cutwork.layers.int8 import Int8Linear, exchange
+from cutwork.layers.sparse import Sparse
 from cutwork.layers.storage import become_compressed
 from cutwork.layers.swap import (
     Candidate,
@@ -206,7 +207,7 @@ class Structure:
         for name, module in list(model.named_modules()):
             if name in self.attentions and type(module) is nn.MultiheadAttention:
                 open_attention(module)
-        present = {name for name, module in model.named_modules() if isinstance(module, SparseLayer | Int8Linear)}
+        present = {name for name, module in model.named_modules() if isinstance(module, Sparse)}
         built: dict[str, Sparsity] = {}
         for name, record in self.layers.items():
             if record.storage == INT8:

@@ -12,6 +12,7 @@ from cutwork.distributed import is_sharded
 from cutwork.kernels import tile_kernel
 from cutwork.layers.made_weight import make_weight, read_only
 from cutwork.layers.parameter import held
+from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_conv2d import conv2d
 from cutwork.ops.block_linear import dense_weight, linear
@@ -22,12 +23,14 @@ from cutwork.sparsity.compressed import FixedIndex, replace_numbers, why_not_sto
 from cutwork.sparsity.matrix import from_matrix
 
 
-class Compressed(nn.Module):
+class Compressed(Sparse):
     """A layer that stores and trains `values[units, columns, rows]`: what its `sparsity` keeps of the weight."""
 
     values: nn.Parameter
     bias: nn.Parameter | None
     sparsity: FixedIndex
+    # The class that the layer had, of whatever subclass it was, and that it gets again.
+    dense_class: type[nn.Module]
     # The activation that the layer does itself, of what it returns.
     after: str = NONE
 
@@ -59,6 +62,22 @@ class Compressed(nn.Module):
         """Return the name of what computes this layer: compiled tile kernels, or the reference in plain PyTorch."""
         is_convolution = isinstance(self, CompressedConv2d)
         return tile_kernel(self.values.device, self.values.dtype, is_convolution=is_convolution)
+
+    @final
+    def describe_weight(self) -> WeightFacts:
+        """Say what the values and their index are."""
+        index = self.sparsity
+        stored = sum(tensor.nbytes for tensor in (self.values, *index.tensors) if tensor is not None)
+        return WeightFacts(
+            kind=self.dense_class.__name__,
+            pattern=index.pattern,
+            shape=index.weight_shape,
+            num_kept=index.topology.num_kept(),
+            numbers=self.values,
+            stored_bytes=stored,
+            kept_bytes=stored,
+            kernel=self.kernel,
+        )
 
     @torch.no_grad()
     def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
