@@ -13,7 +13,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
 ALGORITHMS := src/cutwork/patterns/*,src/cutwork/methods/*,src/cutwork/training/allocation.py,src/cutwork/training/exploration.py,src/cutwork/sparsity/matrix.py
 SOURCES := src tests docs benchmarks
 # The package is installed in editable form: only a change to these needs another installation.
-BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -name '*.cpp' -o -name '*.h')
 # So does a file that became a folder: the installation remembers which is which.
 PACKAGES := $(sort $(shell find src -name __init__.py))
 

@@ -41,10 +41,10 @@ from cutwork.speed.plan import plan as plan
 from cutwork.training.allocation import er as er
 from cutwork.training.allocation import erk as erk
 from cutwork.training.allocation import uniform as uniform
+from cutwork.training.baking import bake as bake
+from cutwork.training.baking import copy_masks as copy_masks
+from cutwork.training.baking import freeze_zeros as freeze_zeros
 from cutwork.training.exploration import Exploration as Exploration
 from cutwork.training.sparsifier import Sparsifier as Sparsifier
-from cutwork.training.sparsify import bake as bake
-from cutwork.training.sparsify import copy_masks as copy_masks
-from cutwork.training.sparsify import freeze_zeros as freeze_zeros
 from cutwork.training.sparsify import sparsify as sparsify
 from cutwork.version import __version__ as __version__

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu import narrow
 from cutwork.ops.activations import ACTIVATIONS
 from cutwork.ops.int8_linear import quantize
-from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
 from cutwork.sparsity.compressed import index_of
 
@@ -201,7 +199,7 @@ print(used() - before)
 def test_it_chooses_the_instruction_sets_that_python_chooses():
     library = ctypes.CDLL(LIBRARY)
     library.cutwork_instruction_sets.restype = ctypes.c_char_p
-    chosen = [cpu.instruction_sets()[0], narrow.instruction_sets()[0]]
+    chosen = [cpu.instruction_sets()[0], cpu.narrow_instruction_sets()[0]]
     assert library.cutwork_instruction_sets().decode().split() == chosen
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from cutwork.methods import METHODS, Static, View, generator_for, named
+from cutwork.methods import METHODS, Static, View, find_method, generator_for
 from cutwork.patterns import Unstructured
 
 
@@ -16,4 +16,4 @@ def test_a_static_mask_never_moves_and_never_costs_a_dense_gradient():
 def test_the_shuffled_block_methods_are_compositions():
     assert METHODS["ssb"]() == Static()
     assert METHODS["dsb"]() == METHODS["rigl"]()
-    assert named(Static()) == Static()
+    assert find_method(Static()) == Static()

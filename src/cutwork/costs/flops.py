@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
 from cutwork.layers.sparse import Sparse
 from cutwork.layers.sparse_class import is_conv1d_class
-from cutwork.methods import Method, named
+from cutwork.methods import Method, find_method
 from cutwork.sparsity.base import Sparsity
 
 
@@ -78,7 +78,7 @@ class Flops:
 
         Reference: Evci et al., Rigging the lottery, 2020, section 3.1.
         """
-        share = named(method).dense_gradient_share
+        share = find_method(method).dense_gradient_share
         return (3 - share) * self.sparse + share * self.dense
 
 

@@ -15,7 +15,7 @@ from cutwork.costs.flops import Flops, LayerFlops, flops, has_matrix
 from cutwork.layers.int8 import why_none
 from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.layers.swap import sparse_layers
-from cutwork.methods import Method, named
+from cutwork.methods import Method, find_method
 from cutwork.sparsity.base import Sparsity
 from cutwork.text import in_columns
 
@@ -118,7 +118,7 @@ def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -
     total = _total(rows, cost)
     if cost is None or method is None:
         return Report(rows, total)
-    chosen = named(method)
+    chosen = find_method(method)
     return Report(rows, total, Training(type(chosen).__name__, cost.dense_training, cost.sparse_training(chosen)))
 
 

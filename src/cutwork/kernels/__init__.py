@@ -7,7 +7,7 @@ from importlib import metadata
 import torch
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu import conv, narrow, tiles
+from cutwork.kernels.cpu import conv, int8, linear
 
 # Plain PyTorch, wherever no kernel is registered.
 REFERENCE = "reference"
@@ -30,7 +30,7 @@ def activate() -> str:
     """
     if not cpu.has_tiles():
         return ""
-    for family in (tiles, conv, narrow):
+    for family in (linear, conv, int8):
         family.register()
     return f"cpu-tiles {cpu.instruction_sets()[0]}"
 
@@ -42,7 +42,7 @@ def tile_kernel(device: torch.device, dtype: torch.dtype, *, is_convolution: boo
     if dtype == torch.float32:
         return activate()
     if dtype == torch.bfloat16 and not is_convolution:
-        return f"cpu-tiles {narrow.instruction_sets()[0]}"
+        return f"cpu-tiles {cpu.narrow_instruction_sets()[0]}"
     return REFERENCE
 
 
@@ -64,7 +64,7 @@ def _tiles() -> Kernel:
     if cpu.has_tiles():
         reason = (
             f"layers with compressed storage run on them: in float32 with {cpu.instruction_sets()[0]}, linear ones in "
-            f"bfloat16 with {narrow.instruction_sets()[0]}"
+            f"bfloat16 with {cpu.narrow_instruction_sets()[0]}"
         )
         return Kernel("cpu-tiles", True, reason)
     missing = (

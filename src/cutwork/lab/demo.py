@@ -23,13 +23,14 @@ from cutwork.data.digits import Digits, load_digits
 from cutwork.files.checkpoint import load, save
 from cutwork.layers.storage import compress, why_not_compressed
 from cutwork.layers.swap import sparse_layers
-from cutwork.methods import Method, named
+from cutwork.methods import Method, find_method
 from cutwork.patterns import parse
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
 from cutwork.speed.plan import pack
+from cutwork.training.baking import bake
 from cutwork.training.sparsifier import Sparsifier
-from cutwork.training.sparsify import bake, sparsify
+from cutwork.training.sparsify import sparsify
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ def run(
     digits = load_digits()
     steps = epochs * (len(digits.train_images) // BATCH_SIZE)
     dense, sparse = _network(seed), _network(seed)
-    chosen = _moving_often(named(method), steps) if isinstance(method, str) else method
+    chosen = _moving_often(find_method(method), steps) if isinstance(method, str) else method
     amount = parse(pattern).density or DENSITY if density is None else density
     sparsifier = sparsify(
         sparse,

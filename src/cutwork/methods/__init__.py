@@ -15,7 +15,7 @@ from cutwork.text import did_you_mean
 
 __all__ = [
     "METHODS", "STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch", "View",
-    "generator_for", "hold_fixed", "named", "project_by", "set_", "srste",
+    "find_method", "generator_for", "hold_fixed", "project_by", "set_", "srste",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -33,7 +33,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 }
 
 
-def named(method: str | Method) -> Method:
+def find_method(method: str | Method) -> Method:
     """Return the method of this name with its defaults; a method is returned as it is."""
     if isinstance(method, Method):
         return method

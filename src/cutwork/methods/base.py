@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import NEED_NO_GRADIENT, Score, random
 from cutwork.patterns import Pattern
+from cutwork.patterns.density import check_density
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.fixed import Fixed
 
@@ -23,7 +24,11 @@ Steps = int | float
 @final
 @dataclass(frozen=True)
 class View:
-    """One layer as a method sees it at one step, everything as matrices `[out, in]`."""
+    """One layer as a method sees it at one step, everything as matrices `[out, in]`.
+
+    `grad` is the gradient of the whole weight, in a move of a method that needs it; `learned` are the scores that train
+    beside the weight, if any; and `is_last` tells the last of the sparse layers, which some methods spare.
+    """
 
     pattern: Pattern
     density: float
@@ -78,9 +83,14 @@ class Method(ABC):
     def dense_gradient_share(self) -> float:
         """Return in which share of the steps the gradient of the whole weight is computed."""
 
-    @abstractmethod
+    @property
+    def takes_first_mask(self) -> bool:
+        """Say whether training may begin with a mask that somebody else has chosen."""
+        return True
+
     def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
-        """Return the module that will hold the mask of a layer."""
+        """Return the module that will hold the mask of a layer: unless a method says otherwise, fixed between moves."""
+        return hold_fixed(mask, weight, view=view, transposed=transposed)
 
     @final
     def in_steps(self, total: int | None) -> Self:
@@ -113,7 +123,7 @@ def project_by(view: View, score: Score, density: float | None = None) -> Tensor
     return view.pattern.project(view.score(score), view.density if density is None else density)
 
 
-def within(view: View, scores: Tensor) -> Tensor:
+def rank_within(view: View, scores: Tensor) -> Tensor:
     """Return scores that rank everything outside the mask below everything inside."""
     return torch.where(view.mask, scores, scores.min() - 1)
 
@@ -126,6 +136,14 @@ def falls_on(step: int, *, every: int, begin: Steps, until: Steps) -> bool:
 def progress(step: int, *, begin: Steps, until: Steps) -> float:
     """Return how far a step has come from `begin` to `until`."""
     return (step - begin) / (until - begin)
+
+
+def share_of_moves(every: int) -> float:
+    """Return the share of steps spent on moves, of which there is one after `every` steps of training.
+
+    So the paper of RigL counts what training costs: its moves are steps of their own, which change no weight.
+    """
+    return 1 / (every + 1)
 
 
 def needs_gradient(*scores: Score) -> bool:
@@ -192,8 +210,7 @@ def check_start_density(density: float) -> None:
     """Raise unless this can be the density of a mask."""
     if not isinstance(density, Real):
         raise TypeError(f"start_density={density!r} is no number; write 1.0 to start with everything")
-    if not 0 < density <= 1:
-        raise ValueError(f"start_density={density} is outside (0, 1]; 1.0 starts with everything")
+    check_density(density, "start_density")
 
 
 def _to_step(share: float, total: int | None, written: str) -> int:

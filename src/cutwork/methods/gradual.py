@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
-from torch.nn import Parameter
 
 from cutwork.methods.base import (
     Method,
@@ -15,15 +14,14 @@ from cutwork.methods.base import (
     check_span,
     check_start_density,
     falls_on,
-    hold_fixed,
     needs_gradient,
     progress,
     project_by,
-    within,
+    rank_within,
+    share_of_moves,
 )
 from cutwork.methods.schedules import cubic
 from cutwork.methods.scores import Score, magnitude
-from cutwork.sparsity.base import Sparsity
 
 
 @final
@@ -64,13 +62,10 @@ class Gradual(Method):
 
     @property
     def dense_gradient_share(self) -> float:
-        return 1 / (self.every + 1) if self.needs_gradient else 0.0
-
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
-        return hold_fixed(mask, weight, view=view, transposed=transposed)
+        return share_of_moves(self.every) if self.needs_gradient else 0.0
 
 
 def thin_out(view: View, drop: Score, start_density: float, share: float) -> Tensor:
     """Return the mask, drawn from the present one, of the density that a cubic curve has reached."""
     density = cubic(max(start_density, view.density), view.density)(share)
-    return view.pattern.project(within(view, view.score(drop)), density)
+    return view.pattern.project(rank_within(view, view.score(drop)), density)

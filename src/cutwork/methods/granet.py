@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from torch import Tensor
-from torch.nn import Parameter
 
 from cutwork.methods.base import (
     Method,
@@ -17,15 +16,14 @@ from cutwork.methods.base import (
     check_start_density,
     falls_on,
     fraction_at,
-    hold_fixed,
     needs_gradient,
     progress,
     project_by,
+    share_of_moves,
 )
 from cutwork.methods.gradual import thin_out
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import Score, gradient, magnitude
-from cutwork.sparsity.base import Sparsity
 
 
 @final
@@ -78,7 +76,4 @@ class GraNet(Method):
 
     @property
     def dense_gradient_share(self) -> float:
-        return 1 / (self.every + 1) if self.needs_gradient else 0.0
-
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
-        return hold_fixed(mask, weight, view=view, transposed=transposed)
+        return share_of_moves(self.every) if self.needs_gradient else 0.0

@@ -20,6 +20,7 @@ from cutwork.methods.base import (
     needs_gradient,
     progress,
     project_by,
+    share_of_moves,
 )
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import Score, gradient, magnitude, random
@@ -74,7 +75,7 @@ class RigL(Method):
 
     @property
     def dense_gradient_share(self) -> float:
-        return 1 / (self.every + 1) if self.needs_gradient and not self.estimate else 0.0
+        return share_of_moves(self.every) if self.needs_gradient and not self.estimate else 0.0
 
     def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
         return hold_fixed(

@@ -6,7 +6,6 @@ from typing import ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from cutwork.methods.base import (
     Method,
@@ -16,13 +15,12 @@ from cutwork.methods.base import (
     check_span,
     falls_on,
     fraction_at,
-    hold_fixed,
     progress,
+    share_of_moves,
 )
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import Score, gradient, magnitude
 from cutwork.patterns import keep_largest
-from cutwork.sparsity.base import Sparsity
 
 
 @final
@@ -92,10 +90,7 @@ class SRigL(Method):
 
     @property
     def dense_gradient_share(self) -> float:
-        return 1 / (self.every + 1)
-
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
-        return hold_fixed(mask, weight, view=view, transposed=transposed)
+        return share_of_moves(self.every)
 
 
 def _num_kept(view: View, units: Tensor) -> int:

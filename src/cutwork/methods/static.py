@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
-from torch.nn import Parameter
 
-from cutwork.methods.base import Method, View, hold_fixed, project_by
+from cutwork.methods.base import Method, View, project_by
 from cutwork.methods.scores import Score
-from cutwork.sparsity.base import Sparsity
 
 
 @final
@@ -34,6 +32,3 @@ class Static(Method):
     @property
     def dense_gradient_share(self) -> float:
         return 0.0
-
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
-        return hold_fixed(mask, weight, view=view, transposed=transposed)

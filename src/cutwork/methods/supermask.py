@@ -76,6 +76,11 @@ class Supermask(Method):
         return self._choose(view, view.learned, density)
 
     @property
+    def takes_first_mask(self) -> bool:
+        # Its masks come from its scores.
+        return False
+
+    @property
     def needs_gradient(self) -> bool:
         return False
 

@@ -48,6 +48,10 @@ class Switch(Method):
         return step > self.sparse_from and (self.dense_from is None or step < self.dense_from)
 
     @property
+    def takes_first_mask(self) -> bool:
+        return self.method.takes_first_mask
+
+    @property
     def needs_gradient(self) -> bool:
         return self.method.needs_gradient
 

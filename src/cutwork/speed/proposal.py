@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from cutwork.evaluation import Call, call_of
 from cutwork.kernels import REFERENCE, tile_kernel
 from cutwork.layers.attention import OpenAttention
-from cutwork.layers.swap import Candidate, SparseLayer, can_swap, candidates, sparse_layers
+from cutwork.layers.swap import SparseLayer, candidates, sparse_layers
 from cutwork.patterns import Pattern, parse
 from cutwork.sparsity.fixed import Fixed
 from cutwork.speed.forms import MARGIN, TILES, Usage, at_rest, change, obstacle, usages
@@ -25,7 +24,8 @@ from cutwork.speed.profile import Pieces, time_pieces
 from cutwork.speed.timing import STEADY_SPREAD
 from cutwork.speed.trial import Trial
 from cutwork.text import in_columns
-from cutwork.training.selection import too_coarse
+from cutwork.training.amounts import why_too_coarse
+from cutwork.training.selection import DENSE, describe_reasons, match_layers
 from cutwork.training.sparsify import sparsify
 
 # The finest first: where two reach the goal with as much left, it keeps accuracy better.
@@ -115,7 +115,7 @@ def propose(
     dense = _copy(model).eval()
     # With attentions open, and masks only to have layers that can become tiles.
     trial = _copy(model).eval()
-    sparsify(trial, {"*": "dense", **dict.fromkeys(map(escape, chosen), "unstructured")}, density=0.5)
+    sparsify(trial, _patterns_of(chosen), density=0.5)
     made_sparse = {name: layer for name, layer in sparse_layers(trial).items() if name in chosen}
     seen = usages(trial, made_sparse, call)
     at_rest(trial, made_sparse)
@@ -158,15 +158,22 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _choose(model: nn.Module, layers: str | Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the layers to make sparse, and of those that cannot be the reasons."""
-    found = candidates(model)
-    wanted = _matching(found, layers)
-    left_out = {name: reason for name in wanted if (reason := _why_not(found[name]))}
-    left_out |= _divided(model, found, [name for name in wanted if name not in left_out])
-    chosen = [name for name in wanted if name not in left_out]
-    if not chosen:
-        what = "; ".join(_by_reason(left_out)) or "it has no dense linear layer or 2-d convolution"
-        raise ValueError(f"plan: no layer of this model could be made sparse: {what}")
-    return chosen, left_out
+    wanted = _matching(candidates(model), layers)
+    if not wanted:
+        raise ValueError(
+            "plan: no layer of this model could be made sparse: it has no dense linear layer or 2-d convolution"
+        )
+    left_out: dict[str, str] = {}
+    try:
+        match_layers(model, _patterns_of(wanted), left_out)
+    except ValueError as error:
+        raise ValueError(f"plan: no layer of this model could be made sparse: {error}") from error
+    return [name for name in wanted if name not in left_out], left_out
+
+
+def _patterns_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the finest pattern for these layers alone: a mask is needed for a layer to become tiles."""
+    return {"*": DENSE, **dict.fromkeys(map(escape, names), "unstructured")}
 
 
 def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
@@ -186,37 +193,6 @@ def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
             )
         is_wanted |= dict.fromkeys(matched, not glob.startswith("!"))
     return [name for name, wanted in is_wanted.items() if wanted]
-
-
-def _why_not(candidate: Candidate) -> str:
-    if candidate.obstacle or can_swap(candidate.kind):
-        return candidate.obstacle
-    return f"{candidate.kind.__module__}.{candidate.kind.__qualname__} is a subclass that may compute something else"
-
-
-def _divided(model: nn.Module, found: Mapping[str, Candidate], names: Sequence[str]) -> dict[str, str]:
-    """Say which layers share their weight with a module that stays dense, or stores it in another way."""
-    name_of = {module: name for name, module in reversed(list(model.named_modules()))}
-    kinds: defaultdict[nn.Parameter, dict[str, type[nn.Module] | None]] = defaultdict(dict)
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        name = name_of[model.get_submodule(path.rpartition(".")[0])]
-        kinds[parameter][name] = found[name].kind if name in names else None
-    reasons = {}
-    for name in names:
-        if found[name].attention is None:
-            sharers = kinds[model.get_submodule(name).weight]  # pyrefly: ignore
-            others = [other or "the model itself" for other, kind in sharers.items() if kind is not found[name].kind]
-            if others:
-                reasons[name] = f"it shares its weight with {others[0]}, which is not sparse with it"
-    return reasons
-
-
-def _by_reason(left_out: Mapping[str, str]) -> Iterator[str]:
-    names: defaultdict[str, list[str]] = defaultdict(list)
-    for name, reason in left_out.items():
-        names[reason].append(name or "the model itself")
-    for reason, (first, *rest) in names.items():
-        yield f"{first}{f' and {len(rest)} more' if rest else ''}: {reason}"
 
 
 def _goal(speedup: float) -> float:
@@ -333,7 +309,7 @@ def _set_mask(sharers: Sequence[SparseLayer], pattern: Pattern, density: float) 
         pattern.check(tuple(matrix.shape))
     except ValueError as error:
         return str(error)
-    if reason := too_coarse(pattern, shape, density, transposed=transposed):
+    if reason := why_too_coarse(pattern, shape, density, transposed=transposed):
         return reason
     mask = pattern.project(torch.rand(matrix.shape, generator=torch.Generator().manual_seed(0)), density)
     if density < 1 and mask.all():
@@ -409,7 +385,7 @@ def _lines(proposal: Proposal) -> Iterator[str]:
         table.append([pattern, *(f"{about}{by_density[density]:.2f}x" for density in densities)])
     yield from in_columns(table, "<" + ">" * len(densities))
     yield from (f"{pattern}: {reason}" for pattern, reason in proposal.obstacles.items())
-    yield from (f"stays dense: {line}" for line in _by_reason(proposal.left_out))
+    yield from (f"stays dense: {line}" for line in describe_reasons(proposal.left_out))
     yield ""
     if proposal.pattern is None:
         yield (

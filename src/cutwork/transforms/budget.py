@@ -10,6 +10,8 @@ Reference: Thangarasa et al., Sparse-IFT, 2024.
 import math
 from fractions import Fraction
 
+from cutwork.patterns.density import check_density
+
 MOST_DENOMINATOR = 1_000_000
 
 
@@ -51,6 +53,4 @@ def doped_rank(inputs: int, outputs: int, density: float) -> int:
 
 
 def _exact(density: float) -> Fraction:
-    if not 0 < density <= 1:
-        raise ValueError(f"density={density} is outside (0, 1]; 0.1 keeps a tenth of the weights")
-    return Fraction(density).limit_denominator(MOST_DENOMINATOR)
+    return Fraction(check_density(density)).limit_denominator(MOST_DENOMINATOR)

@@ -1,13 +1,14 @@
 // Runs the convolution kernels on many small problems in memory of exactly the right size, against sums in double
 // precision. Arguments: the instruction sets to run.
 
-#include "conv.h"
+#include "instruction_sets.h"
 #include "memory.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <map>
+#include <string>
 #include <vector>
 
 namespace {
@@ -16,11 +17,11 @@ void expect(const char *what, const Conv &c, const Exact<float> &found, const st
     for (size_t i = 0; i < wanted.size(); ++i) {
         if (std::fabs(found[i] - wanted[i]) <= 2e-3 * (1 + std::fabs(wanted[i]))) continue;
         std::printf("%s: %g instead of %g at %zu: %lld images of %lldx%lldx%lld, kernel %lldx%lld, stride %lld, padding "
-                    "%lld, dilation %lld, %lld outputs in %lld parts, tiles of %lldx%lld\n",
-                    what, found[i], wanted[i], i, (long long)c.images, (long long)c.channels, (long long)c.rows.size,
-                    (long long)c.columns.size, (long long)c.rows.kernel, (long long)c.columns.kernel,
-                    (long long)c.rows.stride, (long long)c.rows.padding, (long long)c.rows.dilation,
-                    (long long)c.weight.outputs, (long long)c.parts, (long long)c.weight.bo, (long long)c.weight.bi);
+                    "%lld, dilation %lld, %lld outputs in %lld groups, tiles of %lldx%lld\n",
+                    what, found[i], wanted[i], i, (long long)c.images, (long long)c.channels, (long long)c.down.size,
+                    (long long)c.across.size, (long long)c.down.kernel, (long long)c.across.kernel,
+                    (long long)c.down.stride, (long long)c.down.padding, (long long)c.down.dilation,
+                    (long long)c.weight.outputs, (long long)c.channel_groups, (long long)c.weight.rows, (long long)c.weight.columns);
         std::exit(1);
     }
 }
@@ -35,18 +36,18 @@ Axis random_axis() {
 void run(const ConvKernels &kernels) {
     static const int64_t SIDES[] = {1, 2, 4, 5, 8, 16, 32, 48, 64};
     Conv c{};
-    do c.rows = random_axis(), c.columns = random_axis();
-    while (c.rows.out < 1 || c.columns.out < 1);
-    const int64_t bo = SIDES[between(0, 8)], bi = SIDES[between(0, 8)];
-    c.images = between(1, 3), c.parts = between(0, 3) ? 1 : 2;
-    // A group of outputs lies in one part.
-    const int64_t per_part = c.parts == 1 ? between(1, 70) : bo * between(1, 2), of_part = between(1, 20);
-    const int64_t outputs = per_part * c.parts, taps = c.rows.kernel * c.columns.kernel;
-    c.channels = of_part * c.parts;
-    const int64_t inputs = taps * of_part, groups = (outputs + bo - 1) / bo, sparse = between(0, 2);
+    do c.down = random_axis(), c.across = random_axis();
+    while (c.down.out < 1 || c.across.out < 1);
+    const int64_t rows = SIDES[between(0, 8)], columns = SIDES[between(0, 8)];
+    c.images = between(1, 3), c.channel_groups = between(0, 3) ? 1 : 2;
+    // A group of rows lies in one group of channels.
+    const int64_t outputs_a_group = c.channel_groups == 1 ? between(1, 70) : rows * between(1, 2), channels_a_group = between(1, 20);
+    const int64_t outputs = outputs_a_group * c.channel_groups, taps = c.down.kernel * c.across.kernel;
+    c.channels = channels_a_group * c.channel_groups;
+    const int64_t inputs = taps * channels_a_group, groups = (outputs + rows - 1) / rows, sparse = between(0, 2);
     std::vector<int32_t> ptrs{0}, cols;
     for (int64_t g = 0; g < groups; ++g) {
-        for (int64_t i = 0; i < inputs; i += bi)
+        for (int64_t i = 0; i < inputs; i += columns)
             if (!sparse || !between(0, sparse)) cols.push_back(static_cast<int32_t>(i));
         ptrs.push_back(static_cast<int32_t>(cols.size()));
     }
@@ -54,17 +55,17 @@ void run(const ConvKernels &kernels) {
     std::copy(ptrs.begin(), ptrs.end(), ptr.data.get());
     std::copy(cols.begin(), cols.end(), col.data.get());
     for (int64_t o = 0; o < outputs; ++o) order[o] = static_cast<int32_t>(o);
-    const bool shuffled = c.parts == 1 && between(0, 2) == 0;
+    const bool shuffled = c.channel_groups == 1 && between(0, 2) == 0;
     if (shuffled) std::shuffle(order.data.get(), order.data.get() + outputs, engine);
     std::vector<double> dense(outputs * inputs, 0);
-    Exact<float> values(cols.size() * bi * bo);
+    Exact<float> values(cols.size() * columns * rows);
     auto each = [&](auto visit) {
         for (int64_t g = 0; g < groups; ++g)
             for (int64_t k = ptrs[g]; k < ptrs[g + 1]; ++k)
-                for (int64_t j = 0; j < bi; ++j)
-                    for (int64_t b = 0; b < bo; ++b) {
-                        const bool inside = cols[k] + j < inputs && g * bo + b < outputs;
-                        visit((k * bi + j) * bo + b, inside, inside ? order[g * bo + b] * inputs + cols[k] + j : 0);
+                for (int64_t j = 0; j < columns; ++j)
+                    for (int64_t b = 0; b < rows; ++b) {
+                        const bool inside = cols[k] + j < inputs && g * rows + b < outputs;
+                        visit((k * columns + j) * rows + b, inside, inside ? order[g * rows + b] * inputs + cols[k] + j : 0);
                     }
     };
     each([&](int64_t at, bool inside, int64_t place) {
@@ -72,8 +73,8 @@ void run(const ConvKernels &kernels) {
         if (inside) dense[place] = values[at];
     });
     c.weight = {values.data.get(), ptr.data.get(), col.data.get(), shuffled ? order.data.get() : nullptr, outputs, inputs,
-                groups, bo, bi};
-    const int64_t pixels_in = c.images * c.rows.size * c.columns.size, pixels = c.images * c.rows.out * c.columns.out;
+                groups, rows, columns};
+    const int64_t pixels_in = c.images * c.down.size * c.across.size, pixels = c.images * c.down.out * c.across.out;
     const Exact<float> x = random_floats(pixels_in * c.channels), dy = random_floats(pixels * outputs);
     const Exact<float> bias = random_floats(outputs);
     const bool has_bias = between(0, 1);
@@ -82,21 +83,21 @@ void run(const ConvKernels &kernels) {
 
     std::vector<double> y(pixels * outputs, 0), dx(pixels_in * c.channels, 0), dweight(outputs * inputs, 0);
     for (int64_t n = 0; n < c.images; ++n)
-        for (int64_t r = 0; r < c.rows.out; ++r)
-            for (int64_t q = 0; q < c.columns.out; ++q)
+        for (int64_t r = 0; r < c.down.out; ++r)
+            for (int64_t q = 0; q < c.across.out; ++q)
                 for (int64_t o = 0; o < outputs; ++o) {
-                    const int64_t at = ((n * c.rows.out + r) * c.columns.out + q) * outputs + o;
-                    const int64_t part = o / (outputs / c.parts);
+                    const int64_t at = ((n * c.down.out + r) * c.across.out + q) * outputs + o;
+                    const int64_t channel_group = o / (outputs / c.channel_groups);
                     double sum = has_bias ? bias[o] : 0;
                     for (int64_t tap = 0; tap < taps; ++tap) {
-                        const int64_t row = r * c.rows.stride - c.rows.padding + tap / c.columns.kernel * c.rows.dilation;
+                        const int64_t row = r * c.down.stride - c.down.padding + tap / c.across.kernel * c.down.dilation;
                         const int64_t column =
-                            q * c.columns.stride - c.columns.padding + tap % c.columns.kernel * c.columns.dilation;
-                        if (row < 0 || row >= c.rows.size || column < 0 || column >= c.columns.size) continue;
-                        for (int64_t i = 0; i < of_part; ++i) {
+                            q * c.across.stride - c.across.padding + tap % c.across.kernel * c.across.dilation;
+                        if (row < 0 || row >= c.down.size || column < 0 || column >= c.across.size) continue;
+                        for (int64_t i = 0; i < channels_a_group; ++i) {
                             const int64_t from =
-                                ((n * c.rows.size + row) * c.columns.size + column) * c.channels + part * of_part + i;
-                            const int64_t weight = o * inputs + tap * of_part + i;
+                                ((n * c.down.size + row) * c.across.size + column) * c.channels + channel_group * channels_a_group + i;
+                            const int64_t weight = o * inputs + tap * channels_a_group + i;
                             sum += x[from] * dense[weight];
                             dx[from] += dy[at] * dense[weight];
                             dweight[weight] += dy[at] * x[from];
@@ -123,15 +124,15 @@ void run(const ConvKernels &kernels) {
 }  // namespace
 
 int main(int count, char **names) {
-    for (int i = 1; i < count; ++i)
-        for (const ConvKernels *kernels : {
+    const std::map<std::string, const ConvKernels *> sets = {
 #ifdef __x86_64__
-                 &AVX2_CONV, &AVX512_CONV,
+        {"avx2", &avx2::CONV},
+        {"avx512", &avx512::CONV},
 #endif
-                 &GENERIC_CONV})
-            if (!std::strcmp(kernels->isa, names[i])) {
-                for (int round = 0; round < 300; ++round) run(*kernels);
-                std::printf("%s: 300 problems\n", kernels->isa);
-            }
+        {"generic", &generic::CONV}};
+    for (int i = 1; i < count; ++i) {
+        for (int round = 0; round < 300; ++round) run(*sets.at(names[i]));
+        std::printf("%s: 300 problems\n", names[i]);
+    }
     return 0;
 }

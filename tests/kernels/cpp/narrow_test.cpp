@@ -1,13 +1,15 @@
 // Runs the bfloat16 and int8 kernels on many small problems in memory of exactly the right size, against sums in double
 // precision. Arguments: the instruction sets to run.
 
+#include "instruction_sets.h"
 #include "memory.h"
-#include "narrow.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <string>
 #include <vector>
 
 namespace {
@@ -33,26 +35,26 @@ Exact<uint16_t> random_words(size_t count) {
 }
 
 struct Shape {
-    long long tokens, outputs, inputs, bo, bi;
+    long long tokens, outputs, inputs, rows, columns;
 };
 
 // Results are rounded to bfloat16, or made of inputs and weights of 8 bits: `size` is that of the sum of absolute terms.
 void expect(const char *what, const Shape &s, double found, double wanted, double size, double tolerance) {
     if (std::fabs(found - wanted) <= tolerance * (size + std::fabs(wanted)) + 1e-6) return;
     std::printf("%s: %g instead of %g: %lld tokens, %lldx%lld in tiles of %lldx%lld\n", what, found, wanted, s.tokens,
-                s.outputs, s.inputs, s.bo, s.bi);
+                s.outputs, s.inputs, s.rows, s.columns);
     std::exit(1);
 }
 
 void run(const NarrowKernels &kernels) {
     static const int64_t SIDES[] = {1, 2, 3, 4, 5, 8, 13, 16, 24, 32, 48, 64};
-    const int64_t bo = SIDES[between(0, 11)], bi = SIDES[between(0, 11)], outputs = between(1, 100);
+    const int64_t rows = SIDES[between(0, 11)], columns = SIDES[between(0, 11)], outputs = between(1, 100);
     const int64_t inputs = between(1, 100), tokens = between(0, 2) ? between(0, 80) : between(0, 8);
-    const int64_t groups = (outputs + bo - 1) / bo, sparse = between(0, 3);
-    const Shape shape{tokens, outputs, inputs, bo, bi};
+    const int64_t groups = (outputs + rows - 1) / rows, sparse = between(0, 3);
+    const Shape shape{tokens, outputs, inputs, rows, columns};
     std::vector<int32_t> ptrs{0}, cols;
     for (int64_t g = 0; g < groups; ++g) {
-        for (int64_t i = 0; i < inputs; i += bi)
+        for (int64_t i = 0; i < inputs; i += columns)
             if (!sparse || !between(0, sparse)) cols.push_back(static_cast<int32_t>(i));
         ptrs.push_back(static_cast<int32_t>(cols.size()));
     }
@@ -63,26 +65,26 @@ void run(const NarrowKernels &kernels) {
     const bool shuffled = between(0, 2) == 0;
     if (shuffled) std::shuffle(order.data.get(), order.data.get() + outputs, engine);
     std::vector<double> dense(outputs * inputs, 0), dense8(outputs * inputs, 0);
-    Exact<uint16_t> values(cols.size() * bi * bo);
+    Exact<uint16_t> values(cols.size() * columns * rows);
     // The form of int8: four kept inputs of a group make a step.
     std::vector<int64_t> first_step{0};
     for (int64_t g = 0; g < groups; ++g)
-        first_step.push_back(first_step.back() + ((ptrs[g + 1] - ptrs[g]) * bi + 3) / 4);
-    Exact<int8_t> integers(first_step.back() * bo * 4);
+        first_step.push_back(first_step.back() + ((ptrs[g + 1] - ptrs[g]) * columns + 3) / 4);
+    Exact<int8_t> integers(first_step.back() * rows * 4);
     std::fill(integers.data.get(), integers.data.get() + integers.count, 0);
     Exact<float> scales(outputs);
     for (int64_t o = 0; o < outputs; ++o) scales[o] = 0.01f * static_cast<float>(between(1, 9));
     for (int64_t g = 0; g < groups; ++g)
         for (int64_t k = ptrs[g]; k < ptrs[g + 1]; ++k)
-            for (int64_t j = 0; j < bi; ++j)
-                for (int64_t b = 0; b < bo; ++b) {
-                    const bool inside = cols[k] + j < inputs && g * bo + b < outputs;
+            for (int64_t j = 0; j < columns; ++j)
+                for (int64_t b = 0; b < rows; ++b) {
+                    const bool inside = cols[k] + j < inputs && g * rows + b < outputs;
                     const uint16_t value = inside ? bits_of(random_floats(1)[0]) : 0;
-                    const int64_t kept = (k - ptrs[g]) * bi + j, number = inside ? between(-127, 127) : 0;
-                    values[(k * bi + j) * bo + b] = value;
-                    integers[((first_step[g] + kept / 4) * bo + b) * 4 + kept % 4] = static_cast<int8_t>(number);
+                    const int64_t kept = (k - ptrs[g]) * columns + j, number = inside ? between(-127, 127) : 0;
+                    values[(k * columns + j) * rows + b] = value;
+                    integers[((first_step[g] + kept / 4) * rows + b) * 4 + kept % 4] = static_cast<int8_t>(number);
                     if (!inside) continue;
-                    const int64_t o = order[g * bo + b], at = o * inputs + cols[k] + j;
+                    const int64_t o = order[g * rows + b], at = o * inputs + cols[k] + j;
                     dense[at] = number_of(value), dense8[at] = static_cast<double>(number) * scales[o];
                 }
     const Exact<uint16_t> x = random_words(tokens * inputs), dy = random_words(tokens * outputs);
@@ -94,23 +96,23 @@ void run(const NarrowKernels &kernels) {
     const int threads = static_cast<int>(between(1, 4));
     const auto before = static_cast<Activation>(between(0, 4)), after = static_cast<Activation>(between(0, 4));
     const float *b = has_bias ? bias.data.get() : nullptr;
-    NarrowWeight w{values.data.get(), ptr.data.get(), col.data.get(), shuffled ? order.data.get() : nullptr,
-                   outputs,           inputs,         groups,         bo,
-                   bi};
+    Weight w{values.data.get(), ptr.data.get(), col.data.get(), shuffled ? order.data.get() : nullptr,
+                   outputs,           inputs,         groups,         rows,
+                   columns};
 
     Exact<uint16_t> y(tokens * outputs), dx(tokens * inputs), dvalues(values.count), y8_bf16(tokens * outputs);
     Exact<float> y8(tokens * outputs);
     for (const Exact<uint16_t> *memory : {&y, &dx, &dvalues, &y8_bf16})
         for (size_t i = 0; i < memory->count; ++i) (*memory)[i] = 0x7fc0;
     for (size_t i = 0; i < y8.count; ++i) y8[i] = NAN;
-    kernels.bf16_forward(w, x.data.get(), b, has_residual ? residual.data.get() : nullptr, y.data.get(), tokens,
+    kernels.forward(w, x.data.get(), b, has_residual ? residual.data.get() : nullptr, y.data.get(), tokens,
                          before, after, threads);
-    kernels.bf16_input_gradient(w, dy.data.get(), dx.data.get(), tokens, threads);
+    kernels.input_gradient(w, dy.data.get(), dx.data.get(), tokens, threads);
     w.values = integers.data.get();
     kernels.int8_forward(w, scales.data.get(), wide_x.data.get(), b, y8.data.get(), tokens, after, threads);
     kernels.int8_forward_bf16(w, scales.data.get(), x.data.get(), b, y8_bf16.data.get(), tokens, after, threads);
     w.values = nullptr;
-    kernels.bf16_weight_gradient(w, x.data.get(), dy.data.get(), dvalues.data.get(), tokens, threads);
+    kernels.weight_gradient(w, x.data.get(), dy.data.get(), dvalues.data.get(), tokens, threads);
 
     for (int64_t t = 0; t < tokens; ++t) {
         for (int64_t o = 0; o < outputs; ++o) {
@@ -139,30 +141,32 @@ void run(const NarrowKernels &kernels) {
     }
     for (int64_t g = 0; g < groups; ++g)
         for (int64_t k = ptrs[g]; k < ptrs[g + 1]; ++k)
-            for (int64_t j = 0; j < bi; ++j)
-                for (int64_t o = 0; o < bo; ++o) {
+            for (int64_t j = 0; j < columns; ++j)
+                for (int64_t o = 0; o < rows; ++o) {
                     double sum = 0, size = 0;
-                    for (int64_t t = 0; t < tokens && cols[k] + j < inputs && g * bo + o < outputs; ++t) {
-                        const double term = number_of(dy[t * outputs + order[g * bo + o]]) *
+                    for (int64_t t = 0; t < tokens && cols[k] + j < inputs && g * rows + o < outputs; ++t) {
+                        const double term = number_of(dy[t * outputs + order[g * rows + o]]) *
                                             static_cast<double>(wide_x[t * inputs + cols[k] + j]);
                         sum += term, size += std::fabs(term);
                     }
-                    expect("bfloat16 weight gradient", shape, number_of(dvalues[(k * bi + j) * bo + o]), sum, size, 1e-2);
+                    expect("bfloat16 weight gradient", shape, number_of(dvalues[(k * columns + j) * rows + o]), sum, size, 1e-2);
                 }
 }
 
 }  // namespace
 
 int main(int count, char **names) {
-    for (int i = 1; i < count; ++i)
-        for (const NarrowKernels *kernels : {
+    const std::map<std::string, const NarrowKernels *> sets = {
 #ifdef __x86_64__
-                 &AVX2_NARROW, &AVX512_NARROW, &AVX512_VNNI_NARROW, &AVX512_BF16_NARROW,
+        {"avx2", &avx2::NARROW},
+        {"avx512", &avx512::NARROW},
+        {"avx512vnni", &avx512vnni::NARROW},
+        {"avx512bf16", &avx512bf16::NARROW},
 #endif
-                 &GENERIC_NARROW})
-            if (!std::strcmp(kernels->isa, names[i])) {
-                for (int round = 0; round < 300; ++round) run(*kernels);
-                std::printf("%s: 300 problems\n", kernels->isa);
-            }
+        {"generic", &generic::NARROW}};
+    for (int i = 1; i < count; ++i) {
+        for (int round = 0; round < 300; ++round) run(*sets.at(names[i]));
+        std::printf("%s: 300 problems\n", names[i]);
+    }
     return 0;
 }

@@ -4,25 +4,12 @@ import functools
 import importlib
 import os
 import platform
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # First, so that the extension finds torch's copy of the OpenMP library loaded and shares its threads.
 import torch
-
-# The instruction set with the most comes first; each with what it needs of the CPU.
-INSTRUCTION_SETS: dict[str, frozenset[str]] = {
-    "avx512": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"}),
-    "avx2": frozenset({"avx2", "fma"}),
-    "generic": frozenset(),
-}
-# Those of the kernels for bfloat16 and int8.
-NARROW_INSTRUCTION_SETS: dict[str, frozenset[str]] = {
-    "avx512bf16": INSTRUCTION_SETS["avx512"] | {"avx512_vnni", "avx512_bf16"},
-    "avx512vnni": INSTRUCTION_SETS["avx512"] | {"avx512_vnni"},
-    **INSTRUCTION_SETS,
-}
 
 _PROCESS = os.getpid()
 
@@ -47,7 +34,7 @@ def why_missing() -> str:
 
 def has_tiles() -> bool:
     """Say whether the extension was built with the tile kernels."""
-    return is_built() and "Tiles" in vars(extension())
+    return is_built() and "instruction_sets" in vars(extension())
 
 
 @functools.cache
@@ -61,10 +48,36 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def instruction_sets(known: Mapping[str, frozenset[str]] = INSTRUCTION_SETS) -> list[str]:
-    """Return the instruction sets, by default the tile kernels', that this CPU can run, the one that is used first."""
-    features = set(extension().features())
-    return [name for name, needed in known.items() if needed <= features]
+def instruction_sets() -> list[str]:
+    """Return the instruction sets of the float32 kernels that this CPU can run, the one that is used first."""
+    return [found.name for found in extension().instruction_sets() if found.linear]
+
+
+def narrow_instruction_sets() -> list[str]:
+    """Return those of the bfloat16 and int8 kernels."""
+    return [found.name for found in extension().instruction_sets() if found.narrow]
+
+
+@functools.cache
+def linear_kernels(instruction_set: str) -> Any:
+    """Return the linear kernels for float32, in an instruction set."""
+    return _kernels(instruction_set).linear
+
+
+@functools.cache
+def conv_kernels(instruction_set: str) -> Any:
+    """Return the convolutions for float32, in an instruction set."""
+    return _kernels(instruction_set).conv
+
+
+@functools.cache
+def narrow_kernels(instruction_set: str) -> Any:
+    """Return the linear kernels for bfloat16 and int8, in an instruction set."""
+    return _kernels(instruction_set).narrow
+
+
+def _kernels(instruction_set: str) -> Any:
+    return next(found for found in extension().instruction_sets() if found.name == instruction_set)
 
 
 def num_threads() -> int:
@@ -76,7 +89,7 @@ def num_threads() -> int:
 
 
 def extension() -> ModuleType:
-    """Return the compiled extension, which offers `features()` and `threads(wanted)`.
+    """Return the compiled extension, which says what the CPU can run, and has the kernels if GCC or Clang built it.
 
     Raises ImportError when it was not built.
     """

@@ -1,10 +1,12 @@
 """What stands between tensors and compiled kernels, which trust every shape and dtype."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cutwork.kernels import cpu
 
 Kernel = Callable[..., Tensor]
 
@@ -40,8 +42,21 @@ def check(what: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{what} has the shape {tuple(tensor.shape)}; expected {shape}")
 
 
-def check_index(ptr: Tensor, col: Tensor, order: Tensor | None, *, outputs: int, rows: int, units: int) -> int:
-    """Return the number of groups; raise ValueError unless these tensors have room for what kernels read there."""
+def locate_weight(
+    values: Tensor | None,
+    ptr: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    tiles: Sequence[int],
+    outputs: int,
+    inputs: int,
+) -> Any:
+    """Return where a compressed weight lies, as kernels know it; it keeps nothing alive.
+
+    `tiles` is how many units it has, and of how many columns and rows. Raises ValueError unless the tensors of the
+    index have room for what kernels read there.
+    """
+    units, columns, rows = tiles
     groups = -(-outputs // rows)
     for name, index, count in (("ptr", ptr, groups + 1), ("col", col, units), ("order", order, outputs)):
         if index is not None and (index.dtype != torch.int32 or index.shape != (count,) or not index.is_contiguous()):
@@ -49,4 +64,6 @@ def check_index(ptr: Tensor, col: Tensor, order: Tensor | None, *, outputs: int,
                 f"{name} is {index.dtype} of shape {tuple(index.shape)}; {outputs} outputs in groups of {rows} with "
                 f"{units} units need a contiguous torch.int32 of shape ({count},)"
             )
-    return groups
+    return cpu.extension().Weight(
+        address(values), ptr.data_ptr(), col.data_ptr(), address(order), outputs, inputs, groups, rows, columns
+    )

@@ -1,7 +1,7 @@
 """The compiled convolutions as functions of tensors, and their registration on the operators of `ops`.
 
 They compute in float32 on channels-last memory. The operators' references serve other dtypes, and convolutions in which
-a group of outputs belongs to more than one group of the convolution.
+a group of rows holds outputs of more than one group of channels.
 """
 
 import functools
@@ -11,17 +11,10 @@ import torch
 from torch import Tensor
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu.arguments import address, check, choose, contiguous
-from cutwork.kernels.cpu.tiles import weight
+from cutwork.kernels.cpu.arguments import address, check, choose, contiguous, locate_weight
 from cutwork.ops import block_conv2d as ops
 from cutwork.ops.activations import number
 from cutwork.ops.dispatch import register_kernel
-
-
-@functools.cache
-def kernels(instruction_set: str) -> Any:
-    """Return the compiled kernels for an instruction set."""
-    return cpu.extension().Convolutions(instruction_set)
 
 
 def forward(
@@ -43,14 +36,14 @@ def forward(
 ) -> Tensor:
     """Compute `block_conv2d`."""
     geometry = (kernel_size, stride, padding, dilation, groups)
-    rows, columns = ops.sizes_out(x.shape[2:], *geometry[:4])
-    if _straddles(outputs, values.shape[2], order, groups) or min(rows, columns) < 1:
+    height, width = ops.sizes_out(x.shape[2:], *geometry[:4])
+    if _straddles(outputs, values.shape[2], order, groups) or min(height, width) < 1:
         return ops.block_conv2d._init_fn(x, values, ptr, col, order, bias, outputs, *geometry, after)
     x, values, bias = _channels_last(x), contiguous(values), contiguous(bias)
     check("the bias", bias, (outputs,))
-    y = ops.empty_image(x, len(x), outputs, rows, columns)
-    kernels(isa).forward(
-        _conv(values, ptr, col, order, outputs, x.shape, geometry),
+    y = ops.empty_image(x, len(x), outputs, height, width)
+    cpu.conv_kernels(isa).forward(
+        _locate_conv(values, ptr, col, order, values.shape, outputs, x.shape, geometry),
         x.data_ptr(),
         address(bias),
         y.data_ptr(),
@@ -84,8 +77,8 @@ def input_gradient(
     channels, height, width = size
     check("the gradient of the output", dy, (images, outputs, *ops.sizes_out((height, width), *geometry[:4])))
     dx = ops.empty_image(dy, images, channels, height, width)
-    kernels(isa).input_gradient(
-        _conv(values, ptr, col, order, outputs, (images, *size), geometry),
+    cpu.conv_kernels(isa).input_gradient(
+        _locate_conv(values, ptr, col, order, values.shape, outputs, (images, *size), geometry),
         dy.data_ptr(),
         dx.data_ptr(),
         cpu.num_threads(),
@@ -116,8 +109,8 @@ def weight_gradient(
     dy, x = _channels_last(dy), _channels_last(x)
     check("the gradient of the output", dy, (len(x), outputs, *ops.sizes_out(x.shape[2:], *geometry[:4])))
     dvalues = x.new_empty(len(col), columns, rows)
-    kernels(isa).weight_gradient(
-        _conv(dvalues, ptr, col, order, outputs, x.shape, geometry),
+    cpu.conv_kernels(isa).weight_gradient(
+        _locate_conv(None, ptr, col, order, dvalues.shape, outputs, x.shape, geometry),
         x.data_ptr(),
         dy.data_ptr(),
         dvalues.data_ptr(),
@@ -137,18 +130,19 @@ def register() -> None:
         register_kernel(operator, "cpu", choose(operator._init_fn, {torch.float32: functools.partial(kernel, isa)}))
 
 
-def _straddles(outputs: int, rows: int, order: Tensor | None, groups: int) -> bool:
-    """Say whether a group of rows may hold outputs of more than one group of the convolution."""
-    return groups > 1 and (order is not None or (outputs // groups) % rows != 0)
+def _straddles(outputs: int, rows: int, order: Tensor | None, channel_groups: int) -> bool:
+    """Say whether a group of rows may hold outputs of more than one group of channels."""
+    return channel_groups > 1 and (order is not None or (outputs // channel_groups) % rows != 0)
 
 
-def _conv(values, ptr, col, order, outputs, x_shape, geometry) -> Any:
+def _locate_conv(values, ptr, col, order, tiles, outputs, x_shape, geometry) -> Any:
     images, channels, *size = x_shape
-    kernel_size, stride, padding, dilation, groups = geometry
-    axes = tuple(zip(size, ops.sizes_out(size, *geometry[:4]), kernel_size, stride, padding, dilation, strict=True))
-    inputs = kernel_size[0] * kernel_size[1] * (channels // groups)
-    matrix = weight(values, ptr, col, order, outputs, inputs)
-    return cpu.extension().Conv(matrix, axes[0], axes[1], images, channels, groups)
+    kernel_size, stride, padding, dilation, channel_groups = geometry
+    sizes_out = ops.sizes_out(size, *geometry[:4])
+    down, across = zip(size, sizes_out, kernel_size, stride, padding, dilation, strict=True)
+    inputs = kernel_size[0] * kernel_size[1] * (channels // channel_groups)
+    weight = locate_weight(values, ptr, col, order, tiles, outputs, inputs)
+    return cpu.extension().Conv(weight, down, across, images, channels, channel_groups)
 
 
 def _channels_last(x: Tensor) -> Tensor:

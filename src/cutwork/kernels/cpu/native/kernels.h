@@ -1,0 +1,93 @@
+// What a compressed weight is to the kernels, and the kernels that an instruction set offers.
+//
+// One vocabulary, here as in Python. A weight is a matrix of outputs by inputs. Its outputs are cut into groups of
+// `rows`; the last may hang over. A group keeps units: runs of `columns` inputs that start at `col`, the last of which
+// may hang over too. The values of a unit lie input by input, `rows` outputs side by side; what hangs over is zero.
+// A place is where an output stands among the rows of all groups. Legend: M tokens, I inputs, O outputs.
+
+#pragma once
+
+#include <cstdint>
+
+struct Weight {
+    const void *values;    // float or bfloat16: [units, columns, rows]; int8: [steps, rows, INT8_STEP]
+    const int32_t *ptr;    // [groups + 1]: where the units of each group begin
+    const int32_t *col;    // [units]: the first input of each, ascending in a group
+    const int32_t *order;  // [outputs]: which output stands at each place; null where each stands at its own
+    int64_t outputs, inputs, groups, rows, columns;
+};
+
+// A step is as many kept inputs of a group, in the order of its units and their columns, as one word of 32 bits holds;
+// the last of a group is filled with zeros.
+constexpr int64_t BF16_STEP = 2, INT8_STEP = 4;
+
+// How many steps of `size` inputs a group has. Static, because of an inline function the linker keeps one copy for all
+// files, and that could be one that this CPU cannot run.
+[[maybe_unused]] static int64_t num_steps(const Weight &w, int64_t group, int64_t size) {
+    return ((w.ptr[group + 1] - w.ptr[group]) * w.columns + size - 1) / size;
+}
+
+// How many all groups have.
+[[maybe_unused]] static int64_t num_steps(const Weight &w, int64_t size) {
+    int64_t steps = 0;
+    for (int64_t group = 0; group < w.groups; ++group) steps += num_steps(w, group, size);
+    return steps;
+}
+
+// Images lie in memory pixel by pixel, the channels of each side by side. The inputs of a convolution's weight are
+// ordered (kernel row, kernel column, channel).
+struct Axis {
+    int64_t size, out, kernel, stride, padding, dilation;
+};
+
+struct Conv {
+    Weight weight;
+    Axis down, across;
+    int64_t images, channels;
+    int64_t channel_groups;  // of channels and outputs that do not see each other; no group of rows straddles two
+};
+
+// In the order of the names in ops/activations.py.
+enum Activation : int { NONE, RELU, GELU, GELU_TANH, SILU };
+
+// Of all kernels the results do not depend on the number of threads.
+
+// In float32.
+struct LinearKernels {
+    // y[M, O] = after(before(x[M, I]) W^T + bias) + residual[M, O]; bias and residual may be null
+    void (*forward)(const Weight &, const float *x, const float *bias, const float *residual, float *y, int64_t tokens,
+                    Activation before, Activation after, int threads);
+    // dx[M, I] = dy[M, O] W, times the derivative of `before` at x
+    void (*input_gradient)(const Weight &, const float *dy, const float *x, float *dx, int64_t tokens,
+                           Activation before, int threads);
+    // dvalues = dy^T before(x) where W keeps something
+    void (*weight_gradient)(const Weight &, const float *x, const float *dy, float *dvalues, int64_t tokens,
+                            Activation before, int threads);
+};
+
+// In float32.
+struct ConvKernels {
+    // y = after(conv(x) + bias); bias may be null
+    void (*forward)(const Conv &, const float *x, const float *bias, float *y, Activation after, int threads);
+    void (*input_gradient)(const Conv &, const float *dy, float *dx, int threads);
+    void (*weight_gradient)(const Conv &, const float *x, const float *dy, float *dvalues, int threads);
+};
+
+// In numbers narrower than float32: bfloat16, handed over as their bits, with sums in float32; and int8, with sums in
+// int32, which are exact.
+struct NarrowKernels {
+    // y[M, O] = after(before(x[M, I]) W^T + bias) + residual[M, O]; bias and residual may be null
+    void (*forward)(const Weight &, const uint16_t *x, const float *bias, const uint16_t *residual, uint16_t *y,
+                    int64_t tokens, Activation before, Activation after, int threads);
+    // dx[M, I] = dy[M, O] W
+    void (*input_gradient)(const Weight &, const uint16_t *dy, uint16_t *dx, int64_t tokens, int threads);
+    // dvalues = dy^T x where W keeps something
+    void (*weight_gradient)(const Weight &, const uint16_t *x, const uint16_t *dy, uint16_t *dvalues, int64_t tokens,
+                            int threads);
+    // y[M, O] = after(x[M, I] W^T + bias). `scales` turn the int8 numbers of each output into its weight. Each row of x
+    // is cut into 255 parts between the least and the greatest number in it, zero included.
+    void (*int8_forward)(const Weight &, const float *scales, const float *x, const float *bias, float *y,
+                         int64_t tokens, Activation after, int threads);
+    void (*int8_forward_bf16)(const Weight &, const float *scales, const uint16_t *x, const float *bias, uint16_t *y,
+                              int64_t tokens, Activation after, int threads);
+};

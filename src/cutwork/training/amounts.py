@@ -1,0 +1,173 @@
+"""How much of each chosen layer is kept, as it was asked for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from cutwork.patterns import Pattern
+from cutwork.patterns.density import check_density
+from cutwork.sparsity.matrix import matrix_shape, to_matrix
+from cutwork.training.allocation import Allocation, Shapes, uniform
+from cutwork.training.selection import Choice, label, leave_out
+
+Amounts = float | Mapping[str, float]
+# One unit is always kept; of fewer than half a unit asked for, that would be more than twice as much.
+LEAST_UNITS = 0.5
+
+
+def give_densities(
+    choices: Mapping[str, Choice],
+    amounts: Amounts | None,
+    *,
+    allocation: Allocation,
+    skipped: dict[str, str] | None = None,
+) -> dict[str, Choice]:
+    """Return the choices at the densities asked for, without those whose units are too large for that.
+
+    These are an error unless `skipped` is given; then they are entered there with the reason.
+    """
+    while True:
+        densities = _share_out(choices, amounts, allocation, skipped or ())
+        choices = {name: replace(choice, density=densities[name]) for name, choice in choices.items()}
+        coarse = {
+            each: reason
+            for choice in choices.values()
+            if (
+                reason := why_too_coarse(
+                    choice.pattern, choice.candidate.shape, choice.density, transposed=choice.transposed
+                )
+            )
+            for each in choice.names
+        }
+        if not coarse:
+            return choices
+        # The others share out the density anew.
+        choices = leave_out(choices, coarse, skipped)
+
+
+def give_densities_of(choices: Mapping[str, Choice], masks: Mapping[str, Tensor]) -> dict[str, Choice]:
+    """Return the choices at the densities of their masks; exactly these layers must have one."""
+    if missing := sorted(set(choices) ^ set(masks)):
+        raise ValueError(f"masks and patterns must name the same layers; they differ in {', '.join(missing[:8])}")
+    return {name: _at_density_of(choice, masks[name]) for name, choice in choices.items()}
+
+
+def one_amount(density: Amounts | None, sparsity: Amounts | None) -> Amounts | None:
+    """Return the density meant by exactly one of the two, or None where neither is given."""
+    if density is not None and sparsity is not None:
+        raise ValueError(f"density={density} and sparsity={sparsity} say the same thing twice; give one of them")
+    if sparsity is None:
+        return density
+    if isinstance(sparsity, Mapping):
+        return {glob: _to_density(amount) for glob, amount in sparsity.items()}
+    return _to_density(sparsity)
+
+
+def why_too_coarse(pattern: Pattern, shape: Sequence[int], density: float, *, transposed: bool) -> str:
+    """Say so where the one unit that is always kept would be more than twice what was asked for; empty elsewhere."""
+    num_units = pattern.num_units(matrix_shape(shape, transposed=transposed))
+    if pattern.density is not None or density * num_units >= LEAST_UNITS:
+        return ""
+    return (
+        f"{pattern} cuts its {'x'.join(map(str, shape))} weight into {num_units} unit{'s' * (num_units > 1)}, "
+        f"too coarse to keep {density:.4g} of it; use smaller tiles, a larger density"
+    )
+
+
+def _at_density_of(choice: Choice, mask: Tensor) -> Choice:
+    name, shape = label(choice.candidate.name), choice.candidate.shape
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise ValueError(
+            f"{name}: a mask is a bool tensor shaped like the weight, {shape}; got {mask.dtype}, {tuple(mask.shape)}"
+        )
+    matrix = to_matrix(mask, transposed=choice.transposed)
+    if not choice.pattern.allows(matrix):
+        raise ValueError(f"{name}: the mask is not legal for {choice.pattern}; give a pattern that allows it")
+    if not mask.any():
+        raise ValueError(f"{name}: the mask keeps none of its weight {shape}; keep some of it, or leave the layer out")
+    return replace(choice, density=choice.pattern.density or float(matrix.float().mean()))
+
+
+def _share_out(
+    choices: Mapping[str, Choice], amounts: Amounts | None, allocation: Allocation, skipped: Iterable[str]
+) -> dict[str, float]:
+    fixed = {name: choice.density for name, choice in choices.items() if choice.pattern.density is not None}
+    shapes = {name: choice.candidate.shape for name, choice in choices.items() if name not in fixed}
+    if not shapes:
+        _check_fixed(choices, amounts)
+        return fixed
+    if amounts is None:
+        raise ValueError(
+            f"{choices[next(iter(shapes))].pattern} needs density=... or sparsity=...; 2:4 and its like need none"
+        )
+    if not isinstance(amounts, Mapping):
+        return _by_allocation(shapes, _read_amount(amounts), allocation) | fixed
+    if allocation is not uniform:
+        raise ValueError(
+            f"density={dict(amounts)} says itself how much each layer keeps, so the allocation would go unread; "
+            "give one number to share out, or leave the allocation out"
+        )
+    return _by_glob(shapes, amounts, skipped) | fixed
+
+
+def _check_fixed(choices: Mapping[str, Choice], amounts: Amounts | None) -> None:
+    """Refuse an amount where every pattern fixes another one itself."""
+    for choice in choices.values():
+        if isinstance(amounts, Mapping) or (amounts is not None and _read_amount(amounts) != choice.density):
+            given = dict(amounts) if isinstance(amounts, Mapping) else f"{amounts:g}"
+            raise ValueError(
+                f"{choice.pattern} fixes the density at {choice.density:g}; got density={given}, leave it out"
+            )
+
+
+def _by_allocation(shapes: Shapes, density: float, allocation: Allocation) -> dict[str, float]:
+    densities = allocation(shapes, density)
+    if not isinstance(densities, Mapping):
+        raise TypeError(
+            f"an allocation returns a mapping from layer names to densities; got {densities!r} "
+            f"({type(densities).__name__})"
+        )
+    for name in shapes:
+        if name not in densities:
+            raise ValueError(
+                f"{label(name)}: the allocation gives it no density, only {', '.join(densities) or 'nothing at all'}; "
+                "return one for each name in shapes"
+            )
+    return {name: check_density(densities[name], f"{label(name)}: the allocation's density") for name in shapes}
+
+
+def _by_glob(shapes: Shapes, amounts: Mapping[str, float], skipped: Iterable[str]) -> dict[str, float]:
+    densities: dict[str, float] = {}
+    for glob, amount in amounts.items():
+        names = [name for name in shapes if fnmatchcase(name, glob)]
+        if not names and not any(fnmatchcase(name, glob) for name in skipped):
+            raise ValueError(f"density: no chosen layer matches {glob!r}; the layers are {', '.join(shapes)}")
+        densities.update(dict.fromkeys(names, _read_amount(amount)))
+    if missing := [label(name) for name in shapes if name not in densities]:
+        raise ValueError(f"density: no glob of {list(amounts)} gives one to {', '.join(missing)}")
+    return densities
+
+
+def _read_amount(density: float) -> float:
+    if not isinstance(density, Real):
+        raise TypeError(_not_a_number("density", density, 0.1))
+    return check_density(density)
+
+
+def _to_density(sparsity: float) -> float:
+    if not isinstance(sparsity, Real):
+        raise TypeError(_not_a_number("sparsity", sparsity, 0.9))
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity} is outside [0, 1); 0.9 keeps a tenth of the weights")
+    return 1 - float(sparsity)
+
+
+def _not_a_number(what: str, given: object, example: float) -> str:
+    return (
+        f"{what} is a number, or a mapping from globs to numbers; got {given!r} ({type(given).__name__}); "
+        f"write {what}={example}"
+    )

@@ -1,0 +1,151 @@
+"""Making the chosen layers sparse, in place: their first masks, and what holds these."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cutwork.layers.attention import disable_fused_paths
+from cutwork.layers.initialised import initialised, take_over
+from cutwork.layers.storage import store, to_index
+from cutwork.layers.swap import SparseLayer, make_sparse, open_attentions, weight_of
+from cutwork.methods import Method, View, generator_for
+from cutwork.methods.scores import Score
+from cutwork.sparsity.base import Sparsity
+from cutwork.sparsity.compressed import FixedIndex, why_not_store
+from cutwork.sparsity.fixed import Fixed
+from cutwork.sparsity.matrix import to_matrix
+from cutwork.training.selection import Choice, label
+
+logger = logging.getLogger(__name__)
+
+
+def install(
+    model: nn.Module,
+    choices: Mapping[str, Choice],
+    method: Method,
+    *,
+    init: Score,
+    masks: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    is_compressed: bool = False,
+    device: torch.device | None = None,
+) -> dict[str, SparseLayer]:
+    """Make the chosen layers sparse, in place, and return them; all that can fail comes before the first change.
+
+    One layer after the other is looked at, and then changed, so that memory for one of them is enough. Those on the
+    meta device are initialised on `device`, and compressed at once.
+    """
+    chances = {name: generator_for(seed, 0, name) for name in choices}
+    beginning = _Beginning(choices, method, init, masks, chances)
+    if is_compressed:
+        _install_compressed(model, beginning, device)
+    else:
+        _install_masked(model, beginning)
+    layers = {name: cast(SparseLayer, model.get_submodule(name)) for name in choices}
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.sparsity.after_update(layer.trained)
+    return layers
+
+
+def _install_masked(model: nn.Module, beginning: "_Beginning") -> None:
+    choices = beginning.choices
+    masks = {
+        name: beginning.choose_mask(name, weight_of(model, each.candidate).detach()) for name, each in choices.items()
+    }
+    open_attentions(model, (choice.candidate for choice in choices.values()))
+    sparsities: dict[str, Sparsity] = {}
+    for name, choice in choices.items():
+        weight = cast(nn.Parameter, model.get_submodule(name).weight)
+        sparsities |= dict.fromkeys(choice.names, beginning.hold(name, masks.pop(name), weight))
+    make_sparse(model, sparsities)
+
+
+def _install_compressed(model: nn.Module, beginning: "_Beginning", device: torch.device | None) -> None:
+    choices = beginning.choices
+    decided = {name: _index_or_twins(model, beginning, choice, device) for name, choice in choices.items()}
+    open_attentions(model, (choice.candidate for choice in choices.values()))
+    for name, choice in choices.items():
+        layers, form = [model.get_submodule(each) for each in choice.names], decided.pop(name)
+        if isinstance(form, FixedIndex):
+            store(layers, form)
+        else:
+            for layer, twin in zip(layers, form, strict=True):
+                take_over(layer, twin)
+    disable_fused_paths(model)
+
+
+def _index_or_twins(
+    model: nn.Module, beginning: "_Beginning", choice: Choice, device: torch.device | None
+) -> FixedIndex | list[Any]:
+    """Return the index of a layer's first mask; of layers on the meta device compressed copies that have numbers."""
+    name = choice.candidate.name
+    if device is None or not choice.candidate.is_meta:
+        return beginning.make_index(name, weight_of(model, choice.candidate).detach())
+    twins = [initialised(model.get_submodule(each), device) for each in choice.names]
+    store(twins, beginning.make_index(name, twins[0].weight.detach()))
+    return twins
+
+
+@final
+@dataclass(frozen=True)
+class _Beginning:
+    """How the chosen layers begin: where their first masks come from, and what holds these."""
+
+    choices: Mapping[str, Choice]
+    method: Method
+    init: Score
+    masks: Mapping[str, Tensor] | None
+    chances: Mapping[str, Generator]
+
+    def choose_mask(self, name: str, weight: Tensor) -> Tensor:
+        """Return the first mask of a layer, as a matrix; that takes the time, so the log says how far it is."""
+        names = list(self.choices)
+        logger.info("sparsify: %d of %d layers, %s", names.index(name) + 1, len(names), label(name))
+        if self.masks is not None:
+            return to_matrix(self.masks[name].to(weight.device), transposed=self.choices[name].transposed)
+        try:
+            return self.method.start(self._view(name, weight), self.init)
+        except ValueError as error:
+            raise ValueError(f"{label(name)}: {error}") from error
+
+    def hold(self, name: str, mask: Tensor, weight: nn.Parameter) -> Sparsity:
+        """Return what holds the mask of a layer."""
+        view = self._view(name, weight.detach())
+        return self.method.hold(mask, weight, view=view, transposed=self.choices[name].transposed)
+
+    def make_index(self, name: str, weight: Tensor) -> FixedIndex:
+        """Return the first mask of a layer as compressed storage holds it; raise ValueError where that cannot."""
+        if reason := why_not_store(self.choices[name].pattern):
+            raise ValueError(f"{label(name)}: {reason}, or leave it dense with {{{name!r}: 'dense'}}")
+        # To see how the method holds a mask costs no memory; the parameter is another, so nothing has changed.
+        held = self.hold(name, self.choose_mask(name, weight), nn.Parameter(weight))
+        if not isinstance(held, Fixed):
+            raise ValueError(
+                f"{label(name)}: {type(self.method).__name__} trains the whole weight behind the mask, which "
+                "compressed storage does not have; use storage='dense', or a method with fixed masks such as RigL"
+            )
+        try:
+            return to_index(held)
+        except ValueError as error:
+            raise ValueError(f"{label(name)}: {error}") from error
+
+    def _view(self, name: str, weight: Tensor) -> View:
+        choice = self.choices[name]
+        matrix = to_matrix(weight, transposed=choice.transposed)
+        return View(
+            pattern=choice.pattern,
+            density=choice.density,
+            weight=matrix,
+            # Of one number, which stands for all.
+            mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
+            grad=None,
+            learned=None,
+            step=0,
+            generator=self.chances[name],
+            is_last=name == list(self.choices)[-1],
+        )
