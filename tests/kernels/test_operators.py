@@ -11,6 +11,7 @@ import torch
 from cutwork.kernels import cpu
 from cutwork.ops.activations import ACTIVATIONS
 from cutwork.ops.int8_linear import quantize
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Block, Shuffled
 from cutwork.sparsity.compressed import index_of
 

@@ -2,20 +2,20 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutwork.distributed import is_sharded
-from cutwork.kernels import tile_kernel
+from cutwork.kernels import kernel_name
 from cutwork.layers.made_weight import make_weight, read_only
 from cutwork.layers.parameter import held
 from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.ops.activations import NONE, activate
-from cutwork.ops.block_conv2d import conv2d
-from cutwork.ops.block_linear import dense_weight, linear
+from cutwork.ops.block_conv2d import block_conv2d, conv2d
+from cutwork.ops.block_linear import block_linear, dense_weight, linear
 from cutwork.ops.dispatch import is_autocast_enabled
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Tiling
@@ -26,6 +26,8 @@ from cutwork.sparsity.matrix import from_matrix
 class Compressed(Sparse):
     """A layer that stores and trains `values[units, columns, rows]`: what its `sparsity` keeps of the weight."""
 
+    # The operator of `ops` that multiplies with the values.
+    operator: ClassVar[Any]
     values: nn.Parameter
     bias: nn.Parameter | None
     sparsity: FixedIndex
@@ -60,8 +62,7 @@ class Compressed(Sparse):
     @property
     def kernel(self) -> str:
         """Return the name of what computes this layer: compiled tile kernels, or the reference in plain PyTorch."""
-        is_convolution = isinstance(self, CompressedConv2d)
-        return tile_kernel(self.values.device, self.values.dtype, is_convolution=is_convolution)
+        return kernel_name(self.operator, self.values.device, self.values.dtype)
 
     @final
     def describe_weight(self) -> WeightFacts:
@@ -167,6 +168,7 @@ class Compressed(Sparse):
 class CompressedLinear(Compressed):
     """A linear layer. It was an `nn.Linear`, or transformers' whose weight is `[in, out]` if `sparsity.transposed`."""
 
+    operator = block_linear
     in_features: int
     out_features: int
     # The activation that the layer does itself, of what it is given.
@@ -208,6 +210,7 @@ class CompressedLinear(Compressed):
 class CompressedConv2d(Compressed):
     """A convolution, with all options of the `nn.Conv2d` that it was; what it returns is channels-last in memory."""
 
+    operator = block_conv2d
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, int]

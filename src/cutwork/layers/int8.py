@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from cutwork.kernels import cpu
+from cutwork.kernels import kernel_name
 from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.made_weight import make_weight, read_only
 from cutwork.layers.sparse import Sparse, WeightFacts
@@ -86,7 +86,7 @@ class Int8Linear(Sparse):
     @property
     def kernel(self) -> str:
         """Return the name of what computes this layer."""
-        return f"cpu-tiles int8 {cpu.narrow_instruction_sets()[0]}" if cpu.has_tiles() else "reference"
+        return kernel_name(int8_linear, self.integers.device, self.integers.dtype)
 
     def describe_weight(self) -> WeightFacts:
         """Say what the integers, their scales and their index are."""
