@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 
 from cutwork.bench.picture import draw
-from cutwork.bench.results import DENSE_FORMS, HEAD, Results, Row, cells, counted, fastest, title_of, with_dense
+from cutwork.bench.results import DENSE_FORMS, HEAD, Results, Row, cells, fastest, title_of, with_dense
+from cutwork.text import counted
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"

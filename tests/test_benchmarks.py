@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cutwork.bench.results import Machine, Results, Row
+from cutwork.bench.results import Results, Row
 from cutwork.cli import main as cli
+from cutwork.speed.machine import Machine
 
 ROOT = Path(__file__).parents[1]
 MACHINE = Machine("a CPU", 2, 2, "avx512", "2.13.0", "0.1.0", "2026-01-01T00:00:00+00:00", "cutwork benchmark linear")

@@ -35,9 +35,9 @@ from cutwork.patterns import parse as parse
 from cutwork.speed.fusion import Fusion as Fusion
 from cutwork.speed.fusion import fuse as fuse
 from cutwork.speed.machine import diagnose as diagnose
+from cutwork.speed.packing import pack as pack
 from cutwork.speed.packing import unpack as unpack
-from cutwork.speed.plan import pack as pack
-from cutwork.speed.plan import plan as plan
+from cutwork.speed.planning import plan as plan
 from cutwork.training.allocation import er as er
 from cutwork.training.allocation import erk as erk
 from cutwork.training.allocation import uniform as uniform

@@ -48,3 +48,12 @@ def arrow(inputs: int, outputs: int) -> str:
     '768->3072'
     """
     return f"{inputs}->{outputs}"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things.
+
+    >>> counted(1, "core"), counted(2, "core")
+    ('1 core', '2 cores')
+    """
+    return f"{number} {what}{'' if number == 1 else 's'}"

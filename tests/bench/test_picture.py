@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from cutwork.bench.picture import IDEAL, OTHERS, curves, draw, points
-from cutwork.bench.results import Machine, Results, Row
+from cutwork.bench.results import Results, Row
+from cutwork.speed.machine import Machine
 
 MACHINE = Machine("a CPU", 2, 1, "avx512", "2.13.0", "0.1.0", "2026-01-01T00:00:00+00:00", "a command")
 

@@ -1,5 +1,6 @@
 import json
 import platform
+import subprocess
 
 import pytest
 import torch
@@ -66,3 +67,27 @@ def test_the_page_says_where_timings_are_and_one_thread_is_one(monkeypatch, tmp_
     page = str(machine.diagnose())
     assert f"which may be deleted to measure anew:\n  {tmp_path / 'cutwork' / 'timings.jsonl'}  (not there yet)" in page
     assert "PyTorch runs 1 thread\n" in page
+
+
+def test_the_commit_is_that_of_the_sources_not_of_any_repository_around_them(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    foreign = tmp_path / "machine.py"
+    foreign.write_text("")
+    monkeypatch.setattr(machine, "__file__", str(foreign))
+    assert machine._commit() is None
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert machine._commit() is None
+
+
+def test_this_machine_describes_itself():
+    here = machine.Machine.here("a command")
+    assert here.cpu and here.cores >= 1 and here.threads >= 1 and here.command == "a command"
+
+
+def test_timings_of_one_kind_of_gpu_are_not_those_of_another(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Some GPU at {device.index}")
+    assert "on cuda Some GPU at 0 |" in machine.identify_machine(torch.device("cuda:0"))
+    assert "on cpu |" in machine.identify_machine(torch.device("cpu"))

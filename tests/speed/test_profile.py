@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from cutwork.speed.profile import time_pieces
+from cutwork.speed.profile import profile
 
 
 class Machine:
@@ -37,9 +37,7 @@ def test_a_pass_falls_into_its_layers_and_the_rest():
     one, two = machine.takes(nn.Linear(4, 4), 3.0), machine.takes(nn.Linear(4, 4), 5.0)
     model = nn.Sequential(one, machine.takes(nn.ReLU(), 1.0), two, one)
     before = [len(layer._forward_hooks) for layer in model]
-    pieces = time_pieces({"it": (run_of(machine, model), {"one": one, "two": two})}, seconds=1, clock=machine.clock)[
-        "it"
-    ]
+    pieces = profile({"it": (run_of(machine, model), {"one": one, "two": two})}, seconds=1, clock=machine.clock)["it"]
     assert pieces.layers == {"one": 6.0, "two": 5.0}
     assert (pieces.outside_s, pieces.total_s, pieces.spread) == (1.0, 12.0, 0.0)
     assert [len(layer._forward_hooks) for layer in model] == before
@@ -54,7 +52,7 @@ def test_what_stops_every_run_somewhere_else_counts_nowhere():
     ]
     model = nn.Sequential(*layers)
     named = {str(place): layer for place, layer in enumerate(layers)}
-    pieces = time_pieces({"it": (run_of(machine, model), named)}, seconds=1, min_rounds=10, clock=machine.clock)["it"]
+    pieces = profile({"it": (run_of(machine, model), named)}, seconds=1, min_rounds=10, clock=machine.clock)["it"]
     assert pieces.total_s == pytest.approx(10)
 
 
@@ -68,7 +66,7 @@ def test_the_time_of_the_cuts_is_left_out():
         return machine.now
 
     model = nn.Sequential(layer, machine.takes(nn.ReLU(), 2.0))
-    pieces = time_pieces({"it": (run_of(machine, model), {"0": layer})}, seconds=1, clock=clock)["it"]
+    pieces = profile({"it": (run_of(machine, model), {"0": layer})}, seconds=1, clock=clock)["it"]
     assert pieces.layers["0"] + pieces.outside_s == pytest.approx(3 + slow)
 
 
@@ -81,7 +79,7 @@ def test_a_layer_that_only_some_runs_call_counts_its_share():
             machine.now += 1
             return layer(x) if machine.runs % 4 == 1 else x
 
-    pieces = time_pieces(
+    pieces = profile(
         {"it": (run_of(machine, Sometimes()), {"a": layer})}, seconds=1, min_rounds=8, clock=machine.clock
     )["it"]
     assert pieces.layers["a"] == pytest.approx(2)
@@ -90,5 +88,5 @@ def test_a_layer_that_only_some_runs_call_counts_its_share():
 def test_passes_take_turns_and_each_runs_untimed_before():
     machine, log = Machine(), []
     passes = {name: (lambda name=name: log.append(name), {}) for name in "ab"}
-    time_pieces(passes, seconds=1, min_rounds=2, max_rounds=2, clock=machine.clock)
+    profile(passes, seconds=1, min_rounds=2, max_rounds=2, clock=machine.clock)
     assert "".join(log) == "ab" + 2 * "aaabbb"

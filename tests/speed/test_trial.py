@@ -7,7 +7,8 @@ from torch import nn
 import cutwork as cw
 from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.int8 import Int8Linear
-from cutwork.speed import forms
+from cutwork.speed import layer_timing
+from cutwork.speed.forms import form_of
 from cutwork.speed.timing import Timing
 
 
@@ -17,7 +18,7 @@ def speed(monkeypatch, tmp_path):
     seconds = {"dense": 8.0, "tiles": 4.0, "tiles-bf16": 2.0, "tiles-int8": 1.0}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(
-        forms, "measure", lambda calls, **options: {form: Timing(seconds[form], 0, 5) for form in calls}
+        layer_timing, "measure", lambda calls, **options: {form: Timing(seconds[form], 0, 5) for form in calls}
     )
 
 
@@ -60,7 +61,7 @@ def model_of(*kinds):
 
 
 def forms_of(model):
-    return [forms.form_of(part.layer) for part in model]
+    return [form_of(part.layer) for part in model]
 
 
 @pytest.mark.parametrize("precisions", [(), ("bf16",), ("int8",)])
@@ -153,7 +154,7 @@ def test_nothing_has_changed_where_packing_is_interrupted(monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(forms.Int8Linear, "__init__", interrupt)
+    monkeypatch.setattr(Int8Linear, "__init__", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cw.pack(model, x, precisions="int8")
     assert forms_of(model) == ["dense"] * 2

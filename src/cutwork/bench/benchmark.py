@@ -8,23 +8,20 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from cutwork.bench.models import TOLERANCES as OF_MODELS
 from cutwork.bench.models import tensor_of
 from cutwork.bench.passes import DTYPES
 from cutwork.bench.results import DENSE, Results, Row, time_of
-from cutwork.bench.run import TOLERANCES, Candidate, Group, Run, Runnable
+from cutwork.bench.run import Candidate, Group, Run, Runnable
 from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
 from cutwork.layers.sparse import Sparse
-from cutwork.speed.forms import BF16, INT8, form_of
+from cutwork.speed.forms import FORMS, form_of
+from cutwork.speed.tolerance import MEASURED, loosest
 from cutwork.text import in_columns
 
 SPARSE = "sparse"
 WHOLE = "the whole model"
 # The whole model gets this share of the time, its layers the rest.
 SHARE_OF_MODEL = 0.5
-# What rounding a layer to fewer bits than the model may change; of a whole model, whose errors add up.
-ROUNDED = {BF16: TOLERANCES["bf16"], INT8: TOLERANCES["int8"]}
-ROUNDED_MODEL = {BF16: OF_MODELS["forward"]["bf16"], INT8: 2 * OF_MODELS["forward"]["bf16"]}
 HEAD = ("layer", "form", "pattern", "density", "dense", "sparse", "x dense", "ideal", "error")
 FLUSH = "<<<>>>>>>"
 
@@ -127,9 +124,8 @@ def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
     # Of a whole model the layers that are not sparse count too, so one over the density is none of its limits.
     ideal = 1 / density if row.what == "layer" else 1.0
     described = replace(row, pattern=patterns, density=density, form=SPARSE, ideal=ideal)
-    rounded = ROUNDED_MODEL if row.what == "model" else ROUNDED
-    own = (OF_MODELS["forward"] if row.what == "model" else TOLERANCES)[row.precision]
-    tolerance = max([own, *(rounded.get(form_of(layer), 0.0) for layer in layers)])
+    tolerances = loosest(MEASURED, [row.precision, *(FORMS[form_of(layer)].precision for layer in layers)])
+    tolerance = tolerances.model if row.what == "model" else tolerances.layer
 
     def results(call: Any) -> list[Tensor]:
         return [tensor_of(call()).float()]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cutwork.bench.results import DENSE, Row
 from cutwork.bench.run import Candidate, Group, Runnable
 from cutwork.speed.forms import TILES
-from cutwork.speed.plan import pack
+from cutwork.speed.packing import pack
 from cutwork.text import arrow
 from cutwork.training.sparsify import sparsify
 

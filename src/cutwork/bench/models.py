@@ -24,14 +24,13 @@ from cutwork.memory import check_memory
 from cutwork.models.named import FORWARD_ONLY, Subject, subject, title_of
 from cutwork.patterns import Pattern
 from cutwork.speed.fusion import fuse
-from cutwork.speed.plan import pack
+from cutwork.speed.packing import pack
+from cutwork.speed.tolerance import MEASURED, MEASURED_STEP
 from cutwork.text import did_you_mean
 from cutwork.training.sparsify import sparsify
 
 PACKED, FUSED = "packed", "fused"
 FORMS = (DENSE, "compiled", PACKED, FUSED)
-# Errors of many layers add up, and a step of AdamW may turn the sign of what is nearly zero.
-TOLERANCES = {"forward": {"fp32": 1e-4, "bf16": 0.05}, "step": {"fp32": 1e-3, "bf16": 0.05}}
 LAYERS: dict[str, Callable[[str, type[nn.Module]], bool]] = {
     "all": lambda name, kind: True,
     "linears": lambda name, kind: kind is not nn.Conv2d,
@@ -176,7 +175,7 @@ def _sparse(
         candidate = _candidate(known, model, prepared.expected, inputs, prepared.operations)
         return replace(candidate.build(), candidate=replace(candidate, note=prepared.note))
 
-    return Candidate(row, build, lambda: prepare().expected(), tolerance=TOLERANCES[row.work][row.precision])
+    return Candidate(row, build, lambda: prepare().expected(), tolerance=_tolerance(row))
 
 
 def _candidate(
@@ -200,8 +199,12 @@ def _candidate(
         expected,
         operations=float(operations * (3 if step else 1)),
         bytes=None if step else float(_bytes(model, DTYPES[row.precision])),
-        tolerance=TOLERANCES[row.work][row.precision],
+        tolerance=_tolerance(row),
     )
+
+
+def _tolerance(row: Row) -> float:
+    return MEASURED_STEP[row.precision] if row.work == "step" else MEASURED[row.precision].model
 
 
 def _reference(model: nn.Module, work: str, inputs: tuple[Tensor, ...]) -> Callable[[], Sequence[Tensor]]:

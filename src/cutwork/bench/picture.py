@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cutwork.bench.results import Machine, Results, Row, counted, title_of
+from cutwork.bench.results import Results, Row, title_of
+from cutwork.speed.machine import Machine
+from cutwork.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,19 +4,15 @@ import csv
 import dataclasses
 import io
 import json
-import os
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-from cutwork.kernels import cpu
+from cutwork.speed.machine import Machine
 from cutwork.speed.timing import STEADY_SPREAD
 from cutwork.text import in_columns
-from cutwork.version import __version__
 
 # The form and precision that everything is compared with besides the fastest dense form.
 DENSE = "dense"
@@ -76,52 +72,6 @@ class Row:
 
 @final
 @dataclass(frozen=True)
-class Machine:
-    """Where and how rows were measured."""
-
-    cpu: str
-    cores: int
-    threads: int
-    instruction_set: str
-    torch: str
-    cutwork: str
-    date: str
-    command: str
-    commit: str | None = None
-
-    @classmethod
-    def here(cls, command: str) -> "Machine":
-        """Return this machine, now."""
-        import torch
-
-        from cutwork.speed.machine import diagnose
-
-        processor = diagnose().cpu
-        return cls(
-            cpu=processor.name,
-            cores=processor.usable_cores,
-            threads=torch.get_num_threads(),
-            instruction_set=cpu.instruction_sets()[0] if cpu.has_tiles() else "none: the tile kernels are not built",
-            torch=str(torch.__version__),
-            cutwork=__version__,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=command,
-            commit=_commit(),
-        )
-
-    def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"{self.cpu}, {counted(self.cores, 'core')}, {counted(self.threads, 'thread')}, "
-                f"tile kernels: {self.instruction_set}",
-                f"torch {self.torch}, cutwork {self.cutwork}{f' at {self.commit}' if self.commit else ''}, {self.date}",
-                *([f"$ {self.command}"] if self.command else []),
-            ]
-        )
-
-
-@final
-@dataclass(frozen=True)
 class Results:
     """Rows from one run, and what there is to say about it: forms left out, and why, and an unsteady machine."""
 
@@ -163,15 +113,6 @@ class Results:
         files[0].write_text(self.to_json() + "\n")
         files[1].write_text(self.to_csv())
         return files
-
-
-def rows_from_csv(text: str) -> tuple[Row, ...]:
-    """Read the rows that `Results.to_csv` has written."""
-    kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Row)}
-    return tuple(
-        Row(**{name: _value(kinds[name], cell) for name, cell in row.items()})
-        for row in csv.DictReader(io.StringIO(text))
-    )
 
 
 def table(rows: Iterable[Row]) -> list[str]:
@@ -230,15 +171,6 @@ def _piece(title: str, rows: Sequence[Row]) -> str:
     return "\n".join([title, *in_columns([HEAD, *(cells(row) for row in rows)], FLUSH, gap=" ")])
 
 
-def counted(number: int, what: str) -> str:
-    """Write a number of things.
-
-    >>> counted(1, "core"), counted(2, "core")
-    ('1 core', '2 cores')
-    """
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def time_of(row: Row) -> str:
     """Return the time of a row as people read it, empty if it was not timed.
 
@@ -256,36 +188,3 @@ def _number(ratio: float | None) -> str:
 
 def _error(row: Row) -> str:
     return "not finite" if row.error is None else f"{row.error:.0e}"
-
-
-def _value(kind: Any, cell: str) -> Any:
-    if cell == "" and kind == float | None:
-        return None
-    if kind is bool:
-        return cell == "True"
-    return float(cell) if kind == float | None else kind(cell)
-
-
-def _commit() -> str | None:
-    """Return the commit of the sources that run, with a plus if they were changed; None outside a repository.
-
-    The sources must be in the repository themselves: an environment may lie inside somebody else's.
-    """
-    here = Path(__file__)
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=False, env=environment
-            )
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if (
-        git("ls-files", "--error-unmatch", here.name) is None
-        or (commit := git("rev-parse", "--short=10", "HEAD")) is None
-    ):
-        return None
-    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

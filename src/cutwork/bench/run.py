@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from cutwork.bench.limits import OutOfTimeError, ended_after, operations_per_s, slowdown
-from cutwork.bench.results import DENSE_FORMS, FEW_ROUNDS, Machine, Results, Row
+from cutwork.bench.results import DENSE_FORMS, FEW_ROUNDS, Results, Row
+from cutwork.speed.machine import Machine
 from cutwork.speed.timing import Clock, Timing, measure
+from cutwork.speed.tolerance import MEASURED
 
-# How far results may lie from those in fp32, as a share of their norm. Sums of fp32 in another order differ by 1e-6,
-# rounding to bf16 by 4e-3; int8 has 127 steps each side of zero.
-TOLERANCES = {"fp32": 1e-5, "bf16": 2e-2, "int8": 4e-2}
 # What takes less is not worth leaving out.
 SHORT_S = 0.2
 # Of the time that is left a form may spend this share on being compiled.
@@ -139,7 +138,7 @@ class Run:
             if known.note:
                 self.notes[known.note] = None
             # Not-a-number is no small error either.
-            if checked.error <= (known.tolerance or TOLERANCES[known.row.precision]):
+            if checked.error <= (known.tolerance or MEASURED[known.row.precision].layer):
                 right.append(checked)
             else:
                 error = checked.error if math.isfinite(checked.error) else None

@@ -27,7 +27,7 @@ from cutwork.methods import Method, find_method
 from cutwork.patterns import parse
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
-from cutwork.speed.plan import pack
+from cutwork.speed.packing import pack
 from cutwork.training.baking import bake
 from cutwork.training.sparsifier import Sparsifier
 from cutwork.training.sparsify import sparsify

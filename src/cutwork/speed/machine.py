@@ -1,19 +1,23 @@
-"""What cutwork finds on this machine: versions, devices, kernels and the reasons behind them."""
+"""What this machine is: for `cutwork doctor`, beside numbers that were measured on it, and as a key for these."""
 
 import dataclasses
 import json
 import os
 import platform
+import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import final
 
 import torch
 
 from cutwork import kernels
 from cutwork.kernels import cpu
 from cutwork.speed.cache import cache_file
+from cutwork.text import counted
 from cutwork.version import __version__
 
 REQUIRED = ("torch", "numpy", "safetensors")
@@ -35,6 +39,7 @@ OPTIONAL = (
 )
 
 
+@final
 @dataclass(frozen=True)
 class Cpu:
     """The processor, and what this process may use of it."""
@@ -47,6 +52,7 @@ class Cpu:
     why_unknown: str
 
 
+@final
 @dataclass(frozen=True)
 class Accelerator:
     """One GPU that PyTorch can use."""
@@ -56,6 +62,7 @@ class Accelerator:
     detail: str
 
 
+@final
 @dataclass(frozen=True)
 class Diagnosis:
     """Everything `cutwork doctor` found; `str` gives the page for people, `to_json` the one for programs."""
@@ -91,6 +98,60 @@ class Diagnosis:
         return "\n\n".join(sections)
 
 
+@final
+@dataclass(frozen=True)
+class Machine:
+    """Where, when and how something was measured."""
+
+    cpu: str
+    cores: int
+    threads: int
+    instruction_set: str
+    torch: str
+    cutwork: str
+    date: str
+    command: str
+    commit: str | None = None
+
+    @classmethod
+    def here(cls, command: str) -> "Machine":
+        """Return this machine, now."""
+        return cls(
+            cpu=cpu.processor(),
+            cores=_usable_cores(),
+            threads=torch.get_num_threads(),
+            instruction_set=cpu.instruction_sets()[0] if cpu.has_tiles() else "none: the tile kernels are not built",
+            torch=str(torch.__version__),
+            cutwork=__version__,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command,
+            commit=_commit(),
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.cpu}, {counted(self.cores, 'core')}, {counted(self.threads, 'thread')}, "
+                f"tile kernels: {self.instruction_set}",
+                f"torch {self.torch}, cutwork {self.cutwork}{f' at {self.commit}' if self.commit else ''}, {self.date}",
+                *([f"$ {self.command}"] if self.command else []),
+            ]
+        )
+
+
+def identify_machine(device: torch.device) -> str:
+    """Return all of this machine, one device and its software that timings depend on, as text."""
+    # The first GPU of one machine may be another kind than that of the next.
+    name = "cpu" if device.type == "cpu" else f"{device.type} {kernels.machine_of(device)}"
+    return " | ".join(
+        [
+            kernels.machine_of(torch.device("cpu")),
+            f"{torch.get_num_threads()} threads on {name}",
+            f"torch {torch.__version__} cutwork {__version__} python {platform.python_version()}",
+        ]
+    )
+
+
 def diagnose() -> Diagnosis:
     """Return versions, devices and active kernels of this machine.
 
@@ -122,12 +183,16 @@ def _version(package: str) -> str | None:
 def _diagnose_cpu() -> Cpu:
     return Cpu(
         name=cpu.processor(),
-        usable_cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        usable_cores=_usable_cores(),
         torch_threads=torch.get_num_threads(),
         torch_capability=torch.backends.cpu.get_cpu_capability(),
         features=cpu.extension().features() if cpu.is_built() else None,
         why_unknown=cpu.why_missing(),
     )
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _accelerators() -> list[Accelerator]:
@@ -149,16 +214,37 @@ def _cpu_rows(cpu: Cpu) -> list[tuple[str, str]]:
     features = f"unknown: {cpu.why_unknown}" if cpu.features is None else " ".join(cpu.features) or "none known"
     return [
         ("name", cpu.name),
-        ("cores", f"{cpu.usable_cores} usable by this process, PyTorch runs {_counted(cpu.torch_threads, 'thread')}"),
+        ("cores", f"{cpu.usable_cores} usable by this process, PyTorch runs {counted(cpu.torch_threads, 'thread')}"),
         ("features", features),
         ("PyTorch uses", cpu.torch_capability),
     ]
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def _section(title: str, rows: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+
+def _commit() -> str | None:
+    """Return the commit of the sources that run, with a plus if they were changed; None outside a repository.
+
+    The sources must be in the repository themselves: an environment may lie inside somebody else's.
+    """
+    here = Path(__file__)
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=False, env=environment
+            )
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if (
+        git("ls-files", "--error-unmatch", here.name) is None
+        or (commit := git("rev-parse", "--short=10", "HEAD")) is None
+    ):
+        return None
+    return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

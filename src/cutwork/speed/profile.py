@@ -16,7 +16,7 @@ OUTSIDE = ""
 
 @final
 @dataclass(frozen=True)
-class Pieces:
+class Profile:
     """The seconds of a pass that each layer takes, all its calls together, and those outside of all these layers.
 
     `spread` is how far whole passes lie apart: the distance of the quartiles as a share of the median.
@@ -32,14 +32,14 @@ class Pieces:
         return sum(self.layers.values()) + self.outside_s
 
 
-def time_pieces(
+def profile(
     passes: Mapping[str, tuple[Callable[[], object], Mapping[str, nn.Module]]],
     *,
     seconds: float,
     min_rounds: int = 5,
     max_rounds: int = 300,
     clock: Clock = perf_counter,
-) -> dict[str, Pieces]:
+) -> dict[str, Profile]:
     """Return where the time of several passes goes, each given with the layers it calls, in about `seconds` together.
 
     They take turns, so that what slows the machine for a while slows all. A pass is cut where a layer begins or ends,
@@ -62,14 +62,14 @@ def time_pieces(
             run()
             whole[name].append(clock() - start)
             cuts[name].run(run, layers)
-    return {name: _pieces(cuts[name].medians(), whole[name], layers) for name, (_, layers) in passes.items()}
+    return {name: _profile(cuts[name].medians(), whole[name], layers) for name, (_, layers) in passes.items()}
 
 
-def _pieces(times: Counter[str], whole: list[float], layers: Iterable[str]) -> Pieces:
+def _profile(times: Counter[str], whole: list[float], layers: Iterable[str]) -> Profile:
     outside = times.pop(OUTSIDE, 0.0)
     # The time of the cuts falls outside.
     without_cuts = max(0.0, median(whole) - sum(times.values()))
-    return Pieces({name: times.get(name, 0.0) for name in layers}, min(outside, without_cuts), spread_of(whole))
+    return Profile({name: times.get(name, 0.0) for name in layers}, min(outside, without_cuts), spread_of(whole))
 
 
 class _Cuts:

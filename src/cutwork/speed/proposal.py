@@ -20,14 +20,15 @@ from cutwork.ops.block_conv2d import block_conv2d
 from cutwork.ops.block_linear import block_linear
 from cutwork.patterns import Pattern, parse
 from cutwork.sparsity.fixed import Fixed
-from cutwork.speed.forms import MARGIN, TILES, Usage, at_rest, change, obstacle, usages
-from cutwork.speed.packing import grouped
-from cutwork.speed.profile import Pieces, time_pieces
-from cutwork.speed.timing import STEADY_SPREAD
+from cutwork.speed.forms import DENSE, FORMS, TILES
+from cutwork.speed.layer_timing import Usage, find_usages
+from cutwork.speed.plan import group_by_weight
+from cutwork.speed.profile import Profile, profile
+from cutwork.speed.timing import MARGIN, STEADY_SPREAD
 from cutwork.speed.trial import Trial
 from cutwork.text import in_columns
 from cutwork.training.amounts import why_too_coarse
-from cutwork.training.selection import DENSE, describe_reasons, match_layers
+from cutwork.training.selection import describe_reasons, match_layers
 from cutwork.training.sparsify import sparsify
 
 # The finest first: where two reach the goal with as much left, it keeps accuracy better.
@@ -119,8 +120,8 @@ def propose(
     trial = _copy(model).eval()
     sparsify(trial, _patterns_of(chosen), density=0.5)
     made_sparse = {name: layer for name, layer in sparse_layers(trial).items() if name in chosen}
-    seen = usages(trial, made_sparse, call)
-    at_rest(trial, made_sparse)
+    seen = find_usages(trial, made_sparse, call)
+    FORMS[DENSE].give(trial, list(made_sparse), training=False)
     tried = {
         (pattern, density): _try(dense, trial, call, list(seen), parse(pattern), density, seconds)
         for pattern in offered
@@ -229,8 +230,8 @@ class _Trial:
     """
 
     whole_s: float
-    dense: Pieces
-    tiles: Pieces
+    dense: Profile
+    tiles: Profile
     obstacles: dict[str, str]
     is_steady: bool
 
@@ -273,10 +274,10 @@ def _try(
     if any(isinstance(module, OpenAttention) for module in trial.modules()):
         passes["dense"] = timed(trial)
     # A whole pass varies more than a layer alone.
-    pieces = time_pieces(passes, seconds=5 * seconds)
-    is_steady = all(each.spread <= STEADY_SPREAD for each in pieces.values())
-    whole = pieces["as it is"]
-    return _Trial(whole.total_s, pieces.get("dense", whole), pieces["tiles"], obstacles, is_steady)
+    profiles = profile(passes, seconds=5 * seconds)
+    is_steady = all(each.spread <= STEADY_SPREAD for each in profiles.values())
+    whole = profiles["as it is"]
+    return _Trial(whole.total_s, profiles.get("dense", whole), profiles["tiles"], obstacles, is_steady)
 
 
 def _is_called(model: nn.Module, name: str) -> bool:
@@ -288,17 +289,17 @@ def _pack(model: nn.Module, call: Call, names: Sequence[str], pattern: Pattern, 
     """Give layers of a model masks of a pattern and turn them into tiles; return why for those that stay dense."""
     layers = sparse_layers(model)
     obstacles = {}
-    groups = grouped({name: layers[name] for name in names})
-    for sharers in groups.values():
+    groups = group_by_weight({name: layers[name] for name in names})
+    for first, sharers in groups.items():
         reason = _set_mask([layers[name] for name in sharers], pattern, density)
-        if reason := reason or obstacle(layers[sharers[0]], TILES):
+        if reason := reason or FORMS[TILES].why_not(first, layers[first]):
             obstacles |= dict.fromkeys(sharers, reason)
     able = {first: sharers for first, sharers in groups.items() if first not in obstacles}
     trial = Trial(model, call, able, training=False)
-    change(model, [name for sharers in able.values() for name in sharers], TILES, training=False)
+    FORMS[TILES].give(model, [name for sharers in able.values() for name in sharers], training=False)
     for first, harm in trial.take_back().items():
         obstacles |= dict.fromkeys(able[first], harm)
-    at_rest(model, {name: layers[name] for name in obstacles})
+    FORMS[DENSE].give(model, list(obstacles), training=False)
     return obstacles
 
 

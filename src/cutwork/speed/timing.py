@@ -7,11 +7,13 @@ from statistics import median, quantiles
 from time import perf_counter
 from typing import final
 
-Form = Callable[[], object]
+Run = Callable[[], object]
 Clock = Callable[[], float]
 
 # On a machine that is busy with something else the quartiles of the runs lie further apart.
 STEADY_SPREAD = 0.1
+# Something must be faster by this much: a smaller difference may be chance.
+MARGIN = 1.03
 # The first one, two that tell how long one takes, and a round.
 CALLS_TO_TRY = 5
 
@@ -40,7 +42,7 @@ class Timing:
 
 
 def measure(
-    forms: Mapping[str, Form],
+    forms: Mapping[str, Run],
     *,
     seconds: float = 1.0,
     min_rounds: int = 5,
@@ -110,7 +112,7 @@ def order_of_turns(rounds: Mapping[str, int]) -> list[str]:
     return turns
 
 
-def _calls(form: Form, least_s: float, clock: Clock) -> tuple[int, float]:
+def _calls(form: Run, least_s: float, clock: Clock) -> tuple[int, float]:
     """Return how many calls take `least_s`, and how long one takes, about."""
     count = 1
     while (taken := count * _time(form, count, clock)) < least_s:
@@ -119,7 +121,7 @@ def _calls(form: Form, least_s: float, clock: Clock) -> tuple[int, float]:
     return count, taken / count
 
 
-def _time(form: Form, calls: int, clock: Clock) -> float:
+def _time(form: Run, calls: int, clock: Clock) -> float:
     """Return the mean time of a call, after one that does not count."""
     form()
     start = clock()

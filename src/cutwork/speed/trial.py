@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cutwork.evaluation import Call, in_evaluation
-from cutwork.speed.forms import BF16, INT8, form_of, names_of
-
-# How far the outputs of a whole model may lie apart, relative to their size. Differences grow from layer to layer, so
-# this tells a wrong result and no more; each form of each layer was compared on its own.
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
-COARSE = {BF16: 0.1, INT8: 0.3}
+from cutwork.speed.forms import FORMS, form_of
+from cutwork.speed.tolerance import PACKED, loosest, precision_of
 
 
 @final
@@ -44,9 +40,9 @@ class Trial:
             if not all(new.is_as(old) for new, old in zip(places, self._before[first], strict=True))
         }
         changed = list(self._after)
-        if not changed or not self._objection(changed):
+        if not changed or not self._why_not_keep(changed):
             return {}
-        if self._objection([]):
+        if self._why_not_keep([]):
             # The model does not return the same twice, whatever its layers do: all there is to see is that it runs.
             self._expected = None
         reasons: dict[str, str] = {}
@@ -61,10 +57,10 @@ class Trial:
 
     def _let_in(self, names: list[str], kept: list[str], reasons: dict[str, str]) -> list[str]:
         """Return what was kept and those of the names that do no harm beside it."""
-        if not names or not (objection := self._objection([*kept, *names])):
+        if not names or not (reason := self._why_not_keep([*kept, *names])):
             return [*kept, *names]
         if len(names) == 1:
-            reasons[names[0]] = objection
+            reasons[names[0]] = reason
             return kept
         half = len(names) // 2
         return self._let_in(names[half:], self._let_in(names[:half], kept, reasons), reasons)
@@ -75,7 +71,7 @@ class Trial:
             for place in new if first in changed else self._before[first]:
                 place.restore(self._model)
 
-    def _objection(self, changed: Sequence[str]) -> str:
+    def _why_not_keep(self, changed: Sequence[str]) -> str:
         """Say how the model breaks with only these layers in their new forms; empty where it does not."""
         self._set(changed)
         try:
@@ -86,12 +82,13 @@ class Trial:
         if self._expected is None:
             return ""
         forms = {form_of(place.module) for first in changed for place in self._after[first]}
-        tolerance = max(
-            [*(TOLERANCES.get(output.dtype, 0.0) for output in found), *(COARSE.get(form, 0.0) for form in forms)],
-            default=0.0,
-        )
+        computed_in = [*(precision_of(output.dtype) for output in found), *(FORMS[form].precision for form in forms)]
         error = _difference(found, self._expected)
-        return "" if error <= tolerance else f"with it the outputs of the model differ by {error:.2g}"
+        return (
+            ""
+            if error <= loosest(PACKED, computed_in).model
+            else f"with it the outputs of the model differ by {error:.2g}"
+        )
 
     def _run(self) -> list[Tensor]:
         with in_evaluation(self._model), torch.set_grad_enabled(self._training):
@@ -139,8 +136,13 @@ def _copied(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _places(model: nn.Module, names: Sequence[str]) -> list[_Place]:
-    layers = [model.get_submodule(name) for name in names]
-    return [_Place(name, names_of(model, layer), layer) for name, layer in zip(names, layers, strict=True)]
+    layers = {name: model.get_submodule(name) for name in names}
+    return [_Place(name, _all_names(model, layer), layer) for name, layer in layers.items()]
+
+
+def _all_names(model: nn.Module, layer: nn.Module) -> list[str]:
+    """Return the names of a layer, of which it has one for each place that it stands in."""
+    return [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
 
 
 def _floats(outputs: Any) -> list[Tensor]:
