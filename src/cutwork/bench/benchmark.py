@@ -8,13 +8,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from cutwork.bench.models import tensor_of
 from cutwork.bench.passes import DTYPES
-from cutwork.bench.results import DENSE, Results, Row, time_of
-from cutwork.bench.run import Candidate, Group, Run, Runnable
+from cutwork.bench.results import Results, Row, time_of
+from cutwork.bench.run import Candidate, Group, Run, Runnable, tensor_of
 from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
 from cutwork.layers.sparse import Sparse
-from cutwork.speed.forms import FORMS, form_of
+from cutwork.speed.forms import DENSE, FORMS, form_of
 from cutwork.speed.tolerance import MEASURED, loosest
 from cutwork.text import in_columns
 
@@ -105,14 +104,14 @@ def _inputs_of(layers: Mapping[str, nn.Module], model: nn.Module, call: Call) ->
 def _whole(model: nn.Module, against: nn.Module, call: Call) -> Group:
     first = tensor_of([held for held in (*call.args, *call.kwargs.values()) if isinstance(held, Tensor)])
     weights = next(parameter for parameter in against.parameters())
-    row = Row("model", WHOLE, len(first), "forward", "", 1.0, DENSE, _precision(weights), equal=False, error=None)
+    row = Row.dense("model", WHOLE, len(first), "forward", _precision(weights))
     calls = [partial(call, side) for side in (against, model)]
     return _group(row, *calls, model=model)
 
 
 def _layer(name: str, layer: nn.Module, twin: nn.Module, x: Tensor) -> Group:
     tokens = len(x) if x.ndim == 4 else x.numel() // x.shape[-1]
-    row = Row("layer", name, tokens, "forward", "", 1.0, DENSE, _precision(x), equal=False, error=None)
+    row = Row.dense("layer", name, tokens, "forward", _precision(x))
     return _group(row, partial(twin, x), partial(layer, x), model=layer)
 
 
