@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.evaluation import Call, call_of
-from cutwork.kernels import REFERENCE, tile_kernel
+from cutwork.kernels import REFERENCE, kernel_name
 from cutwork.layers.attention import OpenAttention
 from cutwork.layers.swap import SparseLayer, candidates, sparse_layers
+from cutwork.ops.block_conv2d import block_conv2d
+from cutwork.ops.block_linear import block_linear
 from cutwork.patterns import Pattern, parse
 from cutwork.speed.forms import DENSE, FORMS, TILES
 from cutwork.speed.layer_timing import Usage, find_usages
@@ -340,7 +342,8 @@ def _why_none_faster(trials: Sequence[_Trial], layers: Mapping[str, SparseLayer]
 
 def _kernel(layer: SparseLayer) -> str:
     weight = layer.trained
-    return tile_kernel(weight.device, weight.dtype, is_convolution=isinstance(layer, nn.Conv2d))
+    operator = block_conv2d if isinstance(layer, nn.Conv2d) else block_linear
+    return kernel_name(operator, weight.device, weight.dtype)
 
 
 def _row(
