@@ -5,15 +5,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from cutwork.bench.passes import DTYPES
 from cutwork.bench.results import Results, Row, time_of
 from cutwork.bench.run import Candidate, Group, Run, Runnable, tensor_of
-from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
+from cutwork.evaluation import Call, call_of, in_evaluation
 from cutwork.layers.sparse import Sparse
 from cutwork.speed.forms import DENSE, FORMS, form_of
+from cutwork.speed.layer_timing import find_usages
 from cutwork.speed.tolerance import MEASURED, loosest
 from cutwork.text import in_columns
 
@@ -75,30 +75,19 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
     if seconds <= 0:
         raise ValueError(f"benchmark: seconds={seconds:g}; give more than 0")
     with in_evaluation(model), in_evaluation(against):
-        seen = _inputs_of(layers, model, call)
+        seen = find_usages(model, layers, call)
         run = Run()
         run.compare(_whole(model, against, call), seconds=SHARE_OF_MODEL * seconds)
-        for name, x in seen.items():
+        for name, usage in seen.items():
             twin = _twin(against, name)
             if twin is None:
                 run.notes[f"{name} has no dense form of this name to compare with"] = None
                 continue
+            x = usage.example(layers[name].describe_weight().numbers.device)
             group = _layer(name, layers[name], twin, x)
             run.compare(group, seconds=(1 - SHARE_OF_MODEL) * seconds / len(seen))
     forms = {name: form_of(layers[name]) for name in seen}
     return ModelComparison(run.results(""), {WHOLE: " ".join(dict.fromkeys(forms.values())), **forms})
-
-
-def _inputs_of(layers: Mapping[str, nn.Module], model: nn.Module, call: Call) -> dict[str, Tensor]:
-    """Return random numbers of the shape and layout of the first input that each layer sees, for those that run."""
-    seen: dict[nn.Module, Tensor] = {}
-
-    def look(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.setdefault(layer, torch.randn_like(first_input(args, kwargs)))
-
-    with hooked(layers.values(), before=look):
-        call(model)
-    return {name: seen[layer] for name, layer in layers.items() if layer in seen}
 
 
 def _whole(model: nn.Module, against: nn.Module, call: Call) -> Group:
