@@ -8,7 +8,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from cutwork.bench.passes import DTYPES
-from cutwork.bench.results import Results, Row, time_of
+from cutwork.bench.results import Measurement, Results, time_of
 from cutwork.bench.run import Candidate, Group, Run, Runnable, tensor_of
 from cutwork.evaluation import Call, call_of, in_evaluation
 from cutwork.layers.sparse import Sparse
@@ -93,18 +93,18 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
 def _whole(model: nn.Module, against: nn.Module, call: Call) -> Group:
     first = tensor_of([held for held in (*call.args, *call.kwargs.values()) if isinstance(held, Tensor)])
     weights = next(parameter for parameter in against.parameters())
-    row = Row.dense("model", WHOLE, len(first), "forward", _precision(weights))
+    row = Measurement.dense("model", WHOLE, len(first), "forward", _precision(weights))
     calls = [partial(call, side) for side in (against, model)]
     return _group(row, *calls, model=model)
 
 
 def _layer(name: str, layer: nn.Module, twin: nn.Module, x: Tensor) -> Group:
     tokens = len(x) if x.ndim == 4 else x.numel() // x.shape[-1]
-    row = Row.dense("layer", name, tokens, "forward", _precision(x))
+    row = Measurement.dense("layer", name, tokens, "forward", _precision(x))
     return _group(row, partial(twin, x), partial(layer, x), model=layer)
 
 
-def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
+def _group(row: Measurement, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
     layers = list(_sparse_layers(model).values())
     weights = [layer.describe_weight() for layer in layers]
     density = sum(weight.num_kept for weight in weights) / sum(weight.num_weights for weight in weights)
@@ -148,7 +148,7 @@ def _precision(tensor: Tensor) -> str:
     )
 
 
-def _line(dense: Row, row: Row, form: str) -> tuple[str, ...]:
+def _line(dense: Measurement, row: Measurement, form: str) -> tuple[str, ...]:
     wrong = "not finite" if row.error is None else f"{row.error:.0e}"
     ideal = f"{row.ideal:.2f}" if row.what == "layer" else ""
     start = (row.shape, form, row.pattern, f"{row.density:.3g}", time_of(dense))
