@@ -234,8 +234,8 @@ def test_a_proposal_leaves_dense_what_cannot_be_sparse_and_says_why():
     assert [row.layer for row in proposal.rows] == ["body", "more", "one", "other"]
     assert list(proposal.left_out) == ["own", "other_own", "normed", "pruned", "empty", "head"]
     page = str(proposal)
-    assert "stays dense: own and 1 more: " in page and "Own is a subclass that may compute something else" in page
-    assert "stays dense: head: it shares its weight with embedding, which" in page
+    assert "stays dense: own and 1 other: " in page and "Own is a subclass that may compute something else" in page
+    assert "stays dense: head: it shares its weight with embedding (Embedding), which" in page
     assert "stays dense: empty: its weight is empty" in page
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 

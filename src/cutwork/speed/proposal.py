@@ -26,7 +26,7 @@ from cutwork.speed.timing import MARGIN, STEADY_SPREAD
 from cutwork.speed.trial import Trial
 from cutwork.text import in_columns
 from cutwork.training.amounts import why_too_coarse
-from cutwork.training.selection import DENSE, describe_reasons, match_layers
+from cutwork.training.selection import describe_reasons, match_layers
 from cutwork.training.sparsify import sparsify
 
 # The finest first: where two reach the goal with as much left, it keeps accuracy better.
@@ -174,7 +174,7 @@ def _choose(model: nn.Module, layers: str | Sequence[str]) -> tuple[list[str], d
 
 def _patterns_of(names: Iterable[str]) -> dict[str, str]:
     """Return the finest pattern for these layers alone: a mask is needed for a layer to become tiles."""
-    return {"*": DENSE, **dict.fromkeys(map(escape, names), "unstructured")}
+    return {"*": "dense", **dict.fromkeys(map(escape, names), "unstructured")}
 
 
 def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
