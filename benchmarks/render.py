@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from cutwork.bench.picture import draw
-from cutwork.bench.results import DENSE_FORMS, HEAD, Results, Row, cells, fastest, title_of, with_dense
+from cutwork.bench.results import DENSE_FORMS, HEAD, Results, Row, cells, find_fastest, pair_with_dense, title_of
 from cutwork.text import counted
 
 HERE = Path(__file__).parent
@@ -124,9 +124,9 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def _summary(results: Results) -> list[str]:
     lines = []
     for title, group in groupby(results.rows, key=title_of):
-        pairs = [(row, dense) for row, dense in list(with_dense(group)) if row.form in OWN]
+        pairs = [(row, dense) for row, dense in list(pair_with_dense(group)) if row.form in OWN]
         found = {
-            "the fastest dense form": [(row, row.ratio, fastest(dense)) for row, dense in pairs],
+            "the fastest dense form": [(row, row.ratio, find_fastest(dense)) for row, dense in pairs],
             "PyTorch, dense fp32": [
                 (row, row.ratio_to_fp32, next((one for one in dense if one.is_base), None)) for row, dense in pairs
             ],

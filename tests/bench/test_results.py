@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 from cutwork.bench import results as results_file
-from cutwork.bench.results import Results, Row, unsteady_bases
+from cutwork.bench.results import Results, Row, find_unsteady_bases
 from cutwork.speed.machine import Machine
 
 MACHINE = Machine(
@@ -102,5 +102,5 @@ def test_one_of_a_thing_is_not_called_several():
 def test_unsteady_bases_are_the_dense_forms_that_ratios_rest_on():
     slow, fast = replace(DENSE, spread=0.3), replace(DENSE, form="onnx", median_ms=4.0, spread=0.4)
     between = replace(DENSE, form="compiled", median_ms=5.0, spread=0.5)
-    assert unsteady_bases((DENSE, between, TILE)) == [between]
-    assert unsteady_bases((slow, between, fast, TILE, DENSE, TILE)) == [slow, fast]
+    assert find_unsteady_bases((DENSE, between, TILE)) == [between]
+    assert find_unsteady_bases((slow, between, fast, TILE, DENSE, TILE)) == [slow, fast]

@@ -1,10 +1,9 @@
 import json
 
 import pytest
-import torch
 
 from cutwork.files.checkpoint import describe
-from cutwork.lab.demo import Packed, mask_picture, run
+from cutwork.lab.demo import run
 from cutwork.methods import RigL, Switch, srste
 
 
@@ -54,12 +53,6 @@ def test_the_packed_network_is_equal_and_measured_beside_the_dense_one(short):
     assert packed.ratio == pytest.approx(packed.dense_ms / packed.packed_ms)
     assert f"{packed.ratio:.2f} times as fast" in str(result)
     assert json.loads((folder / "result.json").read_text())["packed"]["ratio"] == packed.ratio
-
-
-def test_a_packed_network_without_a_gain_points_to_the_reasons_and_a_wrong_one_has_no_time():
-    assert "the table says why it is no faster" in str(Packed("a table", 1.0, 1.0, 1.0))
-    assert "the table says" not in str(Packed("a table", 2.0, 1.0, 2.0))
-    assert "DIFFER" in str(Packed("a table", 1.0, None, None))
 
 
 def test_everything_it_says_is_also_written(short):
@@ -121,12 +114,6 @@ def test_a_network_that_ends_dense_is_saved_whole(tmp_path):
 def test_no_epochs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="epochs=0"):
         run(epochs=0, output=tmp_path)
-
-
-def test_a_large_mask_is_drawn_small():
-    lines = mask_picture("a", torch.rand(300, 200) < 0.5).splitlines()
-    assert len(lines) == 17
-    assert all(len(line) <= 32 for line in lines[1:])
 
 
 def test_a_seed_that_no_generator_takes_is_refused(tmp_path):

@@ -89,6 +89,11 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+def transform_of(form: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Return what a dense form makes of a function."""
+    return compiled if form == "compiled" else lambda function: function
+
+
 def _to_bsr(weight_OI: Tensor, pattern: Pattern) -> Tensor:
     tiling = pattern.tiling
     if tiling is None or tiling.order is not None or tiling.rows != tiling.columns:

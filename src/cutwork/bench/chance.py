@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cutwork.bench.results import DENSE, Row
+from cutwork.bench.results import RANDOM, Row
 from cutwork.bench.run import Candidate, Group, Runnable
 from cutwork.speed.forms import TILES
 from cutwork.speed.packing import pack
@@ -67,7 +67,7 @@ def _group(chance: random.Random, number: int) -> Group:
         outputs, stride, tokens = chance.choice(CHANNELS), chance.choice((1, 1, 2)), chance.choice((1, 4, 16))
         title = f"conv {arrow(channels, outputs)}@{size}x{size} k{kernel} s{stride}"
         make = partial(_conv, channels, outputs, size, kernel, stride, tokens)
-    about = Row("random", title, tokens, "forward", DENSE, 1.0, DENSE, "fp32", equal=False, error=None)
+    about = Row.dense(RANDOM, title, tokens, "forward")
     return Group(
         f"{title}, {tokens}, {pattern}, {density}",
         partial(_candidates, about, make, pattern, density, number),
@@ -94,7 +94,7 @@ def _candidates(
     try:
         sparsify(packed, pattern, density=density, init="random")
     except ValueError:
-        # Too coarse for a layer this small: then it is what anybody would have, dense.
+        # Too coarse for a layer this small, which would then be dense.
         sparsify(packed, "unstructured", density=density, init="random")
     mask = packed[0].sparsity.mask  # pyrefly: ignore
     dense = copy.deepcopy(layer)

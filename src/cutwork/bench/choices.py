@@ -94,10 +94,10 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"output {folder}: its name is no UTF-8 text; {advice}") from error
 
 
-def chosen(what: str, given: Sequence[str], legal: Sequence[str]) -> tuple[str, ...]:
+def choose(what: str, given: Sequence[str], legal: Sequence[str]) -> tuple[str, ...]:
     """Return what was given, each once; raise ValueError at an unknown name and if nothing was.
 
-    >>> chosen("form", ["tile", "tile"], ("dense", "tile"))
+    >>> choose("form", ["tile", "tile"], ("dense", "tile"))
     ('tile',)
     """
     check_given(what, given, legal[0])

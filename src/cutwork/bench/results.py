@@ -10,15 +10,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import final
 
+from cutwork.speed.forms import DENSE
 from cutwork.speed.machine import Machine
 from cutwork.speed.timing import STEADY_SPREAD
 from cutwork.text import in_columns
 
 # The form and precision that everything is compared with besides the fastest dense form.
-DENSE = "dense"
 BASE = (DENSE, "fp32")
-# Besides these every form is sparse.
+# All other forms are sparse.
 DENSE_FORMS = (DENSE, "compiled", "onnx")
+# What rows of random layers measure.
+RANDOM = "random"
 WIDTH = 100
 # The quartiles of fewer say nothing.
 FEW_ROUNDS = 3
@@ -54,6 +56,11 @@ class Row:
     gflops_per_s: float | None = None
     gbytes_per_s: float | None = None
 
+    @classmethod
+    def dense(cls, what: str, shape: str, tokens: int, work: str, precision: str = "fp32") -> "Row":
+        """Return what is known of PyTorch's dense form before it was measured."""
+        return cls(what, shape, tokens, work, DENSE, 1.0, DENSE, precision, equal=False, error=None)
+
     @property
     def is_base(self) -> bool:
         """Say whether this is PyTorch's dense layer in fp32 as it is."""
@@ -66,7 +73,7 @@ class Row:
 
     @property
     def is_rough(self) -> bool:
-        """Say whether it was timed so seldom that nobody knows how far its runs lie apart."""
+        """Say whether it was timed too seldom to know how far its runs lie apart."""
         return 0 < self.rounds < FEW_ROUNDS
 
 
@@ -126,7 +133,7 @@ def title_of(row: Row) -> str:
     return f"{row.what} {row.shape}, {row.work}, {unit} {row.tokens}"
 
 
-def with_dense(rows: Iterable[Row]) -> Iterator[tuple[Row, list[Row]]]:
+def pair_with_dense(rows: Iterable[Row]) -> Iterator[tuple[Row, list[Row]]]:
     """Pair each row with the dense ones it took turns with; they come first, PyTorch's own at the very beginning."""
     dense: list[Row] = []
     for row in rows:
@@ -135,15 +142,15 @@ def with_dense(rows: Iterable[Row]) -> Iterator[tuple[Row, list[Row]]]:
         yield row, dense
 
 
-def fastest(rows: Iterable[Row]) -> Row | None:
+def find_fastest(rows: Iterable[Row]) -> Row | None:
     """Return the fastest of the rows that were timed, if any was."""
     return min((row for row in rows if row.median_ms), key=lambda row: row.median_ms or 0.0, default=None)
 
 
-def unsteady_bases(rows: Iterable[Row]) -> list[Row]:
+def find_unsteady_bases(rows: Iterable[Row]) -> list[Row]:
     """Return the dense rows that ratios rest on though their runs lie far apart: the fastest, and PyTorch's own."""
-    pairs = list(with_dense(rows))
-    return [row for row, dense in pairs if not row.is_steady and (row.is_base or row is fastest(dense))]
+    pairs = list(pair_with_dense(rows))
+    return [row for row, dense in pairs if not row.is_steady and (row.is_base or row is find_fastest(dense))]
 
 
 HEAD = ("pattern", "density", "form", "precision", "median", "x dense", "x fp32", "ideal", "GF/s", "GB/s", "error")

@@ -2,32 +2,38 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutwork.distributed import is_sharded
-from cutwork.kernels import tile_kernel
+from cutwork.kernels import kernel_name
 from cutwork.layers.made_weight import make_weight, read_only
 from cutwork.layers.parameter import held
+from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.ops.activations import NONE, activate
-from cutwork.ops.block_conv2d import conv2d
-from cutwork.ops.block_linear import dense_weight, linear
+from cutwork.ops.block_conv2d import block_conv2d, conv2d
+from cutwork.ops.block_linear import block_linear, dense_weight, linear
 from cutwork.ops.dispatch import is_autocast_enabled
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Tiling
 from cutwork.sparsity.compressed import FixedIndex, replace_numbers, why_not_store
 from cutwork.sparsity.matrix import from_matrix
+from cutwork.text import label
 
 
-class Compressed(nn.Module):
+class Compressed(Sparse):
     """A layer that stores and trains `values[units, columns, rows]`: what its `sparsity` keeps of the weight."""
 
+    # The operator of `ops` that multiplies with the values.
+    operator: ClassVar[Any]
     values: nn.Parameter
     bias: nn.Parameter | None
     sparsity: FixedIndex
+    # The class that the layer had, of whatever subclass it was, and that it gets again.
+    dense_class: type[nn.Module]
     # The activation that the layer does itself, of what it returns.
     after: str = NONE
 
@@ -57,8 +63,23 @@ class Compressed(nn.Module):
     @property
     def kernel(self) -> str:
         """Return the name of what computes this layer: compiled tile kernels, or the reference in plain PyTorch."""
-        is_convolution = isinstance(self, CompressedConv2d)
-        return tile_kernel(self.values.device, self.values.dtype, is_convolution=is_convolution)
+        return kernel_name(self.operator, self.values.device, self.values.dtype)
+
+    @final
+    def describe_weight(self) -> WeightFacts:
+        """Say what the values and their index are."""
+        index = self.sparsity
+        stored = sum(tensor.nbytes for tensor in (self.values, *index.tensors) if tensor is not None)
+        return WeightFacts(
+            kind=self.dense_class.__name__,
+            pattern=index.pattern,
+            shape=index.weight_shape,
+            num_kept=index.topology.num_kept(),
+            numbers=self.values,
+            stored_bytes=stored,
+            kept_bytes=stored,
+            kernel=self.kernel,
+        )
 
     @torch.no_grad()
     def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
@@ -148,6 +169,7 @@ class Compressed(nn.Module):
 class CompressedLinear(Compressed):
     """A linear layer. It was an `nn.Linear`, or transformers' whose weight is `[in, out]` if `sparsity.transposed`."""
 
+    operator = block_linear
     in_features: int
     out_features: int
     # The activation that the layer does itself, of what it is given.
@@ -189,6 +211,7 @@ class CompressedLinear(Compressed):
 class CompressedConv2d(Compressed):
     """A convolution, with all options of the `nn.Conv2d` that it was; what it returns is channels-last in memory."""
 
+    operator = block_conv2d
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, int]
@@ -259,15 +282,15 @@ def checked_topology(
     """Return the index that these tensors are; raise ValueError where they are damaged or do not fit each other."""
     tiling = pattern.tiling
     if tiling is None:
-        raise ValueError(f"{name or 'the model itself'}: {why_not_store(pattern)}")
+        raise ValueError(f"{label(name)}: {why_not_store(pattern)}")
     if not isinstance(values, Tensor) or values.is_meta:
         raise ValueError(
-            f"{name or 'the model itself'}: its values must be a tensor with memory; got {type(values).__name__}; load "
+            f"{label(name)}: its values must be a tensor with memory; got {type(values).__name__}; load "
             "what save() or state_dict() has written"
         )
     if reason := _other_pattern(tiling, values, order):
         raise ValueError(
-            f"{name or 'the model itself'} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
+            f"{label(name)} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
             "model as the saved one, or load a file of save() into a dense model"
         )
     topology = Topology(shape, tiling.rows, tiling.columns, ptr, col, order)
@@ -281,8 +304,7 @@ def checked_topology(
             raise ValueError("values that hang over the matrix must be zero")
     except ValueError as error:
         raise ValueError(
-            f"{name or 'the model itself'}: its compressed weight is damaged: {error}; load what save() or "
-            "state_dict() has written"
+            f"{label(name)}: its compressed weight is damaged: {error}; load what save() or state_dict() has written"
         ) from error
     return topology
 

@@ -7,9 +7,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from cutwork.kernels import cpu
+from cutwork.kernels import kernel_name
 from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.made_weight import make_weight, read_only
+from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_linear import dense_weight
 from cutwork.ops.dispatch import can_skip_dispatcher, kernel_of
@@ -17,13 +18,14 @@ from cutwork.ops.int8_linear import int8_linear, integers_of, num_steps, quantiz
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
 from cutwork.sparsity.protected import version_of
+from cutwork.text import label
 
 # What a layer has instead of a weight, as its state dict names it; the order only where outputs are shuffled.
 INT8_KEYS = ("integers", "scales", "ptr", "col", "order")
 
 
 @final
-class Int8Linear(nn.Module):
+class Int8Linear(Sparse):
     """A compressed linear layer with weights in int8, and inputs brought to 8 bits row by row as they come.
 
     It does not train, and what was rounded does not come back.
@@ -85,7 +87,21 @@ class Int8Linear(nn.Module):
     @property
     def kernel(self) -> str:
         """Return the name of what computes this layer."""
-        return f"cpu-tiles int8 {cpu.narrow_instruction_sets()[0]}" if cpu.has_tiles() else "reference"
+        return kernel_name(int8_linear, self.integers.device, self.integers.dtype)
+
+    def describe_weight(self) -> WeightFacts:
+        """Say what the integers, their scales and their index are."""
+        stored = sum(tensor.nbytes for name, tensor in self.named_buffers() if name in INT8_KEYS)
+        return WeightFacts(
+            kind="Linear",
+            pattern=self.pattern,
+            shape=self.topology.shape,
+            num_kept=self.topology.num_kept(),
+            numbers=self.integers,
+            stored_bytes=stored,
+            kept_bytes=stored,
+            kernel=self.kernel,
+        )
 
     @property
     def weight(self) -> Tensor:
@@ -168,8 +184,7 @@ class Int8Linear(nn.Module):
             self._check(given)
         except ValueError as error:
             raise ValueError(
-                f"{name or 'the model itself'}: its int8 weight is damaged: {error}; load what state_dict() or save() "
-                "has written"
+                f"{label(name)}: its int8 weight is damaged: {error}; load what state_dict() or save() has written"
             ) from error
 
     def _check(self, given: Mapping[str, Tensor]) -> None:
@@ -228,7 +243,7 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
     """Say why a model has no sparse layers, or no compressed ones, and what to do."""
-    names = [name or "the model itself" for name, module in model.named_modules() if isinstance(module, Int8Linear)]
+    names = [label(name) for name, module in model.named_modules() if isinstance(module, Int8Linear)]
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return (

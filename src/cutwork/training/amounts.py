@@ -11,8 +11,9 @@ from torch import Tensor
 from cutwork.patterns import Pattern
 from cutwork.patterns.density import check_density
 from cutwork.sparsity.matrix import matrix_shape, to_matrix
+from cutwork.text import label
 from cutwork.training.allocation import Allocation, Shapes, uniform
-from cutwork.training.selection import Choice, label, leave_out
+from cutwork.training.selection import Choice, leave_out
 
 Amounts = float | Mapping[str, float]
 # One unit is always kept; of fewer than half a unit asked for, that would be more than twice as much.

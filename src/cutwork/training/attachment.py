@@ -13,6 +13,7 @@ from cutwork.methods import Method
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.estimate import why_too_narrow
 from cutwork.sparsity.reprojected import Reprojected
+from cutwork.text import label
 
 Layers = Mapping[str, SparseLayer]
 Optimizers = Sequence[Optimizer]
@@ -86,7 +87,7 @@ def find_in_average(layers: Layers, average: nn.Module) -> dict[str, SparseLayer
         matrices = [each.sparsity.mask_matrix() for each in (layers[name], layer)]
         if type(layer) is not type(layers[name]) or not torch.equal(matrices[0], matrices[1].to(matrices[0].device)):
             raise ValueError(
-                f"take_along: {name or 'the model itself'} has another mask in the average; take it along from the "
+                f"take_along: {label(name)} has another mask in the average; take it along from the "
                 "beginning, or give it the masks of the model by copy_masks(model, average) first"
             )
     return taken
@@ -107,7 +108,7 @@ def check_parameters(layers: Layers, attached: Mapping[str, Tensor]) -> None:
     for name, layer in layers.items():
         if layer.trained is not attached[name]:
             raise ValueError(
-                f"{name or 'the model itself'}: its weight is no longer the parameter that it was at attach(), so no "
+                f"{label(name)}: its weight is no longer the parameter that it was at attach(), so no "
                 "mask would reach what is trained; put parametrizations, pruning and new parameters in before "
                 "sparsify(), or detach() and attach() a new optimizer after them"
             )

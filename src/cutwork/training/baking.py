@@ -10,7 +10,8 @@ from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import from_matrix, to_matrix
-from cutwork.training.selection import Patterns, label, match_layers
+from cutwork.text import label
+from cutwork.training.selection import Patterns, match_layers
 from cutwork.training.sparsifier import Sparsifier
 from cutwork.training.sparsify import sparsify
 

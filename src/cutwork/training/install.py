@@ -18,7 +18,8 @@ from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import to_matrix
-from cutwork.training.selection import Choice, label
+from cutwork.text import label
+from cutwork.training.selection import Choice
 
 logger = logging.getLogger(__name__)
 
