@@ -18,7 +18,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -na
 PACKAGES := $(sort $(shell find src -name __init__.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test check lint types fix bench docs clean always
+.PHONY: help demo doctor test check lint types fix bench editor docs clean always
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ fix: $(VENV)/.lint  ## format, and mend what ruff can mend
 bench: $(VENV)/.bench  ## measure what benchmarks/ lacks, or PIECES="vit-b16 conv"; one piece takes up to ten minutes
 	$(BIN)/python benchmarks/run.py $(PIECES)
 
+editor: $(VENV)/.editor  ## write build/compile_commands.json, by which editors open the C++
+	$(BIN)/cmake -S . -B build -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+		-Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
+
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
@@ -84,6 +88,11 @@ $(VENV)/.lint: $(VENV)/.installed
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt -e '.[cli,vision,benchmark]' transformers
+	@touch $@
+
+# Of the package's own build nothing stays behind.
+$(VENV)/.editor: $(VENV)/.test
+	$(PIP) install --quiet -c constraints.txt cmake
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
