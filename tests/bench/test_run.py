@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cutwork.bench import run as comparison
-from cutwork.bench.results import Row
+from cutwork.bench.results import Measurement
 from cutwork.bench.run import Candidate, Group, Run, Runnable, UnavailableError, add_ratios, worst_error
 
-DENSE = Row("linear", "4x4", 2, "forward", "dense", 1.0, "dense", "fp32", equal=False, error=None)
+DENSE = Measurement("linear", "4x4", 2, "forward", "dense", 1.0, "dense", "fp32", equal=False, error=None)
 TILE = replace(DENSE, pattern="block:2", density=0.5, form="tile", ideal=2.0)
 RIGHT = torch.tensor([3.0, 4.0])
 

@@ -8,7 +8,7 @@ from typing import final
 
 from cutwork.bench.choices import check_densities, check_given, tiles
 from cutwork.bench.passes import TILE, Problem, candidate_of
-from cutwork.bench.results import BASE, DENSE_FORMS, Row
+from cutwork.bench.results import BASE, DENSE_FORMS, Measurement
 from cutwork.bench.run import Candidate, Group
 from cutwork.patterns import Pattern
 
@@ -56,7 +56,7 @@ def groups(layers: Sequence[Layer], table: PassTable, choices: Choices) -> list[
     for layer, precision, work, pattern in product(layers, choices.precisions, choices.passes, patterns):
         if work not in table[TILE].get(precision, ()):
             continue
-        about = Row.dense(layer.what, layer.shape, layer.count, work)
+        about = Measurement.dense(layer.what, layer.shape, layer.count, work)
         title = f"{layer.what} {layer.shape}, {layer.counted}, {work}, {precision}, {pattern}"
         problem = partial(layer.problem, choices.seed)
         found.append(Group(title, partial(candidates, about, problem, pattern, precision, table, choices)))
@@ -74,7 +74,12 @@ def _check_measurable(table: PassTable, precisions: Sequence[str], passes: Seque
 
 
 def candidates(
-    about: Row, problem: Callable[[], Problem], pattern: Pattern, precision: str, table: PassTable, choices: Choices
+    about: Measurement,
+    problem: Callable[[], Problem],
+    pattern: Pattern,
+    precision: str,
+    table: PassTable,
+    choices: Choices,
 ) -> list[Candidate]:
     """Return the forms of one pass: dense ones, and at each density those that are sparse."""
     whole = problem()

@@ -15,7 +15,7 @@ from cutwork.bench.baselines import transform_of
 from cutwork.bench.choices import check_counts, check_given
 from cutwork.bench.layers import Choices, dense_forms
 from cutwork.bench.passes import DTYPES
-from cutwork.bench.results import Row
+from cutwork.bench.results import Measurement
 from cutwork.bench.run import Candidate, Group, Runnable, tensor_of
 from cutwork.costs.flops import flops
 from cutwork.layers.compressed import Compressed
@@ -57,7 +57,7 @@ def groups(*, names: Sequence[str], layers: Sequence[str], batches: Sequence[int
         names, layers, batches, choices.precisions, choices.passes, patterns
     ):
         title = title_of(name) if chosen == "all" else f"{title_of(name)} {chosen}"
-        about = Row.dense(WHAT[work], title, batch, work)
+        about = Measurement.dense(WHAT[work], title, batch, work)
         make = partial(_seeded, name, choices.seed)
         build = partial(_candidates, about, make, chosen, pattern, precision, choices)
         found.append(Group(f"{about.what} {title}, batch {batch}, {work}, {precision}, {pattern}", build))
@@ -88,7 +88,7 @@ def _seeded(name: str, seed: int) -> Subject:
 
 
 def _candidates(
-    about: Row,
+    about: Measurement,
     make: Callable[[], Subject],
     choice: str,
     pattern: Pattern,
@@ -128,14 +128,14 @@ class Prepared:
 
     masked: nn.Module
     packed: nn.Module
-    row: Row
+    row: Measurement
     operations: int
     note: str
     expected: Callable[[], Sequence[Tensor]]
 
 
 def _prepare(
-    row: Row,
+    row: Measurement,
     dense: nn.Module,
     names: Sequence[str],
     pattern: Pattern,
@@ -155,7 +155,7 @@ def _prepare(
 
 
 def _sparse(
-    row: Row, prepare: Callable[[], Prepared], inputs: tuple[Tensor, ...], few: tuple[Tensor, ...]
+    row: Measurement, prepare: Callable[[], Prepared], inputs: tuple[Tensor, ...], few: tuple[Tensor, ...]
 ) -> Candidate:
     """Return a form of a sparse model, which is made only when it is built."""
 
@@ -173,7 +173,7 @@ def _sparse(
 
 
 def _candidate(
-    row: Row,
+    row: Measurement,
     model: nn.Module,
     expected: Callable[[], Sequence[Tensor]],
     inputs: tuple[Tensor, ...],
@@ -197,7 +197,7 @@ def _candidate(
     )
 
 
-def _tolerance(row: Row) -> float:
+def _tolerance(row: Measurement) -> float:
     return MEASURED_STEP[row.precision] if row.work == "step" else MEASURED[row.precision].model
 
 
@@ -206,7 +206,7 @@ def _reference(model: nn.Module, work: str, inputs: tuple[Tensor, ...]) -> Calla
     return cache(lambda: _runnable(work, _own(model, work, "fp32"), inputs, DENSE).results())
 
 
-def _build(row: Row, model: nn.Module, inputs: tuple[Tensor, ...]) -> Runnable:
+def _build(row: Measurement, model: nn.Module, inputs: tuple[Tensor, ...]) -> Runnable:
     dtype = DTYPES[row.precision]
     own = _own(model, row.work, row.precision)
     moved = tuple(held.to(dtype) if held.is_floating_point() else held for held in inputs)
@@ -252,7 +252,7 @@ def _left_dense(packed: nn.Module, pattern: Pattern) -> str:
     return f"{pattern}: of {len(layers)} sparse layers {len(left)} run on dense kernels (first: {left[0]})."
 
 
-def _memory(packed: nn.Module, masked: nn.Module, row: Row) -> str:
+def _memory(packed: nn.Module, masked: nn.Module, row: Measurement) -> str:
     """Say what training the sparse layers takes in memory, as a share of what the dense ones take."""
     if row.work != "step":
         return ""

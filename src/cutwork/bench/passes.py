@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.bench.baselines import BASELINES, transform_of
-from cutwork.bench.results import Row
+from cutwork.bench.results import Measurement
 from cutwork.bench.run import Candidate, Runnable
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
@@ -92,7 +92,7 @@ class Problem(ABC):
         return self.index
 
 
-def candidate_of(row: Row, problem: Problem, pattern: Pattern) -> Candidate:
+def candidate_of(row: Measurement, problem: Problem, pattern: Pattern) -> Candidate:
     """Return one form of one pass of a layer."""
     times = 3 if row.work == "step" else 1
     return Candidate(
@@ -104,7 +104,7 @@ def candidate_of(row: Row, problem: Problem, pattern: Pattern) -> Candidate:
     )
 
 
-def _least_bytes(row: Row, problem: Problem) -> int:
+def _least_bytes(row: Measurement, problem: Problem) -> int:
     """Return the bytes of each input and result once: what must move if all caches were perfect."""
     one = BYTES[row.precision]
     # Activations around int8 products come and go in fp32.
@@ -138,7 +138,7 @@ def _expected(work: str, problem: Problem) -> tuple[Tensor, ...]:
     )
 
 
-def _build(row: Row, problem: Problem, pattern: Pattern) -> Runnable:
+def _build(row: Measurement, problem: Problem, pattern: Pattern) -> Runnable:
     if baseline := BASELINES.get((row.form, row.precision)):
         y = baseline(problem.x, problem.weight, pattern)
         return Runnable(y, lambda: [y()])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cutwork.bench.limits import OutOfTimeError, end_after, operations_per_s, slowdown
-from cutwork.bench.results import DENSE_FORMS, FEW_ROUNDS, Results, Row
+from cutwork.bench.results import DENSE_FORMS, FEW_ROUNDS, Measurement, Results
 from cutwork.speed.machine import Machine
 from cutwork.speed.timing import Clock, Timing, measure
 from cutwork.speed.tolerance import MEASURED
@@ -53,7 +53,7 @@ class Candidate:
     The tolerance is that of the precision unless it has one of its own.
     """
 
-    row: Row
+    row: Measurement
     build: Callable[[], Runnable]
     expected: Callable[[], Sequence[Tensor]]
     operations: float | None = None
@@ -94,7 +94,7 @@ class Run:
     `tell` is told which form is being looked at, and for how many seconds, about.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     tell: Callable[[str, float], object] = lambda form, seconds: None
 
@@ -110,7 +110,7 @@ class Run:
     def _compare(self, group: Group, end: float, clock: Clock) -> None:
         candidates = group.candidates()
         right: list[Checked] = []
-        wrong: list[Row] = []
+        wrong: list[Measurement] = []
         late: list[str] = []
         for number, candidate in enumerate(candidates):
             # One timed call of each that is there already must fit in too.
@@ -170,7 +170,7 @@ class Run:
             if not all(row.is_steady or row.is_rough for row in rows):
                 self.notes[UNSTEADY_NOTE] = None
 
-    def _add_wrong(self, wrong: Sequence[Row]) -> None:
+    def _add_wrong(self, wrong: Sequence[Measurement]) -> None:
         self.rows += wrong
         if any(row.error is None for row in wrong):
             self.notes["differs: inputs or results are not finite numbers, so there is nothing to compare"] = None
@@ -209,7 +209,7 @@ def tensor_of(output: Any) -> Tensor:
     return next(tensor_of(part) for part in parts if part is not None)
 
 
-def add_ratios(rows: Sequence[Row]) -> list[Row]:
+def add_ratios(rows: Sequence[Measurement]) -> list[Measurement]:
     """Compare rows whose results are right with the fastest dense one of them, and with dense fp32 as it is."""
     dense = [row.median_ms for row in rows if row.form in DENSE_FORMS and row.equal and row.median_ms]
     base = [row.median_ms for row in rows if row.is_base and row.equal and row.median_ms]
@@ -218,7 +218,7 @@ def add_ratios(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _ratio(dense: Sequence[float], row: Row) -> float | None:
+def _ratio(dense: Sequence[float], row: Measurement) -> float | None:
     return min(dense) / row.median_ms if dense and row.median_ms else None
 
 
@@ -257,7 +257,7 @@ def _seconds(seconds: float) -> str:
     return f"{max(seconds, 0):.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def _timed(checked: Checked, timing: Timing) -> Row:
+def _timed(checked: Checked, timing: Timing) -> Measurement:
     candidate = checked.candidate
     return replace(
         candidate.row,

@@ -12,7 +12,7 @@ from cutwork.cli.screen import CommandGroup, show_progress, use_threads
 
 if TYPE_CHECKING:
     from cutwork.bench.layers import Choices, Layer, PassTable
-    from cutwork.bench.results import Results, Row
+    from cutwork.bench.results import Measurement, Results
     from cutwork.bench.run import Group, Run
 
 Choice = TypeVar("Choice")
@@ -217,7 +217,7 @@ def _groups_of_models(models: Models, settings: Settings, grid: Grid, work: str)
 def _measure(
     settings: Settings,
     groups: Callable[[], "Sequence[Group]"],
-    summary: "Callable[[Sequence[Row]], str] | None" = None,
+    summary: "Callable[[Sequence[Measurement]], str] | None" = None,
 ) -> None:
     """Measure groups with a bar of progress, print what came out and write it to the folder.
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from glob import escape
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.evaluation import Call, call_of
-from cutwork.kernels import REFERENCE, kernel_name
+from cutwork.kernels import REFERENCE
 from cutwork.layers.attention import OpenAttention
 from cutwork.layers.swap import SparseLayer, candidates, sparse_layers
-from cutwork.ops.block_conv2d import block_conv2d
-from cutwork.ops.block_linear import block_linear
 from cutwork.patterns import Pattern, parse
 from cutwork.speed.forms import DENSE, FORMS, TILES
 from cutwork.speed.layer_timing import Usage, find_usages
@@ -143,7 +141,7 @@ def propose(
         obstacles={
             pattern: reason
             for pattern in offered
-            if (reason := _why_none_faster([tried[pattern, density] for density in amounts], made_sparse))
+            if (reason := _why_none_faster([tried[pattern, density] for density in amounts]))
         },
         dense_s=shown.whole_s,
         outside=shown.dense.outside_s / max(shown.dense.total_s, 1e-12),
@@ -225,13 +223,14 @@ def _densities(densities: float | Sequence[float]) -> list[float]:
 class _Trial:
     """Where the time of a pass goes in a pattern at a density, dense and as tiles, and which layers have no tiles, why.
 
-    `whole_s` is what the model takes as it is, with its attentions closed.
+    `whole_s` is what the model takes as it is, with its attentions closed; `kernels` are those that multiply tiles.
     """
 
     whole_s: float
     dense: Profile
     tiles: Profile
     obstacles: dict[str, str]
+    kernels: set[str]
     is_steady: bool
 
     @property
@@ -275,7 +274,9 @@ def _try(
     profiles = profile(passes, seconds=5 * seconds)
     is_steady = all(each.spread <= STEADY_SPREAD for each in profiles.values())
     whole = profiles["as it is"]
-    return _Trial(whole.total_s, profiles.get("dense", whole), profiles["tiles"], obstacles, is_steady)
+    layers = sparse_layers(packed)
+    kernels = {layers[name].describe_weight().kernel for name in names if name not in obstacles}
+    return _Trial(whole.total_s, profiles.get("dense", whole), profiles["tiles"], obstacles, kernels, is_steady)
 
 
 def _is_called(model: nn.Module, name: str) -> bool:
@@ -322,7 +323,7 @@ def _why_not_tiles(name: str, layer: SparseLayer, pattern: Pattern, density: flo
     return FORMS[TILES].why_not(name, layer)
 
 
-def _why_none_faster(trials: Sequence[_Trial], layers: Mapping[str, SparseLayer]) -> str:
+def _why_none_faster(trials: Sequence[_Trial]) -> str:
     """Say why no layer is faster in a pattern at any density; empty where one is."""
     names = list(trials[0].dense.layers)
     if any(trial.gains(name) for trial in trials for name in names):
@@ -332,18 +333,12 @@ def _why_none_faster(trials: Sequence[_Trial], layers: Mapping[str, SparseLayer]
     tiled = [name for name in names if any(name not in trial.obstacles for trial in trials)]
     if not tiled:
         return f"no layer can take it; {label(names[0])}: {trials[0].obstacles[names[0]]}"
-    if all(_kernel(layers[name]) == REFERENCE for name in tiled):
+    if all(trial.kernels <= {REFERENCE} for trial in trials):
         return (
             "no layer is faster: there are no kernels for these layers here, only the reference in plain PyTorch; "
             "'cutwork doctor' says why"
         )
     return "no layer is faster as tiles than dense here, at any of these densities"
-
-
-def _kernel(layer: SparseLayer) -> str:
-    weight = layer.trained
-    operator = block_conv2d if isinstance(layer, nn.Conv2d) else block_linear
-    return kernel_name(operator, weight.device, weight.dtype)
 
 
 def _row(
