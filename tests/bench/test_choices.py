@@ -14,7 +14,7 @@ from cutwork.bench import choices, conv, layers, linear, models
         (choices.check_threads, 100_000, "threads 100000; give at least 1, and on this machine at most"),
         (choices.check_seed, 2**63, "seed 9223372036854775808; give a whole number of less than 19 digits"),
         (choices.check_seed, -(2**63), "seed -9223372036854775808"),
-        (choices.check_densities, [float("nan")], "density nan"),
+        (choices.check_densities, [float("nan")], "density=nan"),
         (choices.check_densities, [], "density: nothing is given; name at least one, for example 0.1"),
         (lambda given: choices.check_counts("tokens", given), [], "tokens: nothing is given"),
         (choices.tiles, "block:99999999999999999999", "its tiles are larger than any layer; give sides up to 4096"),

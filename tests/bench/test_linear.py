@@ -86,7 +86,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
         ({"shapes": ["768"]}, "unknown shape '768'; write inputs x outputs, for example 768x3072"),
         ({"shapes": ["0x5"]}, "unknown shape '0x5'"),
         ({"tokens": [0]}, "tokens 0; give at least 1"),
-        ({"densities": [0.0]}, "density 0; give shares of the weights above 0 and up to 1, for example 0.1"),
+        ({"densities": [0.0]}, r"density=0.0 is outside \(0, 1\]; 0.1 keeps a tenth"),
         ({"patterns": ["blok:4"]}, "unknown pattern 'blok:4'"),
         ({"patterns": ["unstructured"]}, "unstructured has no tiles"),
         ({"precisions": ["int8"], "passes": ["step"]}, "no kernel computes step in int8"),

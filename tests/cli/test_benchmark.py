@@ -78,7 +78,7 @@ def test_a_choice_that_fails_late_keeps_what_was_measured_before(tmp_path, capsy
     [
         (["--patterns", "blok:4"], "unknown pattern 'blok:4'"),
         (["--shapes", "768"], "unknown shape '768'"),
-        (["--densities", "0"], "density 0"),
+        (["--densities", "0"], "density=0.0 is outside"),
         (["--forms", "tiles"], "unknown form 'tiles' (did you mean 'tile'?); write one of dense, "),
         (["--without", "tiles"], "unknown form 'tiles'"),
         (["--passes", "backward"], "unknown pass 'backward'; write one of forward, dX, dW, step"),

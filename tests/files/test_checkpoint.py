@@ -19,6 +19,8 @@ from cutwork.files.tensor_file import read_file, write_file
 from cutwork.layers.swap import sparse_layers
 from cutwork.patterns import FORMS, Unstructured
 
+pytestmark = pytest.mark.grid
+
 GOLDEN = Path(__file__).parent / "golden" / "v1.safetensors"
 
 METHODS = {
