@@ -58,6 +58,7 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
     evaluation for the measurement.
 
     >>> import copy
+    >>> import torch
     >>> from cutwork import bake, pack, sparsify
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     >>> sparsifier = sparsify(model, "block:16", density=0.25)
