@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 import cutwork as cw
 from cutwork.layers.compressed import Compressed
-from cutwork.patterns import FORMS, Block, Pattern, Tiling, parse
+from cutwork.patterns import PATTERNS, Block, FreePattern, Tiling, parse
 from cutwork.sparsity.compressed import index_of
 
 
 @dataclass(frozen=True)
-class Combed(Pattern):
+class Combed(FreePattern):
     """Blocks whose outputs stand as far apart as they can, like the teeth of combs put into each other."""
 
     rows: int
@@ -22,14 +22,6 @@ class Combed(Pattern):
 
     def __str__(self) -> str:
         return f"combed:{self.rows}x{self.columns}"
-
-    @property
-    def density(self) -> None:
-        return None
-
-    @property
-    def every_choice_is_legal(self) -> bool:
-        return True
 
     @property
     def tiling(self) -> Tiling:
@@ -46,14 +38,8 @@ class Combed(Pattern):
         if shape[0] % self.rows:
             raise ValueError(f"{self} needs outputs in groups of {self.rows}; got {shape[0]}")
 
-    def allows(self, mask: Tensor) -> bool:
-        return self.blocks.allows(mask[self.order(mask)])
-
     def grid(self, shape) -> tuple[int, int]:
         return self.blocks.grid(shape)
-
-    def num_units(self, shape) -> int:
-        return self.blocks.num_units(shape)
 
     def pool(self, scores: Tensor) -> Tensor:
         return self.blocks.pool(scores[self.order(scores)])
@@ -61,12 +47,6 @@ class Combed(Pattern):
     def spread(self, units: Tensor, shape) -> Tensor:
         combed = self.blocks.spread(units, shape)
         return torch.empty_like(combed).index_copy_(0, self.order(combed), combed)
-
-    def select(self, units: Tensor, count: int) -> Tensor:
-        return self.blocks.select(units, count)
-
-    def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        return self.blocks.exchange(kept, drop, grow, fraction)
 
 
 class Untiled(Combed):
@@ -77,7 +57,8 @@ class Untiled(Combed):
 
 @pytest.fixture(autouse=True)
 def text_form(monkeypatch):
-    monkeypatch.setitem(FORMS, r"combed:(\d+)x(\d+)", lambda rows, columns: Combed(int(rows), int(columns)))
+    row = r"combed:(\d+)x(\d+)", lambda rows, columns: Combed(int(rows), int(columns))
+    monkeypatch.setitem(PATTERNS, "combed:4x2", row)
 
 
 def build() -> nn.Module:

@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 import cutwork as cw
+from cutwork import patterns
 from cutwork.files.checkpoint import Checkpoint
 from cutwork.files.tensor_file import read_file, write_file
 from cutwork.layers.swap import sparse_layers
-from cutwork.patterns import FORMS, Unstructured
+from cutwork.patterns import Unstructured
 
 pytestmark = pytest.mark.grid
 
@@ -674,11 +675,11 @@ def test_an_attached_optimizer_does_not_travel_without_its_sparsifier(saved):
 def test_a_pattern_without_a_text_form_is_refused(path, monkeypatch):
     model = build()
     sparsifier, _ = make_sparse(model)
-    monkeypatch.setitem(FORMS, "unstructured", lambda: "something else")
+    monkeypatch.setitem(patterns.PATTERNS, "unstructured", ("unstructured", lambda: "something else"))
     with pytest.raises(ValueError, match=r"0 has the pattern Unstructured\(\), whose text form 'unstructured' parse"):
         cw.save(model, path)
-    monkeypatch.delitem(FORMS, "unstructured")
-    with pytest.raises(ValueError, match="give it a row in FORMS"):
+    monkeypatch.delitem(patterns.PATTERNS, "unstructured")
+    with pytest.raises(ValueError, match="give it a row in PATTERNS"):
         cw.save(model, path)
     assert sparsifier.layers["0"].sparsity.pattern == Unstructured()
     assert not path.exists()

@@ -100,7 +100,7 @@ def write_pattern(name: str, pattern: Pattern) -> str:
     if not is_read_back:
         raise ValueError(
             f"{label(name)} has the pattern {pattern!r}, whose text form {str(pattern)!r} parse() does not read; give "
-            "it a row in FORMS"
+            "it a row in PATTERNS"
         )
     return str(pattern)
 

@@ -42,9 +42,9 @@ class Pattern(ABC):
         """Write the pattern so that `parse` reads it back."""
 
     @property
-    @abstractmethod
     def density(self) -> float | None:
         """Return the density that the pattern itself fixes, or None where it is free."""
+        return None
 
     @property
     @abstractmethod
@@ -56,9 +56,8 @@ class Pattern(ABC):
         """Return what compressed storage has to know, or None where the pattern has no tiles to store."""
         return None
 
-    @abstractmethod
-    def check(self, shape: Shape) -> None:
-        """Raise ValueError where a matrix of this shape has no legal mask."""
+    def check(self, shape: Shape) -> None:  # noqa: B027
+        """Raise ValueError where a matrix of this shape has no legal mask; unless a pattern says otherwise, all have."""
 
     @abstractmethod
     def allows(self, mask: Tensor) -> bool:
@@ -116,6 +115,31 @@ class Pattern(ABC):
     def units(self, mask: Tensor) -> Tensor:
         """Return which units of the grid a legal mask keeps."""
         return self.pool(mask.float()) > 0.5
+
+
+class FreePattern(Pattern):
+    """A pattern under which units are kept or dropped freely, so that a subclass only says what a unit is."""
+
+    @property
+    @final
+    def every_choice_is_legal(self) -> bool:
+        return True
+
+    @final
+    def allows(self, mask: Tensor) -> bool:
+        return torch.equal(self.spread(self.units(mask), mask.shape), mask)
+
+    @final
+    def num_units(self, shape: Shape) -> int:
+        return math.prod(self.grid(shape))
+
+    @final
+    def select(self, units: Tensor, count: int) -> Tensor:
+        return keep_largest(units, count)
+
+    @final
+    def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+        return exchange_units(keep_largest, kept, drop, grow, fraction)
 
 
 def keep_largest(scores: Tensor, count: int) -> Tensor:

@@ -1,19 +1,17 @@
 """Rectangular tiles on a fixed grid; tall tiles of width one are vectors."""
 
-import math
 from dataclasses import dataclass
 from typing import final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cutwork.patterns.base import Pattern, Shape, Tiling, exchange_units, keep_largest
+from cutwork.patterns.base import FreePattern, Shape, Tiling
 
 
 @final
 @dataclass(frozen=True)
-class Block(Pattern):
+class Block(FreePattern):
     """Tiles of `rows` outputs by `columns` inputs. Tiles that hang over an edge are cut there, and count like others.
 
     >>> import torch
@@ -38,28 +36,11 @@ class Block(Pattern):
         return f"block:{self.rows}x{self.columns}"
 
     @property
-    def density(self) -> None:
-        return None
-
-    @property
-    def every_choice_is_legal(self) -> bool:
-        return True
-
-    @property
     def tiling(self) -> Tiling:
         return Tiling(self.rows, self.columns)
 
-    def check(self, shape: Shape) -> None:
-        pass
-
-    def allows(self, mask: Tensor) -> bool:
-        return torch.equal(self.spread(self.units(mask), mask.shape), mask)
-
     def grid(self, shape: Shape) -> tuple[int, int]:
         return -(-shape[0] // self.rows), -(-shape[1] // self.columns)
-
-    def num_units(self, shape: Shape) -> int:
-        return math.prod(self.grid(shape))
 
     def pool(self, scores: Tensor) -> Tensor:
         return tile_means(scores, self.rows, self.columns)
@@ -67,12 +48,6 @@ class Block(Pattern):
     def spread(self, units: Tensor, shape: Shape) -> Tensor:
         rows, columns = min(self.rows, shape[0]), min(self.columns, shape[1])
         return units.repeat_interleave(rows, 0)[: shape[0]].repeat_interleave(columns, 1)[:, : shape[1]]
-
-    def select(self, units: Tensor, count: int) -> Tensor:
-        return keep_largest(units, count)
-
-    def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        return exchange_units(self.select, kept, drop, grow, fraction)
 
 
 def tile_means(scores: Tensor, rows: int, columns: int) -> Tensor:

@@ -45,10 +45,6 @@ class Shuffled(Pattern):
         return f"shuffled:{size}"
 
     @property
-    def density(self) -> None:
-        return None
-
-    @property
     def every_choice_is_legal(self) -> bool:
         return False
 
@@ -56,9 +52,6 @@ class Shuffled(Pattern):
     def tiling(self) -> Tiling:
         # The columns of a run need not be neighbours either, so each is a tile of its own.
         return Tiling(self.rows, 1, order=partial(group_rows, size=self.rows))
-
-    def check(self, shape: Shape) -> None:
-        pass
 
     def allows(self, mask: Tensor) -> bool:
         order = group_rows(mask, self.rows)
