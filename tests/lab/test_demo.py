@@ -1,10 +1,9 @@
 import json
 
 import pytest
-import torch
 
 from cutwork.files.checkpoint import describe
-from cutwork.lab.demo import Packed, mask_picture, run
+from cutwork.lab.demo import Packed, run
 from cutwork.methods import RigL, Switch, srste
 
 
@@ -121,12 +120,6 @@ def test_a_network_that_ends_dense_is_saved_whole(tmp_path):
 def test_no_epochs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="epochs=0"):
         run(epochs=0, output=tmp_path)
-
-
-def test_a_large_mask_is_drawn_small():
-    lines = mask_picture("a", torch.rand(300, 200) < 0.5).splitlines()
-    assert len(lines) == 17
-    assert all(len(line) <= 32 for line in lines[1:])
 
 
 def test_a_seed_that_no_generator_takes_is_refused(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cutwork.bench.benchmark import benchmark
 from cutwork.bench.choices import check_seed, make_folder
 from cutwork.costs.flops import flops
-from cutwork.costs.report import draw_masks
+from cutwork.costs.pictures import draw_masks, sketch_mask
 from cutwork.data.digits import Digits, load_digits
 from cutwork.files.checkpoint import load, save
 from cutwork.layers.storage import compress, why_not_compressed
@@ -226,30 +226,11 @@ def run(
         weights_were_folded=weights_were_folded,
         reload_is_equal=reload_is_equal,
         packed=_packed(again, digits.train_images[:BATCH_SIZE]),
-        mask_picture=mask_picture("second", sparse_layers(sparse)["second"].sparsity.mask),
+        mask_picture=sketch_mask("second", sparse_layers(sparse)["second"].sparsity.mask),
         files=tuple(str(file) for file in files),
     )
     (output / "result.json").write_text(result.to_json() + "\n")
     return result
-
-
-def mask_picture(name: str, mask: Tensor, side: int = 32) -> str:
-    """Draw a mask in text, two rows a line; a point is filled where more is kept than half of the fullest point.
-
-    >>> print(mask_picture("layer", torch.eye(4, dtype=torch.bool)))
-    layer: 4 outputs down, 4 inputs across
-    ▀▄
-      ▀▄
-    """
-    points = F.adaptive_avg_pool2d(
-        mask.flatten(1)[None].float(), (min(side, mask.shape[0]), min(side, mask[0].numel()))
-    )[0]
-    filled = F.pad(points > points.max() / 2, (0, 0, 0, len(points) % 2))
-    lines = [
-        "".join(" ▄▀█"[2 * int(upper) + int(lower)] for upper, lower in zip(*pair, strict=True)).rstrip()
-        for pair in filled.view(-1, 2, filled.shape[1]).tolist()
-    ]
-    return "\n".join([f"{name}: {mask.shape[0]} outputs down, {mask[0].numel()} inputs across", *lines])
 
 
 def _moving_often(method: Any, steps: int) -> Method:
