@@ -15,7 +15,7 @@ from cutwork.layers.parameter import held
 from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_conv2d import block_conv2d, conv2d
-from cutwork.ops.block_linear import block_linear, dense_weight, linear
+from cutwork.ops.block_linear import block_linear, dense_weight, find_groups, linear
 from cutwork.ops.dispatch import is_autocast_enabled
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Tiling
@@ -87,7 +87,7 @@ class Compressed(Sparse):
         groups = len(index.ptr) - 1
         placed = scale if index.order is None else scale[index.order.long()]
         placed = F.pad(placed, (0, groups * index.rows - len(placed))).view(groups, 1, index.rows)
-        self.values.mul_(placed.repeat_interleave(index.ptr.diff().long(), 0).to(self.values.dtype))
+        self.values.mul_(placed[find_groups(index.ptr)].to(self.values.dtype))
         bias = torch.zeros_like(shift) if self.bias is None else self.bias
         self.bias = nn.Parameter((bias * scale + shift).to(self.values.dtype))
 
