@@ -51,6 +51,15 @@ def arrow(inputs: int, outputs: int) -> str:
     return f"{inputs}->{outputs}"
 
 
+def label(name: str) -> str:
+    """Return what to call the layer of this name; a model that is one layer has no name.
+
+    >>> label("encoder.0"), label("")
+    ('encoder.0', 'the model itself')
+    """
+    return name or "the model itself"
+
+
 def counted(number: int, what: str) -> str:
     """Write a number of things.
 

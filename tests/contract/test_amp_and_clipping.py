@@ -11,6 +11,8 @@ import cutwork as cw
 from cutwork.methods import Method
 from cutwork.sparsity.fixed import Fixed
 
+pytestmark = pytest.mark.grid
+
 DYNAMIC: dict[str, Method] = {
     "rigl": cw.RigL(every=2, until=20),
     "rigl by estimate": cw.RigL(every=2, until=20, estimate=True),

@@ -88,7 +88,7 @@ def test_compiled_training_is_eager_training_without_a_second_compilation(method
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rigl", "rigl by estimate"])
+@pytest.mark.parametrize("method", ["rigl", pytest.param("rigl by estimate", marks=pytest.mark.exhaustive)])
 def test_inductor_trains_the_same(method):
     check_compiled(METHODS[method], "inductor")
 

@@ -11,7 +11,7 @@ from torch import nn
 import cutwork as cw
 from cutwork.methods import Method
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.grid]
 
 METHODS: dict[str, Method] = {
     "rigl": cw.RigL(every=2, until=11),

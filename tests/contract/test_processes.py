@@ -14,7 +14,7 @@ def answer(model, x, queue):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+@pytest.mark.parametrize("start", ["spawn", pytest.param("forkserver", marks=pytest.mark.exhaustive)])
 def test_sparse_models_of_all_kinds_work_in_a_new_process(start):
     context = torch.multiprocessing.get_context(start)
     models = []

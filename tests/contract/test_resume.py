@@ -11,6 +11,8 @@ from torch import nn
 import cutwork as cw
 from cutwork.methods import METHODS, Method, Switch
 
+pytestmark = pytest.mark.grid
+
 STEPS = 10
 
 

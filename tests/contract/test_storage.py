@@ -15,6 +15,8 @@ from cutwork.layers.compressed import CompressedConv2d
 from cutwork.methods import Method
 from cutwork.training import attachment
 
+pytestmark = pytest.mark.grid
+
 PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4"]
 # Each moves several times in the steps of these tests.
 METHODS: dict[str, Method] = {

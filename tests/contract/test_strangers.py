@@ -22,6 +22,7 @@ from cutwork.training.sparsifier import Sparsifier
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.grid,
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
 ]
 
@@ -434,9 +435,19 @@ class Life:
         return copy.deepcopy(self.model)
 
 
-@pytest.fixture(scope="module", params=[(name, storage) for name in STRANGERS for storage in STORAGES], ids="-".join)
-def life(request) -> Life:
-    name, storage = request.param
+@pytest.fixture(scope="module", params=STRANGERS)
+def stranger_name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=STORAGES)
+def kept_in(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def life(stranger_name, kept_in) -> Life:
+    name, storage = stranger_name, kept_in
     stranger = STRANGERS[name]
     model, sparsifier, optimizer = prepared(stranger, storage)
     inputs = stranger.inputs()

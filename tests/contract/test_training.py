@@ -10,6 +10,8 @@ import cutwork as cw
 from cutwork.methods import METHODS, Method, Switch
 from cutwork.sparsity.fixed import Fixed
 
+pytestmark = pytest.mark.grid
+
 PATTERNS = [
     "unstructured", "block:4", "block:8x3", "vector:4", "shuffled:4", "shuffled:4x1", "2:4", "1:4", "2:4-tile",
     "2:4-tile-greedy",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork.costs.pictures import CELLS, _coarse, sketch_mask
+from cutwork.costs.pictures import CELLS, _coarse, draw_in_text
 
 
 def test_pictures_are_png_and_svg(tmp_path, monkeypatch):
@@ -70,6 +70,6 @@ def test_a_missing_matplotlib_is_explained(tmp_path, monkeypatch):
 
 
 def test_a_large_mask_is_drawn_small():
-    lines = sketch_mask("a", torch.rand(300, 200) < 0.5).splitlines()
+    lines = draw_in_text("a", torch.rand(300, 200) < 0.5).splitlines()
     assert len(lines) == 17
     assert all(len(line) <= 32 for line in lines[1:])

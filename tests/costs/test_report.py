@@ -87,7 +87,7 @@ def test_layers_that_compute_without_a_weight_have_a_row():
 def test_a_dense_model_is_said_to_be_dense():
     report = cw.report(nn.Linear(4, 4))
     assert (report.total.pattern, report.total.density) == ("all dense", 1.0)
-    assert str(report).splitlines()[1].startswith("(the model itself)")
+    assert str(report).splitlines()[1].startswith("the model itself")
     assert str(report).splitlines()[-1].startswith("total") and "all dense" in str(report)
 
 

@@ -20,6 +20,8 @@ if not cpu.has_tiles():
 
 from cutwork.kernels.cpu import conv
 
+pytestmark = pytest.mark.grid
+
 TILES = [(16, 16), (16, 1), (32, 32), (32, 1), (64, 1), (64, 64), (8, 8), (4, 4), (5, 3), (24, 2), (1, 1), (48, 4)]
 
 

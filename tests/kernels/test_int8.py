@@ -18,6 +18,8 @@ if not cpu.has_tiles():
 
 from cutwork.kernels.cpu import int8
 
+pytestmark = pytest.mark.grid
+
 SIZES = [(63, 100), (17, 33), (64, 64), (1, 7), (130, 48)]
 TILES = [(16, 16), (16, 1), (32, 32), (64, 64), (64, 1), (8, 8), (5, 3), (24, 2), (1, 1), (48, 4)]
 PATTERNS = [*(Block(*tile) for tile in TILES), Shuffled(16, 1), Shuffled(5, 1), Shuffled(8, 8)]

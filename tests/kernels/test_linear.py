@@ -19,6 +19,8 @@ if not cpu.has_tiles():
 
 from cutwork.kernels.cpu import linear
 
+pytestmark = pytest.mark.grid
+
 SIZES = [(63, 100), (17, 33), (64, 64), (1, 7), (130, 48)]
 TILES = [(16, 16), (16, 1), (32, 32), (64, 64), (64, 1), (8, 8), (4, 4), (5, 3), (24, 2), (1, 1), (48, 4)]
 SHUFFLED = [Shuffled(16, 1), Shuffled(5, 1), Shuffled(8, 8)]

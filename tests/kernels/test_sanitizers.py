@@ -11,6 +11,8 @@ import pytest
 
 from cutwork.kernels import cpu
 
+pytestmark = pytest.mark.exhaustive
+
 TESTS = Path(__file__).parent / "cpp"
 NATIVE = Path(__file__).parents[2] / "src/cutwork/kernels/cpu/native"
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")

@@ -11,6 +11,8 @@ from torch import nn
 import cutwork as cw
 from cutwork.layers.attention import PROJECTIONS, OpenAttention, close_attention, open_attention
 
+pytestmark = pytest.mark.grid
+
 EMBED, HEADS = 24, 4
 QUERIES, KEYS, BATCH = 5, 7, 4
 

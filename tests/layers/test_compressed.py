@@ -14,6 +14,8 @@ import cutwork as cw
 from cutwork.kernels import activate
 from cutwork.layers.compressed import CompressedLinear
 
+pytestmark = pytest.mark.grid
+
 PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4"]
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The most cells a side of a drawn mask has; each shows the mean density of the weights under it.
 CELLS = 256
+# In text, by the halves of a character that are filled: the upper one counts two, the lower one.
+HALVES = " ▄▀█"
 
 
 def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
@@ -50,24 +52,23 @@ def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
-def sketch_mask(name: str, mask: Tensor, side: int = 32) -> str:
+def draw_in_text(name: str, mask: Tensor, side: int = 32) -> str:
     """Draw a mask in text, two rows a line; a point is filled where more is kept than half of the fullest point.
 
     >>> import torch
-    >>> print(sketch_mask("layer", torch.eye(4, dtype=torch.bool)))
+    >>> print(draw_in_text("layer", torch.eye(4, dtype=torch.bool)))
     layer: 4 outputs down, 4 inputs across
     ▀▄
       ▀▄
     """
-    points = F.adaptive_avg_pool2d(
-        mask.flatten(1)[None].float(), (min(side, mask.shape[0]), min(side, mask[0].numel()))
-    )[0]
+    outputs, inputs = mask.flatten(1).shape
+    points = F.adaptive_avg_pool2d(mask.flatten(1)[None].float(), (min(side, outputs), min(side, inputs)))[0]
     filled = F.pad(points > points.max() / 2, (0, 0, 0, len(points) % 2))
     lines = [
-        "".join(" ▄▀█"[2 * int(upper) + int(lower)] for upper, lower in zip(*pair, strict=True)).rstrip()
+        "".join(HALVES[2 * int(upper) + int(lower)] for upper, lower in zip(*pair, strict=True)).rstrip()
         for pair in filled.view(-1, 2, filled.shape[1]).tolist()
     ]
-    return "\n".join([f"{name}: {mask.shape[0]} outputs down, {mask[0].numel()} inputs across", *lines])
+    return "\n".join([f"{name}: {outputs} outputs down, {inputs} inputs across", *lines])
 
 
 def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":

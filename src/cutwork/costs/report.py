@@ -11,7 +11,7 @@ from cutwork.costs.flops import Flops, LayerFlops, flops, has_matrix
 from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.methods import Method, find_method
 from cutwork.sparsity.base import Sparsity
-from cutwork.text import in_columns, shorten
+from cutwork.text import in_columns, label, shorten
 
 DENSE = "dense"
 REST = "(all else)"
@@ -195,7 +195,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _cells(row: Row) -> list[str]:
     return [
-        row.layer or "(the model itself)",
+        label(row.layer),
         shorten(row.kind, 18),
         "x".join(map(str, row.shape)),
         row.pattern,

@@ -1,1 +1,25 @@
 """Data sets by name."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from cutwork.text import did_you_mean
+
+if TYPE_CHECKING:
+    from cutwork.data.digits import Digits
+
+# The module of each data set, imported when it is asked for, and the function there that loads it.
+DATA_SETS = {"digits": ("cutwork.data.digits", "load_digits")}
+
+
+def load_data(name: str) -> "Digits":
+    """Return a data set by its name.
+
+    >>> load_data("digits").test_images.shape
+    torch.Size([360, 1, 8, 8])
+    """
+    if name not in DATA_SETS:
+        near = did_you_mean(name, DATA_SETS)
+        raise ValueError(f"unknown data set {name!r}{near}; write {', '.join(map(repr, DATA_SETS))}")
+    module, function = DATA_SETS[name]
+    return getattr(import_module(module), function)()

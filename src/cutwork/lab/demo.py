@@ -1,15 +1,14 @@
 """The demonstration: a network trained dense and sparse side by side, on digits of the package, and then packed."""
 
-import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,11 @@ from torch import Tensor, nn
 from cutwork.bench.benchmark import benchmark
 from cutwork.bench.choices import check_seed, make_folder
 from cutwork.costs.flops import flops
-from cutwork.costs.pictures import draw_masks, sketch_mask
-from cutwork.data.digits import Digits, load_digits
+from cutwork.costs.pictures import draw_in_text, draw_masks
+from cutwork.data import load_data
+from cutwork.data.digits import Digits
 from cutwork.files.checkpoint import load, save
+from cutwork.lab.demo_result import BATCH_SIZE, DemoResult, Packed, Side
 from cutwork.layers.storage import compress, why_not_compressed
 from cutwork.layers.swap import sparse_layers
 from cutwork.methods import Method, find_method
@@ -29,13 +30,13 @@ from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
 from cutwork.speed.packing import pack
 from cutwork.training.baking import bake
+from cutwork.training.exploration import Exploration
 from cutwork.training.sparsifier import Sparsifier
 from cutwork.training.sparsify import sparsify
 
 logger = logging.getLogger(__name__)
 
 WIDTH = 512
-BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 DENSITY = 0.1
 # The papers' 100 suits runs of many thousand steps; this one has 660.
@@ -43,115 +44,6 @@ STEPS_BETWEEN_MOVES = 20
 # For the comparison of the packed network with a dense one.
 SECONDS = 1.0
 Progress = Callable[[int, int, str], None]
-# What the storage, in which the sparse network trained, means for the time of a step.
-STORED = {
-    "compressed": ["The sparse layers stored, trained and multiplied only what their masks kept: compressed storage."],
-    "dense": [
-        "Masks of this kind need dense storage, whose whole weights run on PyTorch's dense kernels: its steps are no",
-        "faster. Fixed masks on block, vector and shuffled patterns train in compressed storage.",
-    ],
-}
-
-
-@final
-@dataclass(frozen=True)
-class Side:
-    """What one of the two networks came to."""
-
-    accuracy: float
-    parameters: int
-    megaflops_forward: float
-    megaflops_training: float
-    bytes_on_disk: int
-    step_ms: float
-
-
-@final
-@dataclass(frozen=True)
-class Packed:
-    """The sparse network in the forms that are fastest here, beside a dense one that computes the same."""
-
-    plan: str
-    dense_ms: float | None
-    packed_ms: float | None
-    ratio: float | None
-
-    def __str__(self) -> str:
-        lines = [
-            f"Packed for {BATCH_SIZE} images: each layer dense or as tiles, whichever was measured faster here.",
-            "",
-        ]
-        if self.dense_ms is None or self.packed_ms is None or self.ratio is None:
-            return "\n".join([*lines, self.plan, "", "Its outputs DIFFER from those of the same network stored dense."])
-        why = "" if self.ratio > 1.03 else "; the table says why it is no faster"
-        return "\n".join(
-            [
-                *lines,
-                self.plan,
-                "",
-                f"Forward with equal outputs: {self.dense_ms:.3f} ms stored dense, {self.packed_ms:.3f} ms packed, "
-                f"{self.ratio:.2f} times as fast{why}.",
-            ]
-        )
-
-
-@final
-@dataclass(frozen=True)
-class DemoResult:
-    """Both networks, and whether the saved sparse one came back bit for bit."""
-
-    dense: Side
-    sparse: Side
-    pattern: str
-    density: float
-    method: str
-    storage: str
-    num_moves: int
-    itop_rate: float
-    weights_were_folded: bool
-    reload_is_equal: bool
-    packed: Packed
-    mask_picture: str
-    files: tuple[str, ...]
-
-    def __str__(self) -> str:
-        rows = [
-            ("test accuracy", "{:.1%}", "accuracy"),
-            ("parameters kept", "{:,}", "parameters"),
-            ("MFLOPs, one image forward", "{:.3f}", "megaflops_forward"),
-            ("MFLOPs, one image in training", "{:.3f}", "megaflops_training"),
-            ("bytes on disk", "{:,}", "bytes_on_disk"),
-            ("median step, ms", "{:.2f}", "step_ms"),
-        ]
-        lines = [f"{'':32}{'dense':>12}{'sparse':>12}{'sparse/dense':>15}"]
-        for title, form, field in rows:
-            dense, sparse = getattr(self.dense, field), getattr(self.sparse, field)
-            lines.append(f"{title:32}{form.format(dense):>12}{form.format(sparse):>12}{sparse / dense:>15.3f}")
-        reload = "is equal bit for bit" if self.reload_is_equal else "DIFFERS"
-        folded = ["Before saving, the masks were folded into the weights: the file holds only what is kept."]
-        return "\n".join(
-            [
-                f"{self.method} on {self.pattern}, density {self.density:g}",
-                "",
-                *lines,
-                "",
-                *STORED[self.storage],
-                f"The masks moved {self.num_moves} times and visited {self.itop_rate:.1%} of their layers' weights.",
-                *(folded if self.weights_were_folded else []),
-                f"Saved, loaded into a fresh network: the output for every test image {reload}.",
-                "",
-                str(self.packed),
-                "",
-                self.mask_picture,
-                "",
-                "Written: " + ", ".join(self.files),
-            ]
-        )
-
-    def to_json(self) -> str:
-        """Return the numbers as a JSON object."""
-        numbers = {key: value for key, value in asdict(self).items() if key != "mask_picture"}
-        return json.dumps(numbers, indent=2)
 
 
 def run(
@@ -173,11 +65,11 @@ def run(
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: train for at least one")
     check_seed(seed)
-    digits = load_digits()
+    digits = load_data("digits")
     steps = epochs * (len(digits.train_images) // BATCH_SIZE)
-    dense, sparse = _network(seed), _network(seed)
     chosen = _moving_often(find_method(method), steps) if isinstance(method, str) else method
     amount = parse(pattern).density or DENSITY if density is None else density
+    dense, sparse = _build_network(seed), _build_network(seed)
     sparsifier = sparsify(
         sparse,
         {"*": pattern, "head": "dense"},
@@ -188,80 +80,40 @@ def run(
         seed=seed,
         track=True,
     )
-    layers = sparse_layers(sparse)
-    storage = "dense" if any(why_not_compressed(layer) for layer in layers.values()) else "compressed"
-    if storage == "compressed":
-        compress(layers)
+    storage = _compress_if_possible(sparse)
     make_folder(output)
-    step_ms = _train((dense, sparse), sparsifier, digits, epochs, seed, progress)
+    dense_ms, sparse_ms = _train((dense, sparse), sparsifier, digits, epochs, seed, progress)
 
-    dense_file, sparse_file, picture_file = (
-        output / name for name in ("dense.safetensors", "sparse.safetensors", "masks.png")
+    dense_file, sparse_file, result_file = (
+        output / name for name in ("dense.safetensors", "sparse.safetensors", "result.json")
     )
-    with torch.no_grad():
-        trained = sparse(digits.test_images)
+    answers = _answer(sparse, digits.test_images)
     weights_were_folded = _fold_masks(sparse)
     save(dense, dense_file)
     save(sparse, sparse_file)
-    again = _network(seed + 1)
+    again = _build_network(seed + 1)
     load(sparse_file, again)
-    files = [dense_file, sparse_file, output / "result.json"]
-    with torch.no_grad():
-        reload_is_equal = torch.equal(trained, again(digits.test_images))
-    try:
-        draw_masks(sparse, picture_file)
-        files.append(picture_file)
-    except ImportError:
-        logger.info("no picture of the masks: matplotlib is missing, pip install 'cutwork[report]'")
+    explored = list(sparsifier.exploration.values())
     result = DemoResult(
-        dense=_side(dense, digits, dense_file, step_ms[0], None),
-        sparse=_side(sparse, digits, sparse_file, step_ms[1], sparsifier.method),
+        dense=_measure(dense, digits, dense_file, dense_ms, None),
+        sparse=_measure(sparse, digits, sparse_file, sparse_ms, sparsifier.method),
         pattern=pattern,
         density=amount,
         method=type(chosen).__name__,
         storage=storage,
-        num_moves=max(len(seen.turnovers) for seen in sparsifier.exploration.values()),
-        itop_rate=sum(seen.itop_rate * seen.ever.numel() for seen in sparsifier.exploration.values())
-        / sum(seen.ever.numel() for seen in sparsifier.exploration.values()),
+        num_moves=max(len(seen.turnovers) for seen in explored),
+        itop_rate=_share_visited(explored),
         weights_were_folded=weights_were_folded,
-        reload_is_equal=reload_is_equal,
-        packed=_packed(again, digits.train_images[:BATCH_SIZE]),
-        mask_picture=sketch_mask("second", sparse_layers(sparse)["second"].sparsity.mask),
-        files=tuple(str(file) for file in files),
+        reload_is_equal=torch.equal(answers, _answer(again, digits.test_images)),
+        packed=_pack(again, digits.train_images[:BATCH_SIZE]),
+        mask_picture=draw_in_text("second", sparse_layers(sparse)["second"].sparsity.mask),
+        files=tuple(map(str, (dense_file, sparse_file, result_file, *_draw(sparse, output / "masks.png")))),
     )
-    (output / "result.json").write_text(result.to_json() + "\n")
+    result_file.write_text(result.to_json() + "\n")
     return result
 
 
-def _moving_often(method: Any, steps: int) -> Method:
-    """Return a method that waits between moves with a wait that suits a short run."""
-    every = min(STEPS_BETWEEN_MOVES, max(1, steps // 4))
-    return replace(method, every=every) if getattr(method, "every", 1) > 1 else method
-
-
-def _fold_masks(network: nn.Module) -> bool:
-    """Drop the weights that lie hidden behind masks, so that the file needs not hold them; say whether there were any.
-
-    A network that a method left dense in the end has none.
-    """
-    sparsities = {name: layer.sparsity for name, layer in sparse_layers(network).items()}
-    if all(isinstance(held, Fixed | FixedIndex) or bool(held.mask.all()) for held in sparsities.values()):
-        return False
-    sparsify(network, {name: held.pattern for name, held in sparsities.items()}, masks=bake(network))
-    return True
-
-
-def _packed(network: nn.Module, images: Tensor) -> Packed:
-    """Pack the network for a batch, and measure it beside its dense form."""
-    dense = deepcopy(network)
-    bake(dense)
-    plan = pack(network, images, cache=False)
-    measured = benchmark(network, against=dense, inputs=images, seconds=SECONDS)
-    dense_row, packed_row = [row for row in measured.results.rows if row.what == "model"]
-    return Packed(str(plan), dense_row.median_ms, packed_row.median_ms, measured.ratio)
-
-
-def _network(seed: int) -> nn.Sequential:
+def _build_network(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     layers: list[tuple[str, nn.Module]] = [
         ("flatten", nn.Flatten()),
@@ -274,6 +126,21 @@ def _network(seed: int) -> nn.Sequential:
         ("head", nn.Linear(WIDTH, 10)),
     ]
     return nn.Sequential(OrderedDict(layers))
+
+
+def _moving_often(method: Any, steps: int) -> Method:
+    """Return a method that waits between moves with a wait that suits a short run."""
+    every = min(STEPS_BETWEEN_MOVES, max(1, steps // 4))
+    return replace(method, every=every) if getattr(method, "every", 1) > 1 else method
+
+
+def _compress_if_possible(network: nn.Module) -> str:
+    """Turn the sparse layers to compressed storage if all of them can; return the storage they have."""
+    layers = sparse_layers(network)
+    if any(why_not_compressed(layer) for layer in layers.values()):
+        return "dense"
+    compress(layers)
+    return "compressed"
 
 
 def _train(
@@ -309,16 +176,42 @@ def _train(
     return [median(taken) for taken in times]
 
 
-def _side(network: nn.Module, digits: Digits, file: Path, step_ms: float, method: Method | None) -> Side:
-    with torch.no_grad():
-        accuracy = float((network(digits.test_images).argmax(1) == digits.test_labels).float().mean())
+def _fold_masks(network: nn.Module) -> bool:
+    """Drop the weights that lie hidden behind masks, so that the file needs not hold them; say whether there were any.
+
+    A network that a method left dense in the end has none.
+    """
+    sparsities = {name: layer.sparsity for name, layer in sparse_layers(network).items()}
+    if all(isinstance(held, Fixed | FixedIndex) or bool(held.mask.all()) for held in sparsities.values()):
+        return False
+    sparsify(network, {name: held.pattern for name, held in sparsities.items()}, masks=bake(network))
+    return True
+
+
+def _draw(network: nn.Module, file: Path) -> list[Path]:
+    """Draw the masks into a file, and return those written: none where the library is missing."""
+    try:
+        draw_masks(network, file)
+    except ImportError:
+        logger.info("no picture of the masks: matplotlib is missing, pip install 'cutwork[report]'")
+        return []
+    return [file]
+
+
+@torch.no_grad()
+def _answer(network: nn.Module, images: Tensor) -> Tensor:
+    return network(images)
+
+
+def _measure(network: nn.Module, digits: Digits, file: Path, step_ms: float, method: Method | None) -> Side:
+    right = _answer(network, digits.test_images).argmax(1) == digits.test_labels
     cost = flops(network, digits.test_images[:1])
     layers = sparse_layers(network).values()
     masks = {id(layer.trained): layer.sparsity.mask for layer in layers}
     # What a method learns besides the weights is no part of the network that it trains.
     besides = {id(parameter) for layer in layers for parameter in layer.sparsity.parameters()}
     return Side(
-        accuracy=accuracy,
+        accuracy=float(right.float().mean()),
         parameters=sum(
             int(masks[id(parameter)].sum()) if id(parameter) in masks else parameter.numel()
             for parameter in network.parameters()
@@ -329,3 +222,18 @@ def _side(network: nn.Module, digits: Digits, file: Path, step_ms: float, method
         bytes_on_disk=file.stat().st_size,
         step_ms=step_ms,
     )
+
+
+def _share_visited(explored: Sequence[Exploration]) -> float:
+    sizes = [seen.ever.numel() for seen in explored]
+    return sum(seen.itop_rate * size for seen, size in zip(explored, sizes, strict=True)) / sum(sizes)
+
+
+def _pack(network: nn.Module, images: Tensor) -> Packed:
+    """Pack the network for a batch, and measure it beside its dense form."""
+    dense = deepcopy(network)
+    bake(dense)
+    plan = pack(network, images, cache=False)
+    measured = benchmark(network, against=dense, inputs=images, seconds=SECONDS)
+    dense_row, packed_row = [row for row in measured.results.rows if row.what == "model"]
+    return Packed(str(plan), dense_row.median_ms, packed_row.median_ms, measured.ratio)

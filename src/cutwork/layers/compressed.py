@@ -21,6 +21,7 @@ from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Tiling
 from cutwork.sparsity.compressed import FixedIndex, replace_numbers, why_not_store
 from cutwork.sparsity.matrix import from_matrix
+from cutwork.text import label
 
 
 class Compressed(Sparse):
@@ -281,15 +282,15 @@ def checked_topology(
     """Return the index that these tensors are; raise ValueError where they are damaged or do not fit each other."""
     tiling = pattern.tiling
     if tiling is None:
-        raise ValueError(f"{name or 'the model itself'}: {why_not_store(pattern)}")
+        raise ValueError(f"{label(name)}: {why_not_store(pattern)}")
     if not isinstance(values, Tensor) or values.is_meta:
         raise ValueError(
-            f"{name or 'the model itself'}: its values must be a tensor with memory; got {type(values).__name__}; load "
+            f"{label(name)}: its values must be a tensor with memory; got {type(values).__name__}; load "
             "what save() or state_dict() has written"
         )
     if reason := _other_pattern(tiling, values, order):
         raise ValueError(
-            f"{name or 'the model itself'} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
+            f"{label(name)} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
             "model as the saved one, or load a file of save() into a dense model"
         )
     topology = Topology(shape, tiling.rows, tiling.columns, ptr, col, order)
@@ -303,8 +304,7 @@ def checked_topology(
             raise ValueError("values that hang over the matrix must be zero")
     except ValueError as error:
         raise ValueError(
-            f"{name or 'the model itself'}: its compressed weight is damaged: {error}; load what save() or "
-            "state_dict() has written"
+            f"{label(name)}: its compressed weight is damaged: {error}; load what save() or state_dict() has written"
         ) from error
     return topology
 

@@ -18,6 +18,7 @@ from cutwork.ops.int8_linear import int8_linear, integers_of, num_steps, quantiz
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
 from cutwork.sparsity.protected import version_of
+from cutwork.text import label
 
 # What a layer has instead of a weight, as its state dict names it; the order only where outputs are shuffled.
 INT8_KEYS = ("integers", "scales", "ptr", "col", "order")
@@ -183,8 +184,7 @@ class Int8Linear(Sparse):
             self._check(given)
         except ValueError as error:
             raise ValueError(
-                f"{name or 'the model itself'}: its int8 weight is damaged: {error}; load what state_dict() or save() "
-                "has written"
+                f"{label(name)}: its int8 weight is damaged: {error}; load what state_dict() or save() has written"
             ) from error
 
     def _check(self, given: Mapping[str, Tensor]) -> None:
@@ -243,7 +243,7 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
     """Say why a model has no sparse layers, or no compressed ones, and what to do."""
-    names = [name or "the model itself" for name, module in model.named_modules() if isinstance(module, Int8Linear)]
+    names = [label(name) for name, module in model.named_modules() if isinstance(module, Int8Linear)]
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return (

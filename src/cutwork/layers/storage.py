@@ -13,6 +13,7 @@ from cutwork.ops.activations import NONE
 from cutwork.sparsity.compressed import FixedIndex, index_of, why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import from_matrix, to_matrix
+from cutwork.text import label
 
 
 def why_not_compressed(layer: nn.Module) -> str:
@@ -37,7 +38,7 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
     """Turn layers with fixed masks from dense storage into compressed, in place; those that share a weight together."""
     for name, layer in layers.items():
         if reason := why_not_compressed(layer):
-            raise ValueError(f"{name or 'the model itself'}: {reason}")
+            raise ValueError(f"{label(name)}: {reason}")
     groups = _by_sparsity(layers)
     indices = [_index_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
     for index, sharers in zip(indices, groups.values(), strict=True):
@@ -71,7 +72,7 @@ def expand(layers: Mapping[str, nn.Module]) -> None:
     """Undo `compress`."""
     for name, layer in layers.items():
         if reason := why_not_expanded(layer):
-            raise ValueError(f"{name or 'the model itself'}: {reason}")
+            raise ValueError(f"{label(name)}: {reason}")
     for index, sharers in _by_sparsity(layers).items():
         assert isinstance(index, FixedIndex)
         values = sharers[0].values
@@ -137,7 +138,7 @@ def _index_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Modu
         return to_index(fixed)
     except ValueError as error:
         name = next(name for name, layer in layers.items() if layer is sharers[0])
-        raise ValueError(f"{name or 'the model itself'}: {error}") from error
+        raise ValueError(f"{label(name)}: {error}") from error
 
 
 def _by_sparsity(layers: Mapping[str, nn.Module]) -> dict[nn.Module, list[Any]]:

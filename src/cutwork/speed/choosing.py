@@ -16,9 +16,9 @@ from cutwork.speed.forms import DENSE, FORMS, TILES
 from cutwork.speed.layer_timing import FormTimer, Usage, find_usages
 from cutwork.speed.plan import LayerPlan, Plan, group_by_weight
 from cutwork.speed.timing import MARGIN, Timing
-from cutwork.text import did_you_mean
+from cutwork.text import did_you_mean, label
 
-# What a linear layer is measured with when nobody says what it will see.
+# Numbers of tokens that a linear layer is measured with where no inputs are given.
 USUAL_TOKENS = (1, 32, 197, 1024)
 AS_ASKED = "as asked"
 
@@ -98,15 +98,14 @@ def _without_measuring(
     name: str, layer: SparseLayer, wish: str | None, offered: Sequence[str]
 ) -> tuple[str, str, list[str]]:
     """Return the only form that a layer may take, and why, or else no form, and those to choose among."""
-    label = name or "the model itself"
     if wish and not wish.startswith("!"):
         if reason := FORMS[wish].why_not(name, layer):
-            raise ValueError(f"{label} cannot take the form {wish!r}: {reason}")
+            raise ValueError(f"{label(name)} cannot take the form {wish!r}: {reason}")
         return wish, AS_ASKED, []
     obstacles = {form: FORMS[form].why_not(name, layer) for form in offered}
     possible = [form for form, obstacle in obstacles.items() if not obstacle and f"!{form}" != wish]
     if not possible:
-        raise ValueError(f"{label} has no form left: {DENSE} is forbidden, and the others not possible")
+        raise ValueError(f"{label(name)} has no form left: {DENSE} is forbidden, and the others not possible")
     if len(possible) > 1:
         return "", "", possible
     reason = f"{wish[1:]} is forbidden" if wish else next(filter(None, obstacles.values()), "")
@@ -178,7 +177,7 @@ def _match_wishes(
         obstacles = {name: FORMS[TILES].why_not(name, layer) for name, layer in layers.items()}
         if all(obstacles.values()):
             name = next(iter(layers))
-            raise ValueError(f"no layer can take the form {TILES!r}; {name or 'the model itself'}: {obstacles[name]}")
+            raise ValueError(f"no layer can take the form {TILES!r}; {label(name)}: {obstacles[name]}")
         return {name: DENSE if obstacle else TILES for name, obstacle in obstacles.items()}
     wanted: dict[str, str | None] = dict.fromkeys(layers)
     for glob, form in _read_wishes(wishes).items():

@@ -141,7 +141,6 @@ class Machine:
 
 def identify_machine(device: torch.device) -> str:
     """Return all of this machine, one device and its software that timings depend on, as text."""
-    # The first GPU of one machine may be another kind than that of the next.
     name = "cpu" if device.type == "cpu" else f"{device.type} {kernels.machine_of(device)}"
     return " | ".join(
         [

@@ -16,6 +16,7 @@ from cutwork.speed.choosing import AS_ASKED, Wishes, choose_forms
 from cutwork.speed.forms import DENSE, FORMS, TILES, form_of
 from cutwork.speed.plan import Plan, check_free, group_by_weight
 from cutwork.speed.trial import Trial
+from cutwork.text import label
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -85,7 +86,7 @@ def _check_harmless(plan: Plan, harms: Mapping[str, str]) -> None:
     for row in plan.rows:
         if row.layer in harms and row.reason == AS_ASKED:
             raise ValueError(
-                f"pack: {row.layer or 'the model itself'} cannot take the form {row.form!r}: {harms[row.layer]}; leave "
+                f"pack: {label(row.layer)} cannot take the form {row.form!r}: {harms[row.layer]}; leave "
                 "its form out of forms, or forbid this one"
             )
 

@@ -10,7 +10,7 @@ from torch import nn
 from cutwork.layers.int8 import why_none
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.speed.forms import DENSE, FORMS
-from cutwork.text import in_columns
+from cutwork.text import in_columns, label
 
 HEAD = ("layer", "shape", "pattern", "density", "form", "gain", "reason")
 FLUSH = "<<<><><"
@@ -93,7 +93,7 @@ def check_free(layers: Mapping[str, SparseLayer]) -> None:
     for name, layer in layers.items():
         if layer.sparsity.is_followed:
             raise ValueError(
-                f"{name or 'the model itself'} is moved by a sparsifier that follows an optimizer, which holds the "
+                f"{label(name)} is moved by a sparsifier that follows an optimizer, which holds the "
                 "parameter that would be replaced; detach() the sparsifier first, and attach() it to a new optimizer "
                 "afterwards"
             )
@@ -104,7 +104,7 @@ def _check_alike(row: LayerPlan, layer: SparseLayer) -> None:
     sparsity = layer.sparsity
     found = tuple(sparsity.mask_matrix().shape), str(sparsity.pattern)
     if found != (row.shape, row.pattern):
-        (shape, pattern), name = found, row.layer or "the model itself"
+        (shape, pattern), name = found, label(row.layer)
         raise ValueError(
             f"apply: {name} was planned as {'x'.join(map(str, row.shape))} {row.pattern}; in this model it is "
             f"{'x'.join(map(str, shape))} {pattern}; make a plan for this model"
@@ -113,7 +113,7 @@ def _check_alike(row: LayerPlan, layer: SparseLayer) -> None:
 
 def _cells(row: LayerPlan) -> list[str]:
     return [
-        row.layer or "(the model itself)",
+        label(row.layer),
         "x".join(map(str, row.shape)),
         row.pattern,
         f"{row.density:.4g}",

@@ -18,7 +18,8 @@ from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.matrix import to_matrix
-from cutwork.training.selection import Choice, label
+from cutwork.text import label
+from cutwork.training.selection import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class _Beginning:
             pattern=choice.pattern,
             density=choice.density,
             weight=matrix,
-            # Of one number, which stands for all.
+            # One number, expanded: it takes no memory.
             mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
             grad=None,
             learned=None,

@@ -13,6 +13,7 @@ from cutwork.layers.sparse_class import is_conv1d_class, why_not_sparse
 from cutwork.layers.swap import Candidate, candidates, sparse_layers
 from cutwork.patterns import Pattern, parse
 from cutwork.sparsity.matrix import matrix_shape
+from cutwork.text import label
 
 DENSE = "dense"
 Patterns = str | Pattern | Mapping[str, str | Pattern]
@@ -30,7 +31,7 @@ class Choice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of all that it is the choice for."""
+        """Return the names of all layers that it is about."""
         return self.candidate.name, *self.tied
 
     @property
@@ -66,11 +67,6 @@ def match_layers(
         for name, pattern in wanted.items()
         if sharers[name][0] == name
     }
-
-
-def label(name: str) -> str:
-    """Return how errors call a layer; the model itself has no name of its own."""
-    return name or "(the model itself)"
 
 
 def describe_reasons(reasons: Mapping[str, str]) -> list[str]:

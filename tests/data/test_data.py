@@ -1,0 +1,26 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cutwork.data import DATA_SETS, load_data
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_every_data_set_has_images_with_labels_for_training_and_testing(name):
+    data = load_data(name)
+    for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
+        assert images.ndim == 4
+        assert images.dtype == torch.float32
+        assert labels.shape == images.shape[:1]
+
+
+def test_an_unknown_data_set_is_refused_with_the_name_that_was_meant():
+    with pytest.raises(ValueError, match=r"unknown data set 'digit' \(did you mean 'digits'\?\); write 'digits'"):
+        load_data("digit")
+
+
+def test_the_table_of_data_sets_imports_none_of_them():
+    code = "import sys, cutwork.data; sys.exit('torch' in sys.modules or 'cutwork.data.digits' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
