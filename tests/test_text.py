@@ -2,6 +2,7 @@ import pytest
 from torch import nn
 
 import cutwork as cw
+from cutwork.text import shorten
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,14 @@ def test_what_is_near_nothing_is_left_alone(given):
 def test_other_names_that_are_nearly_right_are_suggested(options, message):
     with pytest.raises(ValueError, match=message):
         cw.sparsify(nn.Linear(16, 16), "block:4", density=0.5, **options)
+
+
+@pytest.mark.parametrize("width", range(12, 50))
+def test_short_names_keep_their_width_and_their_number(width):
+    short = [shorten(f"encoder.layers.{index}.self_attention.output.dense", width) for index in range(10)]
+    assert max(map(len, short)) <= width
+    assert len(set(short)) == len(short)
+
+
+def test_a_name_that_is_all_numbers_is_cut_at_its_beginning():
+    assert shorten("1.2.3.4.5.6.7.8.9", 6) == "..8..9"

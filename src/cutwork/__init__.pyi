@@ -1,6 +1,6 @@
 from cutwork.bench.benchmark import benchmark as benchmark
 from cutwork.costs.flops import flops as flops
-from cutwork.costs.report import draw_masks as draw_masks
+from cutwork.costs.pictures import draw_masks as draw_masks
 from cutwork.costs.report import report as report
 from cutwork.data.digits import load_digits as load_digits
 from cutwork.files.checkpoint import describe as describe

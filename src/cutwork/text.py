@@ -1,5 +1,6 @@
 """Text for people: tables, shapes, and which name somebody may have meant."""
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -66,3 +67,20 @@ def counted(number: int, what: str) -> str:
     ('1 core', '2 cores')
     """
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def shorten(name: str, width: int) -> str:
+    """Cut the middle out of a name that is too wide, but keep the numbers in it: they tell layers apart.
+
+    >>> shorten("encoder.layers.11.attention.output", 20)
+    'encoder..11...output'
+    """
+    if len(name) <= width:
+        return name
+    for length in range(len(name) - width, len(name)):
+        start = (len(name) - length) // 2
+        gap = "..".join(["", *re.findall(r"\d+", name[start : start + length]), ""]) or ".."
+        short = name[:start] + gap + name[start + length :]
+        if len(short) <= width:
+            break
+    return short[-width:]

@@ -1,14 +1,10 @@
 import json
-import sys
-from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork.costs.report import CELLS, _coarse, _shorten
 
 
 def model():
@@ -136,72 +132,3 @@ def test_the_table_is_aligned_and_fits():
     assert len({line.index("dense") for line in lines[1:-1]}) == 1
     assert len({line.split()[0] for line in lines}) == len(lines)
     assert not any(line != line.rstrip() for line in lines)
-
-
-@pytest.mark.parametrize("width", range(12, 50))
-def test_short_names_keep_their_width_and_their_number(width):
-    short = [_shorten(f"encoder.layers.{index}.self_attention.output.dense", width) for index in range(10)]
-    assert max(map(len, short)) <= width
-    assert len(set(short)) == len(short)
-
-
-def test_a_name_that_is_all_numbers_is_cut_at_its_beginning():
-    assert _shorten("1.2.3.4.5.6.7.8.9", 6) == "..8..9"
-
-
-def test_pictures_are_png_and_svg(tmp_path, monkeypatch):
-    # Another test may have loaded it.
-    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
-    network = nn.Sequential(
-        nn.Linear(64, 32), nn.Conv2d(8, 8, 3), nn.Linear(600, 300), nn.Linear(8, 8), nn.Linear(8, 8)
-    )
-    cw.sparsify(network, "unstructured", density=0.25)
-    chance = torch.get_rng_state()
-    for name, beginning in (("masks.png", b"\x89PNG"), ("masks.svg", b"<?xml")):
-        cw.draw_masks(network, tmp_path / name)
-        assert (tmp_path / name).read_bytes().startswith(beginning)
-    assert torch.equal(torch.get_rng_state(), chance)
-    assert "matplotlib.pyplot" not in sys.modules
-
-
-def test_a_picture_shows_title_size_and_mask_of_each_layer(monkeypatch):
-    from matplotlib.figure import Figure
-
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi, bbox_inches: figures.append(figure))
-    network = nn.Sequential(nn.Linear(6, 4))
-    cw.sparsify(network, "unstructured", density=0.25)
-    cw.draw_masks(network, "unused.png")
-    panel = figures[0].axes[0]
-    assert panel.get_title() == "0\nunstructured, density 0.25"
-    assert (panel.get_xlabel(), panel.get_ylabel()) == ("inputs", "outputs")
-    assert np.array_equal(panel.images[0].get_array(), network[0].sparsity.mask.numpy())
-    assert panel.images[0].get_clim() == (0, 1)
-    assert panel.images[0].get_extent() == [0, 6, 4, 0]
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (256, 257), (300, 2000), (1000, 64)])
-def test_a_coarse_mask_holds_true_means(shape):
-    mask = np.random.default_rng(0).random(shape) < 0.3
-    coarse = _coarse(mask)
-    assert coarse.shape == tuple(min(size, CELLS) for size in shape)
-    rows, columns = (
-        np.linspace(0, size, cells + 1).astype(int) for size, cells in zip(shape, coarse.shape, strict=True)
-    )
-    expected = [
-        [mask[top:bottom, left:right].mean() for left, right in pairwise(columns)] for top, bottom in pairwise(rows)
-    ]
-    assert np.allclose(coarse, expected)
-
-
-def test_a_model_without_masks_cannot_be_drawn(tmp_path):
-    with pytest.raises(ValueError, match="draw_masks: the model has no sparse layer; sparsify"):
-        cw.draw_masks(model(), tmp_path / "masks.png")
-
-
-def test_a_missing_matplotlib_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(
-        ImportError, match=r"draw_masks needs matplotlib; install it with pip install 'cutwork\[report\]'"
-    ):
-        cw.draw_masks(sparse_model(), tmp_path / "masks.png")

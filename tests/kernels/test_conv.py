@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cutwork.kernels import cpu
 from cutwork.ops import block_conv2d as ops
+from cutwork.ops.dispatch import reference_of
 from cutwork.patterns import Block, Shuffled
 from cutwork.sparsity.compressed import index_of
 
@@ -47,7 +48,7 @@ def problem(outputs, channels, kernel, pattern, density, groups=1):
 def check(isa, index, values, x, geometry, after="none", bias=True):
     """Compare all three kernels with their references."""
     at, outputs = (index.ptr, index.col, index.order), index.shape[0]
-    y = ops.block_conv2d._init_fn(x, values, *at, None, outputs, *geometry, "none")
+    y = reference_of(ops.block_conv2d)(x, values, *at, None, outputs, *geometry, "none")
     dy, size = torch.randn_like(y), list(x.shape[1:])
     pairs = [
         (
@@ -59,7 +60,7 @@ def check(isa, index, values, x, geometry, after="none", bias=True):
         (conv.weight_gradient, ops.weight_gradient, (dy, x, *at, index.rows, index.columns, *geometry)),
     ]
     for kernel, operator, arguments in pairs:
-        found, expected = kernel(isa, *arguments), operator._init_fn(*arguments)
+        found, expected = kernel(isa, *arguments), reference_of(operator)(*arguments)
         largest = float(expected.abs().max()) if expected.numel() else 0.0
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * max(1.0, largest))
         assert found.ndim != 4 or found.is_contiguous(memory_format=torch.channels_last)
@@ -155,7 +156,7 @@ def test_infinities_and_nan_stay_where_they_belong(isa):
     x = torch.randn(1, 16, 7, 8)
     x[0, 3, 2, 2], x[0, 5, 6, 7] = torch.inf, torch.nan
     y = conv.forward(isa, x, values, *at, None, 16, *geometry, "none")
-    expected = ops.block_conv2d._init_fn(x, values, *at, None, 16, *geometry, "none")
+    expected = reference_of(ops.block_conv2d)(x, values, *at, None, 16, *geometry, "none")
     assert torch.equal(y.isfinite(), expected.isfinite())
 
 

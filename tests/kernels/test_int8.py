@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cutwork.kernels import cpu
+from cutwork.ops.dispatch import reference_of
 from cutwork.ops.int8_linear import int8_linear, quantize
 from cutwork.patterns import Block, Shuffled
 from cutwork.sparsity.compressed import index_of
@@ -66,10 +67,10 @@ def test_int8_kernels_add_up_exactly_what_the_reference_does(isa, pattern, densi
             index, values, x, bias = problem(size, pattern, density, tokens)
             for given in (bias, None):
                 arguments = quantized(index, values, 3 * x + 1, given)
-                expected = int8_linear._init_fn(*arguments)
+                expected = reference_of(int8_linear)(*arguments)
                 torch.testing.assert_close(int8.forward(isa, *arguments), expected, rtol=1e-5, atol=1e-5)
             arguments = quantized(index, values, x.bfloat16(), bias, "gelu")
-            expected = int8_linear._init_fn(*arguments)
+            expected = reference_of(int8_linear)(*arguments)
             torch.testing.assert_close(int8.forward(isa, *arguments), expected, **CLOSE)
 
 
@@ -98,7 +99,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(isa, tokens):
     arguments = quantized(index, values, x, bias)
     y = int8.forward(isa, *arguments)
     assert y[:2].isnan().all()
-    torch.testing.assert_close(y, int8_linear._init_fn(*arguments), rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(y, reference_of(int8_linear)(*arguments), rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @EVERY_ISA

@@ -9,6 +9,7 @@ import torch
 from cutwork.kernels import cpu
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import ACTIVATIONS
+from cutwork.ops.dispatch import reference_of
 from cutwork.patterns import Block, Shuffled
 from cutwork.sparsity.compressed import index_of
 
@@ -61,7 +62,7 @@ def check(isa, index, values, x, dy, bias, residual=None, before="none", after="
         (linear.weight_gradient, ops.weight_gradient, (dy, x, *at, index.rows, index.columns, before)),
     ]
     for kernel, operator, arguments in pairs:
-        torch.testing.assert_close(kernel(isa, *arguments), operator._init_fn(*arguments), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(kernel(isa, *arguments), reference_of(operator)(*arguments), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("isa", cpu.instruction_sets())
@@ -103,7 +104,7 @@ def check_bfloat16(isa, index, values, x, dy, bias, residual=None, before="none"
         (linear.bfloat16_weight_gradient, ops.weight_gradient, (dy, x, *at, index.rows, index.columns, before)),
     ]
     for kernel, operator, arguments in pairs:
-        expected = operator._init_fn(*in_float32(arguments)).bfloat16()
+        expected = reference_of(operator)(*in_float32(arguments)).bfloat16()
         torch.testing.assert_close(kernel(isa, *arguments), expected, **close)
 
 
@@ -138,7 +139,7 @@ def test_bfloat16_kernels_take_activations_residuals_and_orders_along(isa, patte
 def test_bfloat16_results_are_rounded_once(isa, pattern, tokens, activation):
     index, values, x, dy, bias = problem((63, 100), pattern, 0.3, tokens, torch.bfloat16)
     arguments = (x, values, index.ptr, index.col, index.order, bias, dy, 63, "none", activation)
-    exact = ops.block_linear._init_fn(*in_float32(arguments))
+    exact = reference_of(ops.block_linear)(*in_float32(arguments))
     step = exact.abs().log2().floor().exp2() / 128
     assert ((linear.forward(isa, *arguments) - exact).abs() <= 0.5 * step + 1e-5).all()
 

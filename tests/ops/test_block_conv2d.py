@@ -161,3 +161,12 @@ def test_operations_of_a_linear_layer_are_counted_for_what_is_kept():
     with FlopCounterMode(display=False) as counter:
         linear(x, values, *at(index), outputs=12).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * values.numel() * 5
+
+
+def test_a_stride_far_beyond_the_image_is_no_more_work():
+    weight, index, values, x, _ = problem("block:4", dtype=torch.float32)
+    options = {"outputs": 12, "kernel_size": weight.shape[2:], "padding": (1, 2)}
+    near, far = (conv2d(x, values, *at(index), stride=stride, **options) for stride in ((50, 50), (10**9, 10**15)))
+    assert torch.equal(far, near)
+    for one, other in zip(*(torch.autograd.grad(y.sum(), (x, values)) for y in (far, near)), strict=True):
+        assert torch.equal(one, other)

@@ -1,27 +1,17 @@
-"""What is sparse in a model and how much of it: as a table, as JSON, and as a picture of its masks."""
+"""What is sparse in a model and how much of it, as a table and as JSON."""
 
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from os import PathLike
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
-import numpy as np
 from torch import Tensor, nn
 
 from cutwork.costs.flops import Flops, LayerFlops, flops, has_matrix
-from cutwork.layers.int8 import why_none
 from cutwork.layers.sparse import Sparse, WeightFacts
-from cutwork.layers.swap import sparse_layers
 from cutwork.methods import Method, find_method
 from cutwork.sparsity.base import Sparsity
-from cutwork.text import in_columns, label
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.image import AxesImage
+from cutwork.text import in_columns, label, shorten
 
 DENSE = "dense"
 REST = "(all else)"
@@ -39,8 +29,6 @@ COLUMNS = {
     "kernel": "<",
 }
 GAP = "  "
-# The most cells a side of a drawn mask has; each shows the mean density of the weights under it.
-CELLS = 256
 
 
 @final
@@ -122,35 +110,6 @@ def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -
     return Report(rows, total, Training(type(chosen).__name__, cost.dense_training, cost.sparse_training(chosen)))
 
 
-def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
-    """Draw the masks of all sparse layers into a file, PNG or SVG as its name says.
-
-    Rows are outputs; of a convolution the columns are ordered kernel row, kernel column, channel. A mask of more than
-    256 rows or columns is drawn in 256 cells, each in the tone of the mean density under it.
-    """
-    layers = sparse_layers(model)
-    if not layers:
-        raise ValueError(f"draw_masks: {why_none(model)}")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("draw_masks needs matplotlib; install it with pip install 'cutwork[report]'") from error
-    num_columns = min(6, math.ceil(math.sqrt(len(layers))))
-    num_rows = math.ceil(len(layers) / num_columns)
-    figure = Figure(figsize=(2.4 * num_columns, 2.6 * num_rows + 0.6), layout="constrained")
-    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
-    for panel in panels[len(layers) :]:
-        panel.set_axis_off()
-    images = [
-        _draw_mask(panel, name, layer.sparsity) for panel, (name, layer) in zip(panels, layers.items(), strict=False)
-    ]
-    bar = figure.colorbar(images[0], ax=panels, location="top", shrink=1 / num_columns, aspect=25, ticks=[0, 0.5, 1])
-    bar.set_label("density", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    # The panels are square, which leaves a band below them.
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-
-
 def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
     rows: list[Row] = []
     taken: set[Tensor] = set()
@@ -219,7 +178,7 @@ def _lines(report: Report) -> Iterator[str]:
     table = [list(COLUMNS), *(_cells(row) for row in (*report.rows, report.total))]
     widths = [max(len(cells[column]) for cells in table) for column in range(len(COLUMNS))]
     widths[0] = min(widths[0], max(12, WIDTH - sum(widths[1:]) - len(GAP) * len(widths[1:])))
-    table = [[_shorten(cells[0], widths[0]), *cells[1:]] for cells in table]
+    table = [[shorten(cells[0], widths[0]), *cells[1:]] for cells in table]
     yield from in_columns(table, "".join(COLUMNS.values()), gap=GAP, widths=widths)
     if any(row.kept_parameters < row.parameters for row in report.rows):
         yield ""
@@ -237,7 +196,7 @@ def _lines(report: Report) -> Iterator[str]:
 def _cells(row: Row) -> list[str]:
     return [
         label(row.layer),
-        _shorten(row.kind, 18),
+        shorten(row.kind, 18),
         "x".join(map(str, row.shape)),
         row.pattern,
         f"{row.density:.4g}",
@@ -263,51 +222,3 @@ def _short(number: float) -> str:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g}P"
-
-
-def _shorten(name: str, width: int) -> str:
-    """Cut the middle out of a name that is too wide, but keep the numbers in it: they tell layers apart.
-
-    >>> _shorten("encoder.layers.11.attention.output", 20)
-    'encoder..11...output'
-    """
-    if len(name) <= width:
-        return name
-    for length in range(len(name) - width, len(name)):
-        start = (len(name) - length) // 2
-        gap = "..".join(["", *re.findall(r"\d+", name[start : start + length]), ""]) or ".."
-        short = name[:start] + gap + name[start + length :]
-        if len(short) <= width:
-            break
-    return short[-width:]
-
-
-def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":
-    mask = sparsity.mask_matrix().cpu().numpy()
-    num_rows, num_columns = mask.shape
-    panel.set_title(f"{_shorten(name or 'model', 30)}\n{sparsity.pattern}, density {mask.mean():.3g}", fontsize=8)
-    panel.set_xticks([0, num_columns], ["0", str(num_columns)], fontsize=7)
-    panel.set_yticks([0, num_rows], ["0", str(num_rows)], fontsize=7)
-    # Between the two numbers, where there is room anyway.
-    panel.set_xlabel("inputs", fontsize=7, labelpad=-6)
-    panel.set_ylabel("outputs", fontsize=7, labelpad=-12)
-    panel.set_box_aspect(1)
-    return panel.imshow(
-        _coarse(mask),
-        cmap="YlGnBu",
-        vmin=0,
-        vmax=1,
-        aspect="auto",
-        extent=(0, num_columns, num_rows, 0),
-        interpolation="nearest",
-    )
-
-
-def _coarse(mask: np.ndarray) -> np.ndarray:
-    """Return the mean of a mask over each of at most `CELLS` x `CELLS` rectangles that part it."""
-    sums, area = mask, 1
-    for axis, size in enumerate(mask.shape):
-        edges = np.linspace(0, size, min(size, CELLS) + 1).astype(int)
-        sums = np.add.reduceat(sums, edges[:-1], axis=axis, dtype=np.int64)
-        area = area * np.expand_dims(np.diff(edges), 1 - axis)
-    return sums / area

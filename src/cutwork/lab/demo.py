@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from cutwork.bench.benchmark import benchmark
 from cutwork.bench.choices import check_seed, make_folder
 from cutwork.costs.flops import flops
-from cutwork.costs.report import draw_masks
+from cutwork.costs.pictures import draw_in_text, draw_masks
 from cutwork.data import load_data
 from cutwork.data.digits import Digits
 from cutwork.files.checkpoint import load, save
 from cutwork.lab.demo_result import BATCH_SIZE, DemoResult, Packed, Side
-from cutwork.lab.mask_picture import draw_in_text
 from cutwork.layers.storage import compress, why_not_compressed
 from cutwork.layers.swap import sparse_layers
 from cutwork.methods import Method, find_method

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from cutwork.distributed import is_sharded
 from cutwork.kernels import kernel_name
 from cutwork.layers.made_weight import make_weight, read_only
-from cutwork.layers.parameter import held
+from cutwork.layers.parameter import read_parameter
 from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_conv2d import block_conv2d, conv2d
-from cutwork.ops.block_linear import block_linear, dense_weight, linear
+from cutwork.ops.block_linear import block_linear, dense_weight, find_groups, linear
 from cutwork.ops.dispatch import is_autocast_enabled
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Tiling
@@ -46,7 +46,7 @@ class Compressed(Sparse):
     def weight(self) -> Tensor:
         """Return the whole weight, zero where nothing is kept: read-only, and made only when its numbers are read."""
         return make_weight(
-            self._whole_weight, self._described(), shape=self.sparsity.weight_shape, like=held(self, "values")
+            self._whole_weight, self._described(), shape=self.sparsity.weight_shape, like=read_parameter(self, "values")
         )
 
     @weight.setter
@@ -88,13 +88,13 @@ class Compressed(Sparse):
         groups = len(index.ptr) - 1
         placed = scale if index.order is None else scale[index.order.long()]
         placed = F.pad(placed, (0, groups * index.rows - len(placed))).view(groups, 1, index.rows)
-        self.values.mul_(placed.repeat_interleave(index.ptr.diff().long(), 0).to(self.values.dtype))
+        self.values.mul_(placed[find_groups(index.ptr)].to(self.values.dtype))
         bias = torch.zeros_like(shift) if self.bias is None else self.bias
         self.bias = nn.Parameter((bias * scale + shift).to(self.values.dtype))
 
     @final
     def _whole_weight(self) -> Tensor:
-        index, values = self.sparsity, held(self, "values")
+        index, values = self.sparsity, read_parameter(self, "values")
         index.note_use()
         outputs, inputs = index.shape
         if index.listener is None:
@@ -179,7 +179,7 @@ class CompressedLinear(Compressed):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input times the weight, plus the bias."""
-        values, x = held(self, "values"), input
+        values, x = read_parameter(self, "values"), input
         if self.converts and x.dtype != values.dtype:
             return self.forward(x.to(values.dtype)).to(x.dtype)
         self._check(x, values, -1, self.in_features)
@@ -187,7 +187,7 @@ class CompressedLinear(Compressed):
         if index.is_observing:
             x, before, after = activate(before, x), NONE, NONE
         y = linear(
-            *(x, values, *index.tensors, held(self, "bias")),
+            *(x, values, *index.tensors, read_parameter(self, "bias")),
             outputs=self.out_features,
             before=before,
             after=after,
@@ -229,13 +229,13 @@ class CompressedConv2d(Compressed):
                 f"{self._described()} got an input of shape {list(input.shape)}; it must be [batch,] channels, height, "
                 "width"
             )
-        values = held(self, "values")
+        values = read_parameter(self, "values")
         self._check(input, values, -3, self.in_channels)
         index = self.sparsity
         after = NONE if index.is_observing else self.after
         x, padding = self._padded(input)
         y = conv2d(
-            *(x, values, *index.tensors, held(self, "bias")),
+            *(x, values, *index.tensors, read_parameter(self, "bias")),
             outputs=self.out_channels,
             kernel_size=self.kernel_size,
             stride=self.stride,

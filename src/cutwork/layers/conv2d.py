@@ -5,7 +5,7 @@ from typing import final
 from torch import Tensor, nn
 
 from cutwork.layers.dense import DenseStorage
-from cutwork.layers.parameter import held, rests
+from cutwork.layers.parameter import read_parameter, rests
 
 
 @final
@@ -17,5 +17,5 @@ class SparseConv2d(DenseStorage, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input with the effective weight."""
         if rests(self):
-            return self._conv_forward(input, held(self, "weight"), held(self, "bias"))
+            return self._conv_forward(input, read_parameter(self, "weight"), read_parameter(self, "bias"))
         return self.sparsity.observe(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)

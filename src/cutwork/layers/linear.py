@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutwork.layers.dense import DenseStorage
-from cutwork.layers.parameter import held, rests
+from cutwork.layers.parameter import read_parameter, rests
 
 
 @final
@@ -18,7 +18,7 @@ class SparseLinear(DenseStorage, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Return the input times the effective weight, plus the bias."""
         if rests(self):
-            return F.linear(input, held(self, "weight"), held(self, "bias"))
+            return F.linear(input, read_parameter(self, "weight"), read_parameter(self, "bias"))
         return self.sparsity.observe(input, F.linear(input, self.sparsity(self.weight), self.bias), -1)
 
 
@@ -33,7 +33,7 @@ class SparseConv1D(DenseStorage):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""
         if rests(self):
-            return F.linear(x, held(self, "weight").T, held(self, "bias"))
+            return F.linear(x, read_parameter(self, "weight").T, read_parameter(self, "bias"))
         return self.sparsity.observe(x, F.linear(x, self.sparsity(self.weight).T, self.bias), -1)
 
     def extra_repr(self) -> str:

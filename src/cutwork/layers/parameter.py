@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 
-def held(layer: nn.Module, name: str) -> Any:
+def read_parameter(layer: nn.Module, name: str) -> Any:
     """Return a parameter, past `nn.Module.__getattr__`, which takes as long as a small product.
 
     Whoever computes a parameter anew, as weight norm does, has taken it away and left an attribute.

@@ -15,6 +15,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.utils.flop_counter import register_flop_formula
 
 from cutwork.ops.activations import NONE, activate
+from cutwork.ops.backward import check_has_gradient, gradient_of, with_nones
 from cutwork.ops.block_linear import dense_weight, kept_values, linear
 from cutwork.ops.dispatch import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
 from cutwork.ops.overhearing import tell
@@ -198,22 +199,19 @@ def _save_forward(ctx, inputs, output):
 
 
 def _forward_gradients(ctx, dy):
-    if ctx.after != NONE:
-        raise ValueError("a product followed by an activation has no gradient of its own; apply the activation apart")
+    check_has_gradient(ctx.after)
     x, values, ptr, col, order = ctx.saved_tensors
     needs_x, needs_values, _, _, _, needs_bias, *_ = ctx.needs_input_grad
     dx = dvalues = None
     tell(ctx.ear, x, dy, geometry=ctx.geometry)
-    # While a graph of the gradient is recorded, only the operators will do: they have gradients themselves.
-    directly = not torch.is_grad_enabled() and can_skip_dispatcher(dy)
     if needs_x:
-        gradient = kernel_of(input_gradient, dy) if directly else input_gradient
-        dx = gradient(dy, values, ptr, col, order, list(x.shape[1:]), *ctx.geometry, ctx.ear)
+        compute = gradient_of(input_gradient, dy)
+        dx = compute(dy, values, ptr, col, order, list(x.shape[1:]), *ctx.geometry, ctx.ear)
     if needs_values:
-        gradient = kernel_of(weight_gradient, dy) if directly else weight_gradient
-        dvalues = gradient(dy, x, ptr, col, order, values.shape[2], values.shape[1], *ctx.geometry)
+        compute = gradient_of(weight_gradient, dy)
+        dvalues = compute(dy, x, ptr, col, order, values.shape[2], values.shape[1], *ctx.geometry)
     bias = dy.sum((0, 2, 3)) if needs_bias else None
-    return dx, dvalues, None, None, None, bias, *(None,) * 8
+    return with_nones(ctx, dx, dvalues, None, None, None, bias)
 
 
 def _save_input_gradient(ctx, inputs, output):
@@ -224,10 +222,10 @@ def _save_input_gradient(ctx, inputs, output):
 def _input_gradient_gradients(ctx, g):
     dy, values, ptr, col, order = ctx.saved_tensors
     tell(ctx.ear, g, dy, geometry=ctx.geometry)
-    return (
+    return with_nones(
+        ctx,
         block_conv2d(g, values, ptr, col, order, None, dy.shape[1], *ctx.geometry, NONE, ctx.ear),
         weight_gradient(dy, g, ptr, col, order, values.shape[2], values.shape[1], *ctx.geometry),
-        *(None,) * 10,
     )
 
 
@@ -238,10 +236,10 @@ def _save_weight_gradient(ctx, inputs, output):
 
 def _weight_gradient_gradients(ctx, g_values):
     dy, x, ptr, col, order = ctx.saved_tensors
-    return (
+    return with_nones(
+        ctx,
         block_conv2d(x, g_values, ptr, col, order, None, dy.shape[1], *ctx.geometry, NONE),
         input_gradient(dy, g_values, ptr, col, order, list(x.shape[1:]), *ctx.geometry),
-        *(None,) * 10,
     )
 
 
@@ -264,7 +262,7 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *dy):
-        return _forward_gradients(ctx, *dy)[:13]
+        return _forward_gradients(ctx, *dy)
 
 
 # One multiplication and one addition for each kept value at each pixel that comes out.

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from cutwork.ops.activations import NONE, activate, backward
+from cutwork.ops.backward import check_has_gradient, gradient_of, with_nones
 from cutwork.ops.dispatch import can_skip_dispatcher, is_autocast_enabled, is_transformed, kernel_of
 from cutwork.ops.overhearing import tell
 
@@ -118,7 +119,7 @@ def kept_values(weight_OI: Tensor, ptr: Tensor, col: Tensor, order: Tensor | Non
     height, width = len(ptr) - 1, -(-weight_OI.shape[1] // columns)
     padding = (0, width * columns - weight_OI.shape[1], 0, height * rows - weight_OI.shape[0])
     tiles = torch.nn.functional.pad(weight_OI, padding).view(height, rows, width, columns)
-    return tiles[_groups(ptr), :, col.long() // columns, :].transpose(1, 2).contiguous()
+    return tiles[find_groups(ptr), :, col.long() // columns, :].transpose(1, 2).contiguous()
 
 
 def dense_weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, outputs: int, inputs: int) -> Tensor:
@@ -126,12 +127,13 @@ def dense_weight(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None,
     _, columns, rows = values.shape
     width = -(-inputs // columns)
     tiles = values.new_zeros(len(ptr) - 1, rows, width, columns)
-    tiles[_groups(ptr), :, col.long() // columns, :] = values.transpose(1, 2)
+    tiles[find_groups(ptr), :, col.long() // columns, :] = values.transpose(1, 2)
     weight_OI = tiles.view(-1, width * columns)[:outputs, :inputs]
     return weight_OI if order is None else torch.empty_like(weight_OI).index_copy_(0, order.long(), weight_OI)
 
 
-def _groups(ptr: Tensor) -> Tensor:
+def find_groups(ptr: Tensor) -> Tensor:
+    """Return for each unit the group that it belongs to."""
     counts = ptr.diff().long()
     return torch.arange(len(counts), device=ptr.device).repeat_interleave(counts)
 
@@ -163,23 +165,20 @@ def _save_forward(ctx, inputs, output):
 
 
 def _forward_gradients(ctx, dy_MO):
-    if ctx.after != NONE:
-        raise ValueError("a product followed by an activation has no gradient of its own; apply the activation apart")
+    check_has_gradient(ctx.after)
     x_MI, values, ptr, col, order = ctx.saved_tensors
     needs_x, needs_values, _, _, _, needs_bias, needs_residual, *_ = ctx.needs_input_grad
     dx = dvalues = None
     tell(ctx.ear, x_MI, dy_MO, before=ctx.before)
-    # While a graph of the gradient is recorded, only the operators will do: they have gradients themselves.
-    directly = not torch.is_grad_enabled() and can_skip_dispatcher(dy_MO)
     if needs_x:
-        gradient = kernel_of(input_gradient, dy_MO) if directly else input_gradient
         x = None if ctx.before == NONE else x_MI
-        dx = gradient(dy_MO, values, ptr, col, order, x, x_MI.shape[1], ctx.before, ctx.ear)
+        compute = gradient_of(input_gradient, dy_MO)
+        dx = compute(dy_MO, values, ptr, col, order, x, x_MI.shape[1], ctx.before, ctx.ear)
     if needs_values:
-        gradient = kernel_of(weight_gradient, dy_MO) if directly else weight_gradient
-        dvalues = gradient(dy_MO, x_MI, ptr, col, order, values.shape[2], values.shape[1], ctx.before)
+        compute = gradient_of(weight_gradient, dy_MO)
+        dvalues = compute(dy_MO, x_MI, ptr, col, order, values.shape[2], values.shape[1], ctx.before)
     bias = dy_MO.sum(0) if needs_bias else None
-    return dx, dvalues, None, None, None, bias, dy_MO if needs_residual else None, *(None,) * 4
+    return with_nones(ctx, dx, dvalues, None, None, None, bias, dy_MO if needs_residual else None)
 
 
 def _save_input_gradient(ctx, inputs, output):
@@ -191,10 +190,10 @@ def _input_gradient_gradients(ctx, g_MI):
     _check_plain(ctx.before)
     dy_MO, values, ptr, col, order = ctx.saved_tensors
     tell(ctx.ear, g_MI, dy_MO)
-    return (
+    return with_nones(
+        ctx,
         block_linear(g_MI, values, ptr, col, order, None, None, dy_MO.shape[1], NONE, NONE, ctx.ear),
         weight_gradient(dy_MO, g_MI, ptr, col, order, values.shape[2], values.shape[1], NONE),
-        *(None,) * 7,
     )
 
 
@@ -206,10 +205,10 @@ def _save_weight_gradient(ctx, inputs, output):
 def _weight_gradient_gradients(ctx, g_values):
     _check_plain(ctx.before)
     dy_MO, x_MI, ptr, col, order = ctx.saved_tensors
-    return (
+    return with_nones(
+        ctx,
         block_linear(x_MI, g_values, ptr, col, order, None, None, dy_MO.shape[1], NONE, NONE),
         input_gradient(dy_MO, g_values, ptr, col, order, None, x_MI.shape[1], NONE),
-        *(None,) * 6,
     )
 
 
@@ -236,7 +235,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *dy_MO):
-        return _forward_gradients(ctx, *dy_MO)[:10]
+        return _forward_gradients(ctx, *dy_MO)
 
 
 # One multiplication and one addition for each kept value and token.

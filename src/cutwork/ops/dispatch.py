@@ -21,6 +21,11 @@ def kernel_of(operator: Any, x: Tensor) -> Callable[..., Tensor]:
     return KERNELS.get((operator._qualname, x.device.type), operator)
 
 
+def reference_of(operator: Any) -> Callable[..., Tensor]:
+    """Return the plain PyTorch that an operator means."""
+    return operator._init_fn
+
+
 def can_skip_dispatcher(x: Tensor) -> bool:
     """Say whether nobody is looking on: no compiler or tracer, no mode, no transformation, no kind of tensor."""
     return (

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cutwork.ops.activations import activate
-from cutwork.ops.block_linear import dense_weight
+from cutwork.ops.block_linear import dense_weight, find_groups
 
 # Products that an instruction adds up in one lane, and so the kept inputs that lie side by side for an output.
 STEP = 4
@@ -27,7 +27,7 @@ def quantize(values: Tensor, ptr: Tensor, col: Tensor, order: Tensor | None, out
     ([[[64, -127, 0, 0], [127, 3, 0, 0]]], [2.0, 4.0])
     """
     _, columns, rows = values.shape
-    group_of_unit = _groups(ptr)
+    group_of_unit = find_groups(ptr)
     index = group_of_unit.unsqueeze(1).expand(-1, rows)
     greatest = values.new_zeros(len(ptr) - 1, rows).scatter_reduce_(0, index, values.abs().amax(1), "amax")
     scales = greatest / 127
@@ -96,11 +96,6 @@ def _quantize_rows(x_MI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def num_steps(ptr: Tensor, columns: int) -> int:
     """Return how many steps the int8 form of units of so many columns has."""
     return int(((ptr.diff().long() * columns + STEP - 1) // STEP).sum())
-
-
-def _groups(ptr: Tensor) -> Tensor:
-    counts = ptr.diff().long()
-    return torch.arange(len(counts), device=ptr.device).repeat_interleave(counts)
 
 
 def _places(ptr: Tensor, columns: int) -> tuple[Tensor, int]:

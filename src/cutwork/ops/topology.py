@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cutwork.ops.block_linear import dense_weight, kept_values
+from cutwork.ops.block_linear import dense_weight, find_groups, kept_values
 
 
 @final
@@ -91,9 +91,8 @@ class Topology:
         if not (self.shape[0] % self.rows or self.shape[1] % self.columns):
             return None
         outputs, inputs = self.shape
-        counts = self.ptr.diff().long()
-        group = torch.arange(len(counts), device=self.ptr.device).repeat_interleave(counts)
         column_is_in = self.col[:, None] + torch.arange(self.columns, device=self.col.device) < inputs
+        group = find_groups(self.ptr)
         row_is_in = group[:, None] * self.rows + torch.arange(self.rows, device=self.col.device) < outputs
         return column_is_in[:, :, None] & row_is_in[:, None, :]
 

@@ -14,7 +14,7 @@ from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, choose, contiguous, locate_weight
 from cutwork.ops import block_conv2d as ops
 from cutwork.ops.activations import number
-from cutwork.ops.dispatch import register_kernel
+from cutwork.ops.dispatch import reference_of, register_kernel
 
 
 def forward(
@@ -38,7 +38,7 @@ def forward(
     geometry = (kernel_size, stride, padding, dilation, groups)
     height, width = ops.sizes_out(x.shape[2:], *geometry[:4])
     if _straddles(outputs, values.shape[2], order, groups) or min(height, width) < 1:
-        return ops.block_conv2d._init_fn(x, values, ptr, col, order, bias, outputs, *geometry, after)
+        return reference_of(ops.block_conv2d)(x, values, ptr, col, order, bias, outputs, *geometry, after)
     x, values, bias = _channels_last(x), contiguous(values), contiguous(bias)
     check("the bias", bias, (outputs,))
     y = ops.empty_image(x, len(x), outputs, height, width)
@@ -72,7 +72,7 @@ def input_gradient(
     geometry = (kernel_size, stride, padding, dilation, groups)
     images, outputs = dy.shape[:2]
     if _straddles(outputs, values.shape[2], order, groups):
-        return ops.input_gradient._init_fn(dy, values, ptr, col, order, size, *geometry)
+        return reference_of(ops.input_gradient)(dy, values, ptr, col, order, size, *geometry)
     dy, values = _channels_last(dy), contiguous(values)
     channels, height, width = size
     check("the gradient of the output", dy, (images, outputs, *ops.sizes_out((height, width), *geometry[:4])))
@@ -105,7 +105,7 @@ def weight_gradient(
     geometry = (kernel_size, stride, padding, dilation, groups)
     outputs = dy.shape[1]
     if _straddles(outputs, rows, order, groups):
-        return ops.weight_gradient._init_fn(dy, x, ptr, col, order, rows, columns, *geometry)
+        return reference_of(ops.weight_gradient)(dy, x, ptr, col, order, rows, columns, *geometry)
     dy, x = _channels_last(dy), _channels_last(x)
     check("the gradient of the output", dy, (len(x), outputs, *ops.sizes_out(x.shape[2:], *geometry[:4])))
     dvalues = x.new_empty(len(col), columns, rows)
@@ -127,7 +127,8 @@ def register() -> None:
         (ops.input_gradient, input_gradient),
         (ops.weight_gradient, weight_gradient),
     ):
-        register_kernel(operator, "cpu", choose(operator._init_fn, {torch.float32: functools.partial(kernel, isa)}))
+        by_dtype = {torch.float32: functools.partial(kernel, isa)}
+        register_kernel(operator, "cpu", choose(reference_of(operator), by_dtype))
 
 
 def _straddles(outputs: int, rows: int, order: Tensor | None, channel_groups: int) -> bool:
@@ -139,6 +140,8 @@ def _locate_conv(values, ptr, col, order, tiles, outputs, x_shape, geometry) -> 
     images, channels, *size = x_shape
     kernel_size, stride, padding, dilation, channel_groups = geometry
     sizes_out = ops.sizes_out(size, *geometry[:4])
+    # A longer step than the image has the same results; the kernels make a panel for each pixel of a step.
+    stride = [min(step, length + 2 * margin) for step, length, margin in zip(stride, size, padding, strict=True)]
     down, across = zip(size, sizes_out, kernel_size, stride, padding, dilation, strict=True)
     inputs = kernel_size[0] * kernel_size[1] * (channels // channel_groups)
     weight = locate_weight(values, ptr, col, order, tiles, outputs, inputs)

@@ -12,7 +12,7 @@ from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, choose, contiguous, locate_weight
 from cutwork.ops import block_linear as ops
 from cutwork.ops.activations import NONE, activate, backward, number
-from cutwork.ops.dispatch import register_kernel
+from cutwork.ops.dispatch import reference_of, register_kernel
 
 
 def forward(
@@ -173,4 +173,4 @@ def register() -> None:
             torch.float32: functools.partial(kernel, isa),
             torch.bfloat16: functools.partial(bfloat16_kernel, narrow_isa),
         }
-        register_kernel(operator, "cpu", choose(operator._init_fn, by_dtype))
+        register_kernel(operator, "cpu", choose(reference_of(operator), by_dtype))
