@@ -10,7 +10,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # A file stays on one worker, so that what its tests share, such as a group of processes, is set up once.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
 # Of these every branch must be tested.
-ALGORITHMS := src/cutwork/patterns/*,src/cutwork/methods/*,src/cutwork/training/allocation.py,src/cutwork/training/exploration.py,src/cutwork/sparsity/matrix.py
+ALGORITHMS := src/cutwork/patterns/*,src/cutwork/methods/*,src/cutwork/training/allocation.py,src/cutwork/training/exploration.py,src/cutwork/sparsity/matrix.py,src/cutwork/sparsity/base.py,src/cutwork/sparsity/fixed.py,src/cutwork/sparsity/learned.py,src/cutwork/sparsity/reprojected.py
 SOURCES := src tests docs benchmarks
 # The package is installed in editable form: only a change to these needs another installation.
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -name '*.cpp' -o -name '*.h')
@@ -18,7 +18,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -na
 PACKAGES := $(sort $(shell find src -name __init__.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test check lint types fix bench docs clean always
+.PHONY: help demo doctor test check lint types fix bench editor docs clean always
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ fix: $(VENV)/.lint  ## format, and mend what ruff can mend
 bench: $(VENV)/.bench  ## measure what benchmarks/ lacks, or PIECES="vit-b16 conv"; one piece takes up to ten minutes
 	$(BIN)/python benchmarks/run.py $(PIECES)
 
+editor: $(VENV)/.editor  ## write build/compile_commands.json, by which editors open the C++
+	$(BIN)/cmake -S . -B build -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+		-Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
+
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
@@ -84,6 +88,11 @@ $(VENV)/.lint: $(VENV)/.installed
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(PIP) install --quiet -c constraints.txt -e '.[cli,vision,benchmark]' transformers
+	@touch $@
+
+# Of the package's own build nothing stays behind.
+$(VENV)/.editor: $(VENV)/.test
+	$(PIP) install --quiet -c constraints.txt cmake
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

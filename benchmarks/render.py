@@ -8,7 +8,16 @@ from itertools import groupby
 from pathlib import Path
 
 from cutwork.bench.picture import draw
-from cutwork.bench.results import DENSE_FORMS, HEAD, Results, Row, cells, fastest, title_of, with_dense
+from cutwork.bench.results import (
+    DENSE_FORMS,
+    HEAD,
+    Measurement,
+    Results,
+    cells,
+    find_fastest,
+    pair_with_dense,
+    title_of,
+)
 from cutwork.text import counted
 
 HERE = Path(__file__).parent
@@ -109,7 +118,7 @@ def _piece(name: str, results: Results) -> str:
     return "\n".join([*lines, *(f"- {note}" for note in results.notes), ""])
 
 
-def _by_gain(groups: dict[str, list[Row]]) -> str:
+def _by_gain(groups: dict[str, list[Measurement]]) -> str:
     """Return the sparse rows of all groups as one table, what gains least first."""
     rows = [(title, row) for title, rows in groups.items() for row in rows if row.form not in DENSE_FORMS]
     rows.sort(key=lambda pair: pair[1].ratio or 0.0)
@@ -124,9 +133,9 @@ def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def _summary(results: Results) -> list[str]:
     lines = []
     for title, group in groupby(results.rows, key=title_of):
-        pairs = [(row, dense) for row, dense in list(with_dense(group)) if row.form in OWN]
+        pairs = [(row, dense) for row, dense in list(pair_with_dense(group)) if row.form in OWN]
         found = {
-            "the fastest dense form": [(row, row.ratio, fastest(dense)) for row, dense in pairs],
+            "the fastest dense form": [(row, row.ratio, find_fastest(dense)) for row, dense in pairs],
             "PyTorch, dense fp32": [
                 (row, row.ratio_to_fp32, next((one for one in dense if one.is_base), None)) for row, dense in pairs
             ],
@@ -156,11 +165,11 @@ def _rates(measured: Iterable[Results]) -> list[str]:
     ]
 
 
-def _is_about(row: Row, density: float) -> bool:
+def _is_about(row: Measurement, density: float) -> bool:
     return row.equal and abs(row.density - density) <= 0.1 * density
 
 
-def _range(ratios: Sequence[tuple[Row, float | None, Row | None]]) -> str:
+def _range(ratios: Sequence[tuple[Measurement, float | None, Measurement | None]]) -> str:
     """Write ratios, each with its row and the dense one below it, as a range; `~` where they rest on unsteady times."""
     found = [(row, ratio, base) for row, ratio, base in ratios if ratio is not None]
     if not found:

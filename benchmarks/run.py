@@ -13,7 +13,7 @@ from pathlib import Path
 
 from render import write_pages
 
-from cutwork.bench.results import Results, title_of, unsteady_bases
+from cutwork.bench.results import Results, find_unsteady_bases, title_of
 from cutwork.cli.benchmark import STOPPED_NOTE
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def measure(name: str) -> bool:
         if subprocess.run([sys.executable, "-m", "cutwork", "benchmark", *options], check=False, cwd=ROOT).returncode:
             return False
         rows = results_of(name).rows
-        unsteady = unsteady_bases(rows)
+        unsteady = find_unsteady_bases(rows)
         if fewest is None or len(unsteady) < fewest:
             fewest, files = len(unsteady), {file: file.read_bytes() for file in folder.iterdir()}
         if len(unsteady) <= FEW * sum(row.is_base for row in rows):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cutwork.bench.results import Results, Row
+from cutwork.bench.results import Measurement, Results
 from cutwork.cli import main as cli
 from cutwork.speed.machine import Machine
 
 ROOT = Path(__file__).parents[1]
 MACHINE = Machine("a CPU", 2, 2, "avx512", "2.13.0", "0.1.0", "2026-01-01T00:00:00+00:00", "cutwork benchmark linear")
-TILE = Row(
+TILE = Measurement(
     *("linear", "768x3072", 197, "forward", "block:16", 0.1001, "tile", "fp32"),
     equal=True,
     error=0.0,

@@ -28,7 +28,7 @@ def test_nothing_measured_is_said_so():
 def test_the_command_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(chance, "PACK_S", 0.01)
     threads = torch.get_num_threads()
-    assert main(["benchmark", "chance", "--count", "2", "--seconds", "3", "--output", str(tmp_path)]) == 0
+    assert main(["benchmark", "chance", "--count", "2", "--seconds", "30", "--output", str(tmp_path)]) == 0
     assert "Of 2 layers" in capsys.readouterr().out
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {row["what"] for row in rows} == {"random"}

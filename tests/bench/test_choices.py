@@ -1,7 +1,7 @@
 import pytest
 
 from cutwork import text
-from cutwork.bench import choices, conv, linear, models
+from cutwork.bench import choices, conv, layers, linear, models
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from cutwork.bench import choices, conv, linear, models
         (choices.check_threads, 100_000, "threads 100000; give at least 1, and on this machine at most"),
         (choices.check_seed, 2**63, "seed 9223372036854775808; give a whole number of less than 19 digits"),
         (choices.check_seed, -(2**63), "seed -9223372036854775808"),
-        (choices.check_densities, [float("nan")], "density nan"),
+        (choices.check_densities, [float("nan")], "density=nan"),
         (choices.check_densities, [], "density: nothing is given; name at least one, for example 0.1"),
         (lambda given: choices.check_counts("tokens", given), [], "tokens: nothing is given"),
         (choices.tiles, "block:99999999999999999999", "its tiles are larger than any layer; give sides up to 4096"),
@@ -35,9 +35,9 @@ def test_what_can_be_measured_is_let_through():
 
 
 def test_a_name_given_twice_counts_once_and_a_near_one_is_suggested():
-    assert choices.chosen("form", ["tile", "dense", "tile"], ("dense", "tile")) == ("tile", "dense")
+    assert choices.choose("form", ["tile", "dense", "tile"], ("dense", "tile")) == ("tile", "dense")
     with pytest.raises(ValueError, match=r"unknown form 'til' \(did you mean 'tile'\?\); write one of dense, tile"):
-        choices.chosen("form", ["til"], ("dense", "tile"))
+        choices.choose("form", ["til"], ("dense", "tile"))
 
 
 LINEAR = {
@@ -57,20 +57,32 @@ CONV = {
     "batches": [2],
 }
 MODELS = {
-    **{name: LINEAR[name] for name in ("patterns", "densities", "precisions", "forms")},
-    "what": "model",
+    **{name: LINEAR[name] for name in ("patterns", "densities", "precisions", "passes", "forms")},
     "names": ["tiny"],
     "layers": ["all"],
     "batches": [2],
-    "work": "forward",
 }
+
+
+def linear_groups(*, shapes, tokens, **options):
+    found = linear.layers(shapes=shapes, tokens=tokens)
+    return layers.groups(found, linear.LINEAR_FORMS, layers.Choices(**options))
+
+
+def conv_groups(*, shapes, kernels, strides, batches, **options):
+    found = conv.layers(shapes=shapes, kernels=kernels, strides=strides, batches=batches)
+    return layers.groups(found, conv.CONV_FORMS, layers.Choices(**options))
+
+
+def model_groups(*, patterns, densities, precisions, passes, forms, **options):
+    return models.groups(**options, choices=layers.Choices(patterns, densities, precisions, passes, forms))
 
 
 @pytest.mark.parametrize(
     ("groups", "options", "name"),
     [
         (groups, options, name)
-        for groups, options in ((linear.groups, LINEAR), (conv.groups, CONV), (models.groups, MODELS))
+        for groups, options in ((linear_groups, LINEAR), (conv_groups, CONV), (model_groups, MODELS))
         for name in ("shapes", "names", "layers", "tokens", "kernels", "strides", "batches", "patterns", "densities")
         if name in options
     ],
@@ -83,12 +95,12 @@ def test_an_empty_list_is_refused(groups, options, name):
 @pytest.mark.parametrize(
     ("groups", "options"),
     [
-        (linear.groups, LINEAR | {"shapes": ["1000000000x1000000000"]}),
-        (linear.groups, LINEAR | {"shapes": ["99999999999999999999x3"]}),
-        (linear.groups, LINEAR | {"tokens": [10**12]}),
-        (conv.groups, CONV | {"shapes": ["1000000000@1000000000x1000000000"]}),
-        (conv.groups, CONV | {"kernels": [1_000_000]}),
-        (conv.groups, CONV | {"batches": [10**12]}),
+        (linear_groups, LINEAR | {"shapes": ["1000000000x1000000000"]}),
+        (linear_groups, LINEAR | {"shapes": ["99999999999999999999x3"]}),
+        (linear_groups, LINEAR | {"tokens": [10**12]}),
+        (conv_groups, CONV | {"shapes": ["1000000000@1000000000x1000000000"]}),
+        (conv_groups, CONV | {"kernels": [1_000_000]}),
+        (conv_groups, CONV | {"batches": [10**12]}),
     ],
 )
 def test_layers_that_no_memory_holds_are_refused_before_they_are_built(groups, options):
@@ -98,20 +110,20 @@ def test_layers_that_no_memory_holds_are_refused_before_they_are_built(groups, o
 
 @pytest.mark.parametrize("change", [{"names": ["mlp:1000000000x1000000000"]}, {"batches": [10**12]}])
 def test_models_that_no_memory_holds_are_refused_before_they_are_built(change):
-    (group,) = models.groups(**MODELS | change)
+    (group,) = model_groups(**MODELS | change)
     with pytest.raises(ValueError, match="GiB of memory"):
         group.candidates()
 
 
 def test_a_stride_wider_than_the_image_is_refused():
     with pytest.raises(ValueError, match="stride 5 is wider than the image 8@4x4; give at most 4"):
-        conv.groups(**CONV | {"strides": [5]})
+        conv_groups(**CONV | {"strides": [5]})
 
 
 def test_an_unknown_model_or_layer_that_is_nearly_right_is_suggested():
-    (group,) = models.groups(**MODELS | {"layers": ["linear"]})
+    (group,) = model_groups(**MODELS | {"layers": ["linear"]})
     with pytest.raises(ValueError, match=r"no layer is meant by 'linear' \(did you mean 'linears'\?\)"):
         group.candidates()
-    (group,) = models.groups(**MODELS | {"names": ["vitb16"]})
+    (group,) = model_groups(**MODELS | {"names": ["vitb16"]})
     with pytest.raises(ValueError, match=r"unknown model 'vitb16' \(did you mean 'vit-b16'\?\)"):
         group.candidates()

@@ -10,7 +10,7 @@ from cutwork.bench import limits
 
 def test_what_takes_too_long_is_ended_between_two_lines_of_python():
     start = time.perf_counter()
-    with pytest.raises(limits.OutOfTimeError), limits.ended_after(0.05):
+    with pytest.raises(limits.OutOfTimeError), limits.end_after(0.05):
         while True:
             torch.ones(10).sum()
     assert time.perf_counter() - start < 5
@@ -18,7 +18,7 @@ def test_what_takes_too_long_is_ended_between_two_lines_of_python():
 
 def test_what_ends_in_time_is_left_alone_and_the_alarm_is_put_back():
     before = signal.getsignal(signal.SIGALRM)
-    with limits.ended_after(100):
+    with limits.end_after(100):
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(signal.SIGALRM) is before
@@ -28,7 +28,7 @@ def test_a_thread_that_cannot_be_interrupted_runs_to_its_end():
     done = []
 
     def run():
-        with limits.ended_after(0.01):
+        with limits.end_after(0.01):
             time.sleep(0.05)
             done.append(True)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cutwork.bench import linear
+from cutwork.bench import layers, linear
 from cutwork.bench.passes import PASSES
 from cutwork.bench.run import Run, worst_error
 
@@ -16,8 +16,13 @@ SMALL = {
 }
 
 
+def linear_groups(*, shapes, tokens, **options):
+    found = linear.layers(shapes=shapes, tokens=tokens)
+    return layers.groups(found, linear.LINEAR_FORMS, layers.Choices(**options))
+
+
 def test_all_passes_of_all_patterns_and_precisions_are_equal_to_the_dense_ones():
-    for group in linear.groups(**SMALL):
+    for group in linear_groups(**SMALL):
         candidates = group.candidates()
         assert len(candidates) == (3 if "fp32" in group.title else 4)
         for candidate in candidates:
@@ -30,7 +35,7 @@ def test_all_passes_of_all_patterns_and_precisions_are_equal_to_the_dense_ones()
 
 def test_operations_and_bytes_are_those_of_what_is_kept():
     one = {"patterns": ["block:16"], "densities": [0.5], "precisions": ["fp32"], "passes": ["forward"]}
-    (group,) = linear.groups(**SMALL | one | {"shapes": ["32x64"], "tokens": [8]})
+    (group,) = linear_groups(**SMALL | one | {"shapes": ["32x64"], "tokens": [8]})
     dense, tile = group.candidates()
     assert dense.operations == 2 * 8 * 32 * 64
     assert dense.bytes == 4 * (8 * 32 + 8 * 64 + 32 * 64)
@@ -42,7 +47,7 @@ def test_operations_and_bytes_are_those_of_what_is_kept():
 @pytest.mark.parametrize("pattern", SMALL["patterns"])
 def test_int8_is_near_the_dense_layer_in_fp32(pattern):
     one = {"patterns": [pattern], "precisions": ["int8"], "passes": ["forward"], "forms": ["dense", "tile", "onnx"]}
-    (group,) = linear.groups(**SMALL | one)
+    (group,) = linear_groups(**SMALL | one)
     run = Run()
     run.compare(group, seconds=1)
     found = [row for row in run.rows if (row.form, row.precision) == ("tile", "int8")]
@@ -52,8 +57,8 @@ def test_int8_is_near_the_dense_layer_in_fp32(pattern):
 
 @pytest.mark.parametrize("pattern", ["block:4", "vector:4", "block:16"])
 def test_other_packages_agree_or_say_why_not(pattern):
-    forms = [form for form in linear.FORMS if form != "compiled"]
-    (group,) = linear.groups(
+    forms = [form for form in linear.LINEAR_FORMS if form != "compiled"]
+    (group,) = linear_groups(
         **SMALL | {"patterns": [pattern], "precisions": ["fp32"], "passes": ["forward"], "forms": forms}
     )
     run = Run()
@@ -66,7 +71,7 @@ def test_other_packages_agree_or_say_why_not(pattern):
 
 def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "scipy.sparse", None)
-    (group,) = linear.groups(
+    (group,) = linear_groups(
         **SMALL | {"patterns": ["block:4"], "precisions": ["fp32"], "passes": ["forward"], "forms": ["scipy"]}
     )
     run = Run()
@@ -81,7 +86,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
         ({"shapes": ["768"]}, "unknown shape '768'; write inputs x outputs, for example 768x3072"),
         ({"shapes": ["0x5"]}, "unknown shape '0x5'"),
         ({"tokens": [0]}, "tokens 0; give at least 1"),
-        ({"densities": [0.0]}, "density 0; give shares of the weights above 0 and up to 1, for example 0.1"),
+        ({"densities": [0.0]}, r"density=0.0 is outside \(0, 1\]; 0.1 keeps a tenth"),
         ({"patterns": ["blok:4"]}, "unknown pattern 'blok:4'"),
         ({"patterns": ["unstructured"]}, "unstructured has no tiles"),
         ({"precisions": ["int8"], "passes": ["step"]}, "no kernel computes step in int8"),
@@ -89,12 +94,12 @@ def test_a_missing_package_is_one_line(monkeypatch):
 )
 def test_a_wrong_choice_says_so_before_anything_is_measured(choice, message):
     with pytest.raises(ValueError, match=message):
-        linear.groups(**SMALL | choice)
+        linear_groups(**SMALL | choice)
 
 
 def test_a_pattern_too_coarse_for_the_densities_is_measured_once_and_said_so():
     one = {"shapes": ["32x32"], "patterns": ["block:64"], "precisions": ["fp32"], "passes": ["forward"]}
-    (group,) = linear.groups(**SMALL | one | {"densities": [0.5, 0.2, 0.1]})
+    (group,) = linear_groups(**SMALL | one | {"densities": [0.5, 0.2, 0.1]})
     dense, tile = group.candidates()
     assert tile.row.density == 1
     assert dense.note == "block:64 on linear 32->32 is too coarse: 0.5, 0.2, 0.1 all keep 1; one is measured."
@@ -102,6 +107,6 @@ def test_a_pattern_too_coarse_for_the_densities_is_measured_once_and_said_so():
 
 def test_shapes_say_which_side_comes_in():
     one = {"patterns": ["block:4"], "precisions": ["fp32"], "passes": ["forward"], "shapes": ["20x18", "20->18"]}
-    groups = linear.groups(**SMALL | one)
+    groups = linear_groups(**SMALL | one)
     assert {group.title for group in groups} == {"linear 20->18, 7 tokens, forward, fp32, block:4"}
     assert {group.candidates()[0].row.shape for group in groups} == {"20->18"}

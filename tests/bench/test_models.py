@@ -3,27 +3,31 @@ import torch
 from torch import nn
 
 from cutwork.bench import models
+from cutwork.bench.layers import Choices
 from cutwork.bench.run import Run, worst_error
 from cutwork.models import named as subjects
 
 SMALL = {
-    "what": "model",
     "names": ["mlp:32x64"],
     "layers": ["all"],
     "batches": [5],
     "patterns": ["block:16"],
     "densities": [0.25],
     "precisions": ["fp32"],
-    "work": "forward",
+    "passes": ["forward"],
     "forms": ["dense", "packed"],
 }
+
+
+def model_groups(*, names, layers, batches, **options):
+    return models.groups(names=names, layers=layers, batches=batches, choices=Choices(**options))
 
 
 @pytest.mark.parametrize("work", ["forward", "step"])
 @pytest.mark.parametrize("name", ["mlp:32x64", "linear:32x48", "tiny"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_packed_models_compute_and_train_like_masked_dense_ones(name, work, precision):
-    (group,) = models.groups(**SMALL | {"names": [name], "work": work, "precisions": [precision]})
+    (group,) = model_groups(**SMALL | {"names": [name], "passes": [work], "precisions": [precision]})
     candidates = group.candidates()
     assert [candidate.row.form for candidate in candidates] == ["dense", *["dense"] * (precision == "bf16"), "packed"]
     for candidate in candidates:
@@ -33,7 +37,7 @@ def test_packed_models_compute_and_train_like_masked_dense_ones(name, work, prec
 
 
 def test_a_step_that_does_not_train_is_noticed():
-    (group,) = models.groups(**SMALL | {"work": "step"})
+    (group,) = model_groups(**SMALL | {"passes": ["step"]})
     packed = group.candidates()[-1]
     still = packed.build()
     first, _ = still.results()
@@ -42,7 +46,7 @@ def test_a_step_that_does_not_train_is_noticed():
 
 
 def test_the_ideal_counts_the_layers_that_stay_dense():
-    (group,) = models.groups(**SMALL | {"layers": ["fc1"]})
+    (group,) = model_groups(**SMALL | {"layers": ["fc1"]})
     row = group.candidates()[-1].build().candidate.row
     assert (row.density, row.ideal, row.shape) == (0.25, 2 / (1 + 0.25), "mlp:32->64 fc1")
 
@@ -65,7 +69,7 @@ def test_choices_of_layers_leave_the_first_convolution_out():
 @pytest.mark.parametrize("name", ["resnet", "timm:", "mlp:3"])
 def test_an_unknown_model_is_refused(name):
     with pytest.raises(ValueError, match=r"unknown (model|shape)"):
-        subjects.subject(name)
+        subjects.make_subject(name)
 
 
 def test_a_language_model_predicts_the_same_token_again_and_again():
@@ -84,13 +88,13 @@ def test_a_language_model_predicts_the_same_token_again_and_again():
 def test_models_of_timm_and_torchvision_are_found_by_name():
     pytest.importorskip("timm")
     for name in ("timm:resnet10t", "torchvision:squeezenet1_1"):
-        made = subjects.subject(name)
+        made = subjects.make_subject(name)
         assert made.inputs(2)[0].shape == (2, 3, 224, 224)
         assert isinstance(made.model, nn.Module)
 
 
 def test_a_whole_run_has_ratios_of_its_own():
-    (group,) = models.groups(**SMALL)
+    (group,) = model_groups(**SMALL)
     run = Run()
     run.compare(group, seconds=1)
     assert all(row.equal and row.ratio for row in run.rows)
@@ -99,7 +103,7 @@ def test_a_whole_run_has_ratios_of_its_own():
 def test_bytes_are_those_of_kept_weights_and_their_index_without_embeddings():
     table = nn.Sequential(nn.Embedding(100, 32), nn.Linear(32, 32, bias=False))
     assert models._bytes(table, torch.float32) == 4 * 32 * 32
-    (group,) = models.groups(**SMALL | {"names": ["linear:64x64"]})
+    (group,) = model_groups(**SMALL | {"names": ["linear:64x64"]})
     dense, packed = (candidate.build().candidate or candidate for candidate in group.candidates())
     assert dense.bytes == 4 * (64 * 64 + 64)
     # The index has at least a column for each tile and a pointer for each group.
@@ -113,13 +117,13 @@ def test_bytes_are_those_of_kept_weights_and_their_index_without_embeddings():
 def test_an_unknown_model_of_a_package_is_a_wrong_input_with_near_misses(name, near):
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=rf"^{name}: .*; did you mean .*{near}"):
-        subjects.subject(name)
+        subjects.make_subject(name)
     with pytest.raises(ValueError, match="list_models"):
-        subjects.subject(name.partition(":")[0] + ":zzzzzzzz")
+        subjects.make_subject(name.partition(":")[0] + ":zzzzzzzz")
 
 
 def test_a_forward_pass_copies_no_model_that_it_would_not_change(monkeypatch):
-    (group,) = models.groups(**SMALL)
+    (group,) = model_groups(**SMALL)
     found = [candidate.build().candidate or candidate for candidate in group.candidates()]
     monkeypatch.setattr(models.copy, "deepcopy", lambda model: pytest.fail("a copy"))
     for candidate in found:
@@ -129,17 +133,17 @@ def test_a_forward_pass_copies_no_model_that_it_would_not_change(monkeypatch):
 
 def test_what_only_decodes_is_not_trained():
     with pytest.raises(ValueError, match="train cannot take llama-small: it decodes one token from a cache"):
-        models.groups(**SMALL | {"names": ["llama-small"], "work": "step", "what": "train"})
+        model_groups(**SMALL | {"names": ["llama-small"], "passes": ["step"]})
 
 
 def test_nothing_is_made_of_a_form_that_is_not_built(monkeypatch):
     monkeypatch.setattr(models, "sparsify", lambda *arguments, **options: pytest.fail("it was made"))
-    (group,) = models.groups(**SMALL)
+    (group,) = model_groups(**SMALL)
     assert [candidate.row.density for candidate in group.candidates()] == [1, 0.25]
 
 
 def test_the_right_results_of_forms_that_share_them_are_computed_once(monkeypatch):
-    (group,) = models.groups(**SMALL | {"work": "step", "forms": ["dense", "packed", "fused"]})
+    (group,) = model_groups(**SMALL | {"passes": ["step"], "forms": ["dense", "packed", "fused"]})
     built, count = models._runnable, []
     monkeypatch.setattr(models, "_runnable", lambda *arguments: count.append(1) or built(*arguments))
     for candidate in group.candidates():

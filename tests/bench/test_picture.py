@@ -4,12 +4,14 @@ from dataclasses import replace
 import pytest
 
 from cutwork.bench.picture import IDEAL, OTHERS, curves, draw, points
-from cutwork.bench.results import Results, Row
+from cutwork.bench.results import Measurement, Results
 from cutwork.speed.machine import Machine
 
 MACHINE = Machine("a CPU", 2, 1, "avx512", "2.13.0", "0.1.0", "2026-01-01T00:00:00+00:00", "a command")
 
-ROW = Row("linear", "768->3072", 197, "forward", "block:16", 0.1, "tile", "fp32", equal=True, error=0.0, ratio=9.0)
+ROW = Measurement(
+    "linear", "768->3072", 197, "forward", "block:16", 0.1, "tile", "fp32", equal=True, error=0.0, ratio=9.0
+)
 ROWS = [
     replace(
         ROW, form=form, pattern=pattern, density=density, ratio=speed / density, ideal=1 / density, precision=precision

@@ -4,13 +4,13 @@ import json
 from dataclasses import asdict, replace
 
 from cutwork.bench import results as results_file
-from cutwork.bench.results import Results, Row, unsteady_bases
+from cutwork.bench.results import Measurement, Results, find_unsteady_bases
 from cutwork.speed.machine import Machine
 
 MACHINE = Machine(
     "a CPU", 2, 2, "avx512", "2.13.0", "0.1.0", "2026-01-01T00:00:00+00:00", "cutwork benchmark linear", "abc"
 )
-DENSE = Row(
+DENSE = Measurement(
     *("linear", "768x3072", 197, "forward", "dense", 1.0, "dense", "fp32"),
     equal=True,
     error=0.0,
@@ -33,7 +33,7 @@ TILE = replace(
     ratio_to_fp32=17.0,
     ideal=10.0,
 )
-WRONG = Row("linear", "768x3072", 197, "forward", "block:16", 0.1, "bsr", "fp32", equal=False, error=None)
+WRONG = Measurement("linear", "768x3072", 197, "forward", "block:16", 0.1, "bsr", "fp32", equal=False, error=None)
 ROWS = (DENSE, TILE, WRONG)
 
 
@@ -102,5 +102,5 @@ def test_one_of_a_thing_is_not_called_several():
 def test_unsteady_bases_are_the_dense_forms_that_ratios_rest_on():
     slow, fast = replace(DENSE, spread=0.3), replace(DENSE, form="onnx", median_ms=4.0, spread=0.4)
     between = replace(DENSE, form="compiled", median_ms=5.0, spread=0.5)
-    assert unsteady_bases((DENSE, between, TILE)) == [between]
-    assert unsteady_bases((slow, between, fast, TILE, DENSE, TILE)) == [slow, fast]
+    assert find_unsteady_bases((DENSE, between, TILE)) == [between]
+    assert find_unsteady_bases((slow, between, fast, TILE, DENSE, TILE)) == [slow, fast]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cutwork.bench import run as comparison
-from cutwork.bench.results import Row
-from cutwork.bench.run import Candidate, Group, Run, Runnable, UnavailableError, with_ratios, worst_error
+from cutwork.bench.results import Measurement
+from cutwork.bench.run import Candidate, Group, Run, Runnable, UnavailableError, add_ratios, worst_error
 
-DENSE = Row("linear", "4x4", 2, "forward", "dense", 1.0, "dense", "fp32", equal=False, error=None)
+DENSE = Measurement("linear", "4x4", 2, "forward", "dense", 1.0, "dense", "fp32", equal=False, error=None)
 TILE = replace(DENSE, pattern="block:2", density=0.5, form="tile", ideal=2.0)
 RIGHT = torch.tensor([3.0, 4.0])
 
@@ -68,7 +68,7 @@ def test_a_form_with_wrong_results_is_not_timed_and_has_no_ratio(wrong):
 
 def test_dense_forms_with_wrong_results_are_nothing_to_compare_with():
     rows = [replace(DENSE, median_ms=1.0, equal=False), replace(TILE, median_ms=2.0, equal=True)]
-    assert [row.ratio for row in with_ratios(rows)] == [None, None]
+    assert [row.ratio for row in add_ratios(rows)] == [None, None]
 
 
 @pytest.mark.parametrize(

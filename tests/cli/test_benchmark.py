@@ -3,10 +3,11 @@ import re
 
 import pytest
 
-from cutwork.bench import conv, linear, models, passes, results
+from cutwork.bench import conv, layers, linear, models, passes, results
 from cutwork.bench.run import Run, Runnable
 from cutwork.cli import benchmark as commands
 from cutwork.cli import main as cli
+from cutwork.cli import screen
 
 QUICK = ["--quick", "--seconds", "3", "--densities", "0.5", "0.2", "--patterns", "block:16"]
 SMALL = {
@@ -45,7 +46,7 @@ def test_wrong_numbers_get_no_ratio_and_exit_code_1(tmp_path, capsys, monkeypatc
 
 
 def test_an_interrupted_measurement_keeps_what_it_has(tmp_path, capsys, monkeypatch):
-    built, count = linear.candidates, []
+    built, count = layers.candidates, []
 
     def interrupted(*arguments, **options):
         count.append(1)
@@ -53,10 +54,10 @@ def test_an_interrupted_measurement_keeps_what_it_has(tmp_path, capsys, monkeypa
             raise KeyboardInterrupt
         return built(*arguments, **options)
 
-    monkeypatch.setattr(linear, "candidates", interrupted)
+    monkeypatch.setattr(layers, "candidates", interrupted)
     options = [option for option in SMALL["linear"] if option != "--quick"]
     options += ["--passes", "forward", "dX", "--output", str(tmp_path)]
-    assert cli.main(["benchmark", "linear", *options]) == commands.STOPPED
+    assert cli.main(["benchmark", "linear", *options]) == screen.STOPPED
     written = json.loads((tmp_path / "results.json").read_text())
     assert {row["work"] for row in written["rows"]} == {"forward"}
     assert "stopped before the end" in capsys.readouterr().out
@@ -77,7 +78,7 @@ def test_a_choice_that_fails_late_keeps_what_was_measured_before(tmp_path, capsy
     [
         (["--patterns", "blok:4"], "unknown pattern 'blok:4'"),
         (["--shapes", "768"], "unknown shape '768'"),
-        (["--densities", "0"], "density 0"),
+        (["--densities", "0"], "density=0.0 is outside"),
         (["--forms", "tiles"], "unknown form 'tiles' (did you mean 'tile'?); write one of dense, "),
         (["--without", "tiles"], "unknown form 'tiles'"),
         (["--passes", "backward"], "unknown pass 'backward'; write one of forward, dX, dW, step"),
@@ -100,7 +101,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(options, message, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", commands.COMMANDS)
+@pytest.mark.parametrize("command", commands.BENCHMARKS.commands)
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["benchmark", command, "--help"])
@@ -114,7 +115,7 @@ def test_help_lists_the_subcommands(capsys):
     with pytest.raises(SystemExit):
         cli.main(["benchmark", "--help"])
     out = capsys.readouterr().out
-    assert all(command in out for command in commands.COMMANDS)
+    assert all(command in out for command in commands.BENCHMARKS.commands)
 
 
 def test_the_number_of_threads_is_put_back(capsys):
@@ -130,8 +131,8 @@ def test_stopped_before_anything_was_measured_it_ends_quietly(tmp_path, capsys, 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(linear, "candidates", interrupted)
-    assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path)]) == commands.STOPPED
+    monkeypatch.setattr(layers, "candidates", interrupted)
+    assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path)]) == screen.STOPPED
     out, err = capsys.readouterr()
     assert not out
     assert err.splitlines()[-2:] == ["cutwork: nothing was measured yet, nothing is written", "cutwork: stopped"]
@@ -169,7 +170,12 @@ def test_an_unknown_model_is_a_usage_error(name, capsys):
 
 @pytest.mark.parametrize(
     ("command", "forms"),
-    [("linear", linear.FORMS), ("conv", conv.FORMS), ("model", models.FORMS), ("train", models.FORMS)],
+    [
+        ("linear", linear.LINEAR_FORMS),
+        ("conv", conv.CONV_FORMS),
+        ("model", models.MODEL_FORMS),
+        ("train", models.MODEL_FORMS),
+    ],
 )
 def test_help_lists_the_forms(command, forms, capsys):
     with pytest.raises(SystemExit):
@@ -241,13 +247,13 @@ def test_nothing_measured_is_an_error_that_says_why(monkeypatch, capsys):
 
 
 def test_a_bug_keeps_what_was_measured_before_and_its_traceback(tmp_path, capsys, monkeypatch):
-    built, count = linear.candidates, []
+    built, count = layers.candidates, []
 
     def broken(*arguments, **options):
         count.append(1)
         return built(*arguments, **options) if len(count) == 1 else 1 / 0
 
-    monkeypatch.setattr(linear, "candidates", broken)
+    monkeypatch.setattr(layers, "candidates", broken)
     options = [option for option in SMALL["linear"] if option != "--quick"]
     with pytest.raises(ZeroDivisionError):
         cli.main(["benchmark", "linear", *options, "--passes", "forward", "dX", "--output", str(tmp_path)])
@@ -260,13 +266,5 @@ def test_a_reader_that_is_gone_takes_no_results_along(tmp_path, monkeypatch):
         raise BrokenPipeError
 
     monkeypatch.setattr(results.Results, "__str__", gone)
-    assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path)]) == cli.UNREAD
+    assert cli.main(["benchmark", "linear", *SMALL["linear"], "--output", str(tmp_path)]) == screen.UNREAD
     assert {file.name for file in tmp_path.iterdir()} >= {"results.json", "results.csv"}
-
-
-def test_without_a_terminal_only_forms_that_take_long_have_lines_of_their_own(capsys):
-    lines = commands.Lines(3)
-    lines.group(1, "a layer", 12.4)
-    lines.form("dense fp32", 0.1)
-    lines.form("dense bf16", 25.0)
-    assert capsys.readouterr().err == "measuring 2/3: a layer; 12 s left\n  dense bf16, about 25 s\n"

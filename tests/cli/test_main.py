@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -10,23 +9,7 @@ import pytest
 
 import cutwork
 from cutwork.cli import main as cli
-
-
-@pytest.fixture
-def fake_demo(monkeypatch):
-    """Put a demo in place that records its options, and return the record."""
-    calls = []
-
-    class Result(str):
-        reload_is_equal = True
-
-    def run(**options):
-        calls.append(options)
-        options["progress"](1, 2, "loss 3.0")
-        return Result("a result")
-
-    monkeypatch.setitem(sys.modules, "cutwork.lab.demo", SimpleNamespace(run=run))
-    return calls
+from cutwork.cli.screen import UNREAD, CommandGroup
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -55,41 +38,6 @@ def test_help_answers_in_less_time_than_torch_takes_to_import():
     assert min(seconds("-m", "cutwork", "--help") for _ in range(3)) < min(
         seconds("-c", "import torch") for _ in range(3)
     )
-
-
-def test_doctor_prints_a_page(capsys):
-    assert cli.main(["doctor"]) == 0
-    assert "Kernels\n" in capsys.readouterr().out
-
-
-def test_doctor_prints_json_only(capsys):
-    assert cli.main(["doctor", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["kernels"]
-
-
-def test_demo_passes_its_options_on_and_prints_the_result(fake_demo, capsys):
-    assert cli.main(["demo", "--epochs", "2", "--density", "0.5", "--pattern", "2:4", "--seed", "7"]) == 0
-    (options,) = fake_demo
-    assert callable(options.pop("progress"))
-    assert options == {
-        "epochs": 2,
-        "density": 0.5,
-        "pattern": "2:4",
-        "method": "rigl",
-        "seed": 7,
-        "output": Path("demo-output"),
-    }
-    out = capsys.readouterr().out
-    assert "1/2" in out
-    assert out.endswith("a result\n")
-
-
-def test_a_demo_whose_reload_differs_fails(monkeypatch):
-    result = SimpleNamespace(reload_is_equal=False)
-    monkeypatch.setitem(sys.modules, "cutwork.lab.demo", SimpleNamespace(run=lambda **options: result))
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main(["demo"])
-    assert exit_info.value.code == 1
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, FileNotFoundError])
@@ -159,7 +107,7 @@ def test_a_reader_that_goes_away_is_no_error(given):
         done = subprocess.run(
             [sys.executable, "-m", "cutwork", *given], stdout=gone, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert (done.returncode, done.stderr) == (cli.UNREAD, "")
+    assert (done.returncode, done.stderr) == (UNREAD, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
@@ -210,8 +158,13 @@ def test_too_little_memory_is_one_line_and_exit_code_2(monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
-def test_the_help_of_the_demo_names_every_method():
-    from cutwork.methods import METHODS
+def test_a_command_of_ones_own_is_one_row(monkeypatch, capsys):
+    def add(one: int, other: int = 2) -> None:
+        """Add two numbers."""
+        print(one + other)
 
-    said = run("demo", "--help").stdout
-    assert all(method in said for method in METHODS)
+    monkeypatch.setitem(cli.COMMANDS, "add", add)
+    monkeypatch.setitem(cli.COMMANDS, "arithmetic", CommandGroup("Numbers.", {"add": add, "plus": add}))
+    assert cli.main(["add", "--one", "1"]) == 0
+    assert cli.main(["arithmetic", "add", "--one", "1", "--other", "4"]) == 0
+    assert capsys.readouterr().out == "3\n5\n"

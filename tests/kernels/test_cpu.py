@@ -43,6 +43,36 @@ def test_threads_refuses_less_than_one(wanted):
         cpu.extension().threads(wanted)
 
 
+@pytest.mark.skipif(not cpu.has_tiles(), reason="kernels not built")
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc/self/task")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_small_product_wakes_no_other_threads(dtype):
+    code = f"""
+import os, torch
+from cutwork.ops.block_linear import block_linear
+from cutwork.ops.int8_linear import int8_linear, quantize
+
+def run(side):
+    ptr, col = torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    x, values = torch.ones(side, side), torch.ones(1, side, side)
+    if "{dtype}" == "int8":
+        int8_linear(x, *quantize(values, ptr, col, None, side), ptr, col, None, None, side, side, "none")
+    else:
+        x, values = (a.to(torch.{dtype}).requires_grad_() for a in (x, values))
+        block_linear(x, values, ptr, col, None, None, None, side, "none", "none").sum().backward()
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(1)
+run(8)
+torch.set_num_threads(3)
+before = len(os.listdir("/proc/self/task"))
+assert run(8) == before
+assert run(64) > before
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @needs_extension
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
 @pytest.mark.parametrize("order", ["import torch", "import cutwork.kernels.cpu"])

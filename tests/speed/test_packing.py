@@ -165,7 +165,7 @@ def test_an_average_of_compressed_layers_whose_masks_have_moved_is_refused():
     cw.copy_masks(model, average)
     model(torch.randn(4, 23)).square().sum().backward()
     optimizer.step()
-    with pytest.raises(ValueError, match="0: both store compressed, and the mask of one has moved since"):
+    with pytest.raises(ValueError, match="0: both are compressed, and the mask of one has moved since"):
         cw.copy_masks(model, average)
 
 

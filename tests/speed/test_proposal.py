@@ -113,7 +113,7 @@ def test_a_proposal_of_nonsense_is_refused(options, message):
     ],
 )
 def test_a_proposal_says_why_a_pattern_gains_nothing(pass_clock, monkeypatch, pattern, reason):
-    monkeypatch.setattr("cutwork.speed.proposal.tile_kernel", lambda *_, **options: "cpu-tiles")
+    monkeypatch.setattr("cutwork.layers.compressed.kernel_name", lambda *_: "cpu-tiles")
     model = three_parts(pass_clock, share=lambda layer: 2.0)
     proposal = cw.plan(model, torch.ones(5, 64), speedup=2, patterns=pattern, densities=0.5)
     assert proposal.patterns is None
@@ -123,7 +123,7 @@ def test_a_proposal_says_why_a_pattern_gains_nothing(pass_clock, monkeypatch, pa
 
 
 def test_a_proposal_without_kernels_says_so(pass_clock, monkeypatch):
-    monkeypatch.setattr("cutwork.speed.proposal.tile_kernel", lambda *_, **options: "reference")
+    monkeypatch.setattr("cutwork.layers.compressed.kernel_name", lambda *_: "reference")
     model = three_parts(pass_clock, share=lambda layer: 2.0)
     proposal = cw.plan(model, torch.ones(5, 64), speedup=2, densities=0.5)
     assert "block:16: no layer is faster: there are no kernels for these layers here" in str(proposal)
@@ -234,8 +234,8 @@ def test_a_proposal_leaves_dense_what_cannot_be_sparse_and_says_why():
     assert [row.layer for row in proposal.rows] == ["body", "more", "one", "other"]
     assert list(proposal.left_out) == ["own", "other_own", "normed", "pruned", "empty", "head"]
     page = str(proposal)
-    assert "stays dense: own and 1 more: " in page and "Own is a subclass that may compute something else" in page
-    assert "stays dense: head: it shares its weight with embedding, which" in page
+    assert "stays dense: own and 1 other: " in page and "Own is a subclass that may compute something else" in page
+    assert "stays dense: head: it shares its weight with embedding (Embedding), which" in page
     assert "stays dense: empty: its weight is empty" in page
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 

@@ -69,9 +69,6 @@ def test_a_method_whose_first_mask_is_not_made_of_tiles_changes_nothing_in_compr
         def move(self, view):
             return view.mask
 
-        def hold(self, mask, weight, *, view, transposed):
-            return cw.hold_fixed(mask, weight, view=view, transposed=transposed)
-
     model = mlp()
     with pytest.raises(ValueError, match=r"^0: the mask is not legal for block:4, so its units cannot be stored alone"):
         cw.sparsify(model, "block:4", density=0.25, method=Diagonal(), storage="compressed")

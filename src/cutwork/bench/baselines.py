@@ -8,6 +8,7 @@ import importlib
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -21,28 +22,14 @@ from cutwork.patterns import Pattern
 Product = Callable[[], Tensor]
 
 
-def bsr(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern) -> Product:
-    """Return PyTorch's block-sparse product in the orientation of `F.linear`."""
-    weight = _to_bsr(weight_OI, pattern)
-    return _tried(lambda: F.linear(x_MI, weight))
+def bsr(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern, *, on_the_left: bool) -> Product:
+    """Return PyTorch's block-sparse product."""
+    return _multiply(x_MI, _to_bsr(weight_OI, pattern), on_the_left=on_the_left)
 
 
-def bsr_left(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern) -> Product:
-    """Return PyTorch's block-sparse product with the weight on the left, which is its faster one."""
-    weight = _to_bsr(weight_OI, pattern)
-    return _tried(lambda: (weight @ x_MI.T).T)
-
-
-def csr(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern) -> Product:
-    """Return PyTorch's product with a compressed sparse row weight in the orientation of `F.linear`."""
-    weight = _quietly(weight_OI.to_sparse_csr)
-    return _tried(lambda: F.linear(x_MI, weight))
-
-
-def csr_left(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern) -> Product:
-    """Return PyTorch's product with a compressed sparse row weight on the left."""
-    weight = _quietly(weight_OI.to_sparse_csr)
-    return _tried(lambda: (weight @ x_MI.T).T)
+def csr(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern, *, on_the_left: bool) -> Product:
+    """Return PyTorch's product with a compressed sparse row weight."""
+    return _multiply(x_MI, _quietly(weight_OI.to_sparse_csr), on_the_left=on_the_left)
 
 
 def scipy_csr(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern) -> Product:
@@ -52,25 +39,23 @@ def scipy_csr(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern) -> Product:
     return lambda: torch.from_numpy(weight @ x_IM).T
 
 
-def onnx_fp32(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern) -> Product:
-    """Return onnxruntime's dense product."""
-    return _onnx(x_MI, weight_OI, quantized=False)
-
-
-def onnx_int8(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern) -> Product:
-    """Return onnxruntime's dense product with int8 weights and activations quantized as they come."""
-    return _onnx(x_MI, weight_OI, quantized=True)
+def onnxruntime(x_MI: Tensor, weight_OI: Tensor, pattern: Pattern, *, quantized: bool) -> Product:
+    """Return onnxruntime's dense product; if quantized with int8 weights, and activations quantized as they come."""
+    runtime = _package("onnxruntime", "onnxruntime")
+    session = _session(runtime, _onnx_model(weight_OI, quantized=quantized))
+    x = x_MI.numpy()
+    return lambda: torch.from_numpy(session.run(None, {"x": x})[0])
 
 
 # By form and precision.
 BASELINES: dict[tuple[str, str], Callable[[Tensor, Tensor, Pattern], Product]] = {
-    ("bsr", "fp32"): bsr,
-    ("bsr-left", "fp32"): bsr_left,
-    ("csr", "fp32"): csr,
-    ("csr-left", "fp32"): csr_left,
+    ("bsr", "fp32"): partial(bsr, on_the_left=False),
+    ("bsr-left", "fp32"): partial(bsr, on_the_left=True),
+    ("csr", "fp32"): partial(csr, on_the_left=False),
+    ("csr-left", "fp32"): partial(csr, on_the_left=True),
     ("scipy", "fp32"): scipy_csr,
-    ("onnx", "fp32"): onnx_fp32,
-    ("onnx", "int8"): onnx_int8,
+    ("onnx", "fp32"): partial(onnxruntime, quantized=False),
+    ("onnx", "int8"): partial(onnxruntime, quantized=True),
 }
 
 
@@ -89,6 +74,11 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+def transform_of(form: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Return what a dense form makes of a function."""
+    return compiled if form == "compiled" else lambda function: function
+
+
 def _to_bsr(weight_OI: Tensor, pattern: Pattern) -> Tensor:
     tiling = pattern.tiling
     if tiling is None or tiling.order is not None or tiling.rows != tiling.columns:
@@ -105,20 +95,17 @@ def _quietly(build: Product) -> Tensor:
         return build()
 
 
-def _tried(product: Product) -> Product:
-    """Return a product that works here: some builds of PyTorch have no sparse kernels for a CPU."""
+def _multiply(x_MI: Tensor, weight: Tensor, *, on_the_left: bool) -> Product:
+    """Return a product, with a weight on the left as PyTorch's faster one; some builds have no sparse kernels."""
+
+    def product() -> Tensor:
+        return (weight @ x_MI.T).T if on_the_left else F.linear(x_MI, weight)
+
     try:
         product()
     except RuntimeError as error:
         raise UnavailableError(f"PyTorch says: {str(error).splitlines()[0]}") from error
     return product
-
-
-def _onnx(x_MI: Tensor, weight_OI: Tensor, *, quantized: bool) -> Product:
-    runtime = _package("onnxruntime", "onnxruntime")
-    session = _session(runtime, _onnx_model(weight_OI, quantized=quantized))
-    x = x_MI.numpy()
-    return lambda: torch.from_numpy(session.run(None, {"x": x})[0])
 
 
 def _onnx_model(weight_OI: Tensor, *, quantized: bool) -> bytes:

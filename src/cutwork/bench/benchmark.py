@@ -1,22 +1,19 @@
 """One sparse model beside its dense form, whole and layer by layer."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
-from cutwork.bench.models import tensor_of
 from cutwork.bench.passes import DTYPES
-from cutwork.bench.results import DENSE, Results, Row, time_of
-from cutwork.bench.run import Candidate, Group, Run, Runnable
-from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
-from cutwork.layers.int8 import Int8Linear
-from cutwork.layers.swap import SparseLayer
-from cutwork.speed.forms import FORMS, form_of
+from cutwork.bench.results import Measurement, Results, time_of
+from cutwork.bench.run import Candidate, Group, Run, Runnable, tensor_of
+from cutwork.evaluation import Call, call_of, in_evaluation
+from cutwork.layers.sparse import Sparse
+from cutwork.speed.forms import DENSE, FORMS, form_of
+from cutwork.speed.layer_timing import find_usages
 from cutwork.speed.tolerance import MEASURED, loosest
 from cutwork.text import in_columns
 
@@ -78,51 +75,40 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
     if seconds <= 0:
         raise ValueError(f"benchmark: seconds={seconds:g}; give more than 0")
     with in_evaluation(model), in_evaluation(against):
-        seen = _inputs_of(layers, model, call)
+        seen = find_usages(model, layers, call)
         run = Run()
         run.compare(_whole(model, against, call), seconds=SHARE_OF_MODEL * seconds)
-        for name, x in seen.items():
+        for name, usage in seen.items():
             twin = _twin(against, name)
             if twin is None:
                 run.notes[f"{name} has no dense form of this name to compare with"] = None
                 continue
+            x = usage.example(layers[name].describe_weight().numbers.device)
             group = _layer(name, layers[name], twin, x)
             run.compare(group, seconds=(1 - SHARE_OF_MODEL) * seconds / len(seen))
     forms = {name: form_of(layers[name]) for name in seen}
     return ModelComparison(run.results(""), {WHOLE: " ".join(dict.fromkeys(forms.values())), **forms})
 
 
-def _inputs_of(layers: Mapping[str, nn.Module], model: nn.Module, call: Call) -> dict[str, Tensor]:
-    """Return random numbers of the shape and layout of the first input that each layer sees, for those that run."""
-    seen: dict[nn.Module, Tensor] = {}
-
-    def look(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.setdefault(layer, torch.randn_like(first_input(args, kwargs)))
-
-    with hooked(layers.values(), before=look):
-        call(model)
-    return {name: seen[layer] for name, layer in layers.items() if layer in seen}
-
-
 def _whole(model: nn.Module, against: nn.Module, call: Call) -> Group:
     first = tensor_of([held for held in (*call.args, *call.kwargs.values()) if isinstance(held, Tensor)])
     weights = next(parameter for parameter in against.parameters())
-    row = Row("model", WHOLE, len(first), "forward", "", 1.0, DENSE, _precision(weights), equal=False, error=None)
+    row = Measurement.dense("model", WHOLE, len(first), "forward", _precision(weights))
     calls = [partial(call, side) for side in (against, model)]
     return _group(row, *calls, model=model)
 
 
 def _layer(name: str, layer: nn.Module, twin: nn.Module, x: Tensor) -> Group:
     tokens = len(x) if x.ndim == 4 else x.numel() // x.shape[-1]
-    row = Row("layer", name, tokens, "forward", "", 1.0, DENSE, _precision(x), equal=False, error=None)
+    row = Measurement.dense("layer", name, tokens, "forward", _precision(x))
     return _group(row, partial(twin, x), partial(layer, x), model=layer)
 
 
-def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
+def _group(row: Measurement, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
     layers = list(_sparse_layers(model).values())
-    kept, total = (sum(counts) for counts in zip(*map(_kept_of, layers), strict=True))
-    density = kept / total
-    patterns = " ".join(dict.fromkeys(_pattern(layer) for layer in layers))
+    weights = [layer.describe_weight() for layer in layers]
+    density = sum(weight.num_kept for weight in weights) / sum(weight.num_weights for weight in weights)
+    patterns = " ".join(dict.fromkeys(str(weight.pattern) for weight in weights))
     # Of a whole model the layers that are not sparse count too, so one over the density is none of its limits.
     ideal = 1 / density if row.what == "layer" else 1.0
     described = replace(row, pattern=patterns, density=density, form=SPARSE, ideal=ideal)
@@ -144,21 +130,9 @@ def _group(row: Row, dense: Any, sparse: Any, *, model: nn.Module) -> Group:
     return Group(row.shape, lambda: candidates, is_essential=True)
 
 
-def _sparse_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the sparse layers by name, also those that were packed in int8 and no longer train."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer | Int8Linear)}
-
-
-def _kept_of(layer: nn.Module) -> tuple[int, int]:
-    """Return how many weights a sparse layer keeps, and of how many."""
-    if isinstance(layer, Int8Linear):
-        return layer.topology.num_kept(), math.prod(layer.topology.shape)
-    mask = layer.sparsity.mask  # pyrefly: ignore
-    return int(mask.sum()), mask.numel()
-
-
-def _pattern(layer: nn.Module) -> str:
-    return str(layer.pattern if isinstance(layer, Int8Linear) else layer.sparsity.pattern)  # pyrefly: ignore
+def _sparse_layers(model: nn.Module) -> dict[str, Sparse]:
+    """Return the layers with a sparse weight by name, also those that no longer train."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Sparse)}
 
 
 def _twin(against: nn.Module, name: str) -> nn.Module | None:
@@ -174,7 +148,7 @@ def _precision(tensor: Tensor) -> str:
     )
 
 
-def _line(dense: Row, row: Row, form: str) -> tuple[str, ...]:
+def _line(dense: Measurement, row: Measurement, form: str) -> tuple[str, ...]:
     wrong = "not finite" if row.error is None else f"{row.error:.0e}"
     ideal = f"{row.ideal:.2f}" if row.what == "layer" else ""
     start = (row.shape, form, row.pattern, f"{row.density:.3g}", time_of(dense))

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from cutwork.bench.results import DENSE, Row
+from cutwork.bench.results import RANDOM, Measurement
 from cutwork.bench.run import Candidate, Group, Runnable
 from cutwork.speed.forms import TILES
 from cutwork.speed.packing import pack
@@ -43,7 +43,7 @@ def groups(count: int, seed: int) -> list[Group]:
     return [_group(chance, number) for number in range(count)]
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Measurement]) -> str:
     """Say how the packed layers did beside the dense ones."""
     packed = [row for row in rows if row.form.startswith(PACKED) and row.ratio]
     if not packed:
@@ -67,7 +67,7 @@ def _group(chance: random.Random, number: int) -> Group:
         outputs, stride, tokens = chance.choice(CHANNELS), chance.choice((1, 1, 2)), chance.choice((1, 4, 16))
         title = f"conv {arrow(channels, outputs)}@{size}x{size} k{kernel} s{stride}"
         make = partial(_conv, channels, outputs, size, kernel, stride, tokens)
-    about = Row("random", title, tokens, "forward", DENSE, 1.0, DENSE, "fp32", equal=False, error=None)
+    about = Measurement.dense(RANDOM, title, tokens, "forward")
     return Group(
         f"{title}, {tokens}, {pattern}, {density}",
         partial(_candidates, about, make, pattern, density, number),
@@ -86,7 +86,7 @@ def _conv(channels: int, outputs: int, size: int, kernel: int, stride: int, batc
 
 
 def _candidates(
-    about: Row, make: Callable[[], tuple[nn.Module, Tensor]], pattern: str, density: float, seed: int
+    about: Measurement, make: Callable[[], tuple[nn.Module, Tensor]], pattern: str, density: float, seed: int
 ) -> list[Candidate]:
     torch.manual_seed(seed)
     layer, x = make()
@@ -94,7 +94,7 @@ def _candidates(
     try:
         sparsify(packed, pattern, density=density, init="random")
     except ValueError:
-        # Too coarse for a layer this small: then it is what anybody would have, dense.
+        # Too coarse for a layer this small, which would then be dense.
         sparsify(packed, "unstructured", density=density, init="random")
     mask = packed[0].sparsity.mask  # pyrefly: ignore
     dense = copy.deepcopy(layer)
@@ -103,7 +103,10 @@ def _candidates(
     kept = float(mask.double().mean())
     plan = pack(packed, x, seconds=PACK_S, cache=False)
     operations = 2.0 * mask.numel() * dense(x).numel() / mask.shape[0]
-    expected = partial(_results, dense, x)
+
+    def ready(module: nn.Module) -> Runnable:
+        return Runnable(lambda: module(x), lambda: [module(x)])
+
     chosen = replace(
         about,
         pattern=plan.rows[0].pattern,
@@ -112,15 +115,6 @@ def _candidates(
         ideal=1 / kept if kept else 1.0,
     )
     return [
-        Candidate(about, partial(_runnable, dense, x), expected, operations),
-        Candidate(chosen, partial(_runnable, packed[0], x), expected, operations * kept),
+        Candidate(about, lambda: ready(dense), ready(dense).results, operations),
+        Candidate(chosen, lambda: ready(packed[0]), ready(dense).results, operations * kept),
     ]
-
-
-def _results(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    with torch.no_grad():
-        return [layer(x)]
-
-
-def _runnable(layer: nn.Module, x: Tensor) -> Runnable:
-    return Runnable(lambda: layer(x), lambda: [layer(x)])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cutwork.patterns import Pattern, parse
+from cutwork.patterns.density import check_density
 from cutwork.sparsity.compressed import why_not_store
 from cutwork.text import did_you_mean
 
@@ -42,8 +43,7 @@ def check_densities(densities: Sequence[float]) -> None:
     """Raise ValueError unless all densities are above 0 and up to 1, and there is one."""
     check_given("density", densities, "0.1")
     for density in densities:
-        if not 0 < density <= 1:
-            raise ValueError(f"density {density:g}; give shares of the weights above 0 and up to 1, for example 0.1")
+        check_density(density)
 
 
 def check_counts(what: str, counts: Sequence[int]) -> None:
@@ -94,10 +94,10 @@ def make_folder(folder: Path) -> None:
         raise ValueError(f"output {folder}: its name is no UTF-8 text; {advice}") from error
 
 
-def chosen(what: str, given: Sequence[str], legal: Sequence[str]) -> tuple[str, ...]:
+def choose(what: str, given: Sequence[str], legal: Sequence[str]) -> tuple[str, ...]:
     """Return what was given, each once; raise ValueError at an unknown name and if nothing was.
 
-    >>> chosen("form", ["tile", "tile"], ("dense", "tile"))
+    >>> choose("form", ["tile", "tile"], ("dense", "tile"))
     ('tile',)
     """
     check_given(what, given, legal[0])

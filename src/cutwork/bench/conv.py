@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from cutwork.bench.choices import check_counts, check_densities, check_given, tiles
-from cutwork.bench.passes import PASSES, TILE, Forms, Problem, candidates, check_measurable
-from cutwork.bench.results import DENSE, Row
-from cutwork.bench.run import Group, UnavailableError
+from cutwork.bench.choices import check_counts, check_given
+from cutwork.bench.layers import Layer, PassTable
+from cutwork.bench.passes import PASSES, TILE, Problem
+from cutwork.bench.run import UnavailableError
 from cutwork.memory import check_memory
 from cutwork.ops import block_conv2d, block_linear
 from cutwork.ops.activations import NONE
@@ -24,9 +24,10 @@ from cutwork.ops.dispatch import kernel_of
 from cutwork.patterns import Pattern
 from cutwork.sparsity.compressed import index_of
 from cutwork.sparsity.matrix import from_matrix, to_matrix
+from cutwork.speed.forms import DENSE
 from cutwork.text import arrow
 
-FORMS: Forms = {
+CONV_FORMS: PassTable = {
     DENSE: {"fp32": PASSES, "bf16": PASSES},
     # The gradients alone are single calls, in which there is nothing to compile.
     "compiled": {"fp32": ("forward", "step"), "bf16": ("forward", "step")},
@@ -43,7 +44,7 @@ class ConvProblem(Problem):
 
     @classmethod
     def random(
-        cls, channels: tuple[int, int], size: tuple[int, int], *, kernel: int, stride: int, batch: int, seed: int
+        cls, channels: tuple[int, int], size: tuple[int, int], kernel: int, stride: int, batch: int, seed: int
     ) -> Self:
         """Return a dense one."""
         generator = torch.Generator().manual_seed(seed)
@@ -132,57 +133,25 @@ class ConvProblem(Problem):
         return [self.kernel] * 2, [self.stride] * 2, [self.padding] * 2, [1, 1], 1
 
 
-def groups(
-    *,
-    shapes: Sequence[str],
-    kernels: Sequence[int],
-    strides: Sequence[int],
-    batches: Sequence[int],
-    patterns: Sequence[str],
-    densities: Sequence[float],
-    precisions: Sequence[str],
-    passes: Sequence[str],
-    forms: Sequence[str],
-    seed: int = 0,
-) -> list[Group]:
-    """Return what to measure: a group of all densities for each of the other choices together."""
+def layers(
+    *, shapes: Sequence[str], kernels: Sequence[int], strides: Sequence[int], batches: Sequence[int]
+) -> list[Layer]:
+    """Return a convolution for each of these choices together."""
     check_given("shape", shapes, "128@16x16")
-    check_given("pattern", patterns, "block:16")
-    sizes = [shape_of(text) for text in shapes]
-    parsed = [tiles(text) for text in patterns]
-    check_densities(densities)
     for what, counts in (("kernel", kernels), ("stride", strides), ("batch", batches)):
         check_counts(what, counts)
-    check_measurable(FORMS, precisions, passes)
-    for (text, ((inputs, outputs), (height, width))), kernel, batch in product(
-        zip(shapes, sizes, strict=True), kernels, batches
-    ):
-        # The weight, whole and masked, and the input, in fp32.
-        num_bytes = 4 * (2 * inputs * outputs * kernel**2 + batch * inputs * height * width)
-        check_memory(f"conv {text} with {kernel}x{kernel} kernels and batch {batch}", num_bytes)
-    for (text, (_, size)), stride in product(zip(shapes, sizes, strict=True), strides):
+    found = []
+    for text, kernel, stride, batch in product(shapes, kernels, strides, batches):
+        (inputs, outputs), size = shape_of(text)
         if stride > max(size):
             raise ValueError(f"stride {stride} is wider than the image {text}; give at most {max(size)}")
-    found = []
-    for ((inputs, outputs), size), kernel, stride, batch, precision, work, pattern in product(
-        sizes, kernels, strides, batches, precisions, passes, parsed
-    ):
-        if work not in FORMS[TILE].get(precision, ()):
-            continue
+        # The weight, whole and masked, and the input, in fp32.
+        num_bytes = 4 * (2 * inputs * outputs * kernel**2 + batch * inputs * math.prod(size))
+        check_memory(f"conv {text} with {kernel}x{kernel} kernels and batch {batch}", num_bytes)
         width = f"{inputs}" if inputs == outputs else arrow(inputs, outputs)
         shape = f"{width}@{size[0]}x{size[1]} {kernel}x{kernel}" + (f"/{stride}" if stride > 1 else "")
-        about = Row("conv", shape, batch, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
-        chosen = partial(
-            candidates,
-            about,
-            partial(ConvProblem.random, (inputs, outputs), size, kernel=kernel, stride=stride, batch=batch, seed=seed),
-            pattern=pattern,
-            densities=densities,
-            precision=precision,
-            table=FORMS,
-            forms=forms,
-        )
-        found.append(Group(f"conv {shape}, batch {batch}, {work}, {precision}, {pattern}", chosen))
+        problem = partial(ConvProblem.random, (inputs, outputs), size, kernel, stride, batch)
+        found.append(Layer("conv", shape, batch, f"batch {batch}", problem))
     return found
 
 

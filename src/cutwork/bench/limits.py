@@ -1,4 +1,4 @@
-"""What keeps a measurement within its time: a guess at what takes far too long, and an end to what does."""
+"""Keeping a measurement within its time: guessing what would take far too long, and stopping what does."""
 
 import signal
 import threading
@@ -17,11 +17,11 @@ TOKENS, WIDTH = 128, 512
 
 
 class OutOfTimeError(BaseException):
-    """Something took longer than it may; no `Exception`, so that nobody on the way takes it for one of theirs."""
+    """Something took longer than it may; no `Exception`, so that no code on the way catches it."""
 
 
 @contextmanager
-def ended_after(seconds: float) -> Iterator[None]:
+def end_after(seconds: float) -> Iterator[None]:
     """Raise OutOfTimeError inside, as soon as Python runs again after so many seconds.
 
     Compiling and passes of many layers end that way, a single long call of a kernel does not. Only the main thread of a

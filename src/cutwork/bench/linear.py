@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cutwork.bench.choices import check_counts, check_densities, check_given, tiles
-from cutwork.bench.passes import PASSES, TILE, Forms, Problem, candidates, check_measurable
-from cutwork.bench.results import DENSE, Row
-from cutwork.bench.run import Group
+from cutwork.bench.choices import check_counts, check_given
+from cutwork.bench.layers import Layer, PassTable
+from cutwork.bench.passes import PASSES, TILE, Problem
 from cutwork.memory import check_memory
 from cutwork.ops import block_linear
 from cutwork.ops.activations import NONE
@@ -22,10 +21,11 @@ from cutwork.ops.dispatch import kernel_of
 from cutwork.ops.int8_linear import int8_linear, quantize
 from cutwork.patterns import Pattern
 from cutwork.sparsity.compressed import index_of
+from cutwork.speed.forms import DENSE
 from cutwork.text import arrow, shape_of
 
 # Sparse formats of other packages are for inference.
-FORMS: Forms = {
+LINEAR_FORMS: PassTable = {
     DENSE: {"fp32": PASSES, "bf16": PASSES},
     "compiled": {"fp32": PASSES, "bf16": PASSES},
     "onnx": {"fp32": ("forward",), "int8": ("forward",)},
@@ -94,43 +94,16 @@ class LinearProblem(Problem):
         return len(self.x)
 
 
-def groups(
-    *,
-    shapes: Sequence[str],
-    tokens: Sequence[int],
-    patterns: Sequence[str],
-    densities: Sequence[float],
-    precisions: Sequence[str],
-    passes: Sequence[str],
-    forms: Sequence[str],
-    seed: int = 0,
-) -> list[Group]:
-    """Return what to measure: a group of all densities for each shape, number of tokens, precision, pass, pattern."""
+def layers(*, shapes: Sequence[str], tokens: Sequence[int]) -> list[Layer]:
+    """Return a linear layer of each shape for each number of tokens."""
     check_given("shape", shapes, "768x3072")
-    check_given("pattern", patterns, "block:16")
-    sizes = [shape_of(text) for text in shapes]
-    parsed = [tiles(text) for text in patterns]
-    check_densities(densities)
     check_counts("tokens", tokens)
-    check_measurable(FORMS, precisions, passes)
-    for (inputs, outputs), count in product(sizes, tokens):
+    found = []
+    for (inputs, outputs), count in product(map(shape_of, shapes), tokens):
+        shape = arrow(inputs, outputs)
         # The weight, whole and masked, and the activations, in fp32.
         num_bytes = 4 * (2 * inputs * outputs + count * (inputs + 2 * outputs))
-        check_memory(f"linear {arrow(inputs, outputs)} with {count} tokens", num_bytes)
-    found = []
-    for (inputs, outputs), count, precision, work, pattern in product(sizes, tokens, precisions, passes, parsed):
-        if work not in FORMS[TILE].get(precision, ()):
-            continue
-        about = Row("linear", arrow(inputs, outputs), count, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
-        chosen = partial(
-            candidates,
-            about,
-            partial(LinearProblem.random, inputs, outputs, count, seed),
-            pattern=pattern,
-            densities=densities,
-            precision=precision,
-            table=FORMS,
-            forms=forms,
-        )
-        found.append(Group(f"linear {about.shape}, {count} tokens, {work}, {precision}, {pattern}", chosen))
+        check_memory(f"linear {shape} with {count} tokens", num_bytes)
+        problem = partial(LinearProblem.random, inputs, outputs, count)
+        found.append(Layer("linear", shape, count, f"{count} tokens", problem))
     return found

@@ -1,28 +1,30 @@
 """Whole models, forward and a training step, with compressed layers beside their dense twins."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from itertools import product
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from cutwork.bench.baselines import compiled
-from cutwork.bench.choices import check_counts, check_densities, check_given, tiles
-from cutwork.bench.passes import DTYPES, dense_forms
-from cutwork.bench.results import DENSE, Row
-from cutwork.bench.run import Candidate, Group, Runnable
+from cutwork.bench.baselines import transform_of
+from cutwork.bench.choices import check_counts, check_given
+from cutwork.bench.layers import Choices, dense_forms
+from cutwork.bench.passes import DTYPES
+from cutwork.bench.results import Measurement
+from cutwork.bench.run import Candidate, Group, Runnable, tensor_of
 from cutwork.costs.flops import flops
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.swap import candidates as layers_that_can_be_sparse
 from cutwork.layers.swap import sparse_layers
 from cutwork.memory import check_memory
-from cutwork.models.named import FORWARD_ONLY, Subject, subject, title_of
+from cutwork.models.named import FORWARD_ONLY, Subject, make_subject, title_of
 from cutwork.patterns import Pattern
+from cutwork.speed.forms import DENSE
 from cutwork.speed.fusion import fuse
 from cutwork.speed.packing import pack
 from cutwork.speed.tolerance import MEASURED, MEASURED_STEP
@@ -30,7 +32,7 @@ from cutwork.text import did_you_mean
 from cutwork.training.sparsify import sparsify
 
 PACKED, FUSED = "packed", "fused"
-FORMS = (DENSE, "compiled", PACKED, FUSED)
+MODEL_FORMS = (DENSE, "compiled", PACKED, FUSED)
 LAYERS: dict[str, Callable[[str, type[nn.Module]], bool]] = {
     "all": lambda name, kind: True,
     "linears": lambda name, kind: kind is not nn.Conv2d,
@@ -38,36 +40,27 @@ LAYERS: dict[str, Callable[[str, type[nn.Module]], bool]] = {
     "convs": lambda name, kind: kind is nn.Conv2d,
 }
 LEARNING_RATE = 1e-3
+# What results call a model, by the pass that is measured.
+WHAT = {"forward": "model", "step": "train"}
 
 
-def groups(
-    *,
-    what: str,
-    names: Sequence[str],
-    layers: Sequence[str],
-    batches: Sequence[int],
-    patterns: Sequence[str],
-    densities: Sequence[float],
-    precisions: Sequence[str],
-    work: str,
-    forms: Sequence[str],
-    seed: int = 0,
-) -> list[Group]:
+def groups(*, names: Sequence[str], layers: Sequence[str], batches: Sequence[int], choices: Choices) -> list[Group]:
     """Return what to measure: a group of all densities for each model, choice of layers, batch, precision, pattern."""
-    for given, of, example in ((names, "model", "tiny"), (layers, "layer", "all"), (patterns, "pattern", "block:16")):
+    for given, of, example in ((names, "model", "tiny"), (layers, "layer", "all")):
         check_given(of, given, example)
-    parsed = [tiles(text) for text in patterns]
-    check_densities(densities)
+    patterns = choices.checked_patterns()
     check_counts("batch", batches)
-    if work == "step" and (refused := [name for name in names if name in FORWARD_ONLY]):
+    if "step" in choices.passes and (refused := [name for name in names if name in FORWARD_ONLY]):
         raise ValueError(f"train cannot take {refused[0]}: it decodes one token from a cache; `model` measures that")
-    subjects = {name: partial(_seeded, name, seed) for name in names}
     found = []
-    for name, chosen, batch, precision, pattern in product(names, layers, batches, precisions, parsed):
+    for name, chosen, batch, precision, work, pattern in product(
+        names, layers, batches, choices.precisions, choices.passes, patterns
+    ):
         title = title_of(name) if chosen == "all" else f"{title_of(name)} {chosen}"
-        about = Row(what, title, batch, work, "dense", 1.0, DENSE, "fp32", equal=False, error=None)
-        build = partial(_candidates, about, subjects[name], chosen, pattern, densities, precision, forms)
-        found.append(Group(f"{what} {title}, batch {batch}, {work}, {precision}, {pattern}", build))
+        about = Measurement.dense(WHAT[work], title, batch, work)
+        make = partial(_seeded, name, choices.seed)
+        build = partial(_candidates, about, make, chosen, pattern, precision, choices)
+        found.append(Group(f"{about.what} {title}, batch {batch}, {work}, {precision}, {pattern}", build))
     return found
 
 
@@ -91,17 +84,16 @@ def names_of(model: nn.Module, choice: str) -> list[str]:
 
 def _seeded(name: str, seed: int) -> Subject:
     torch.manual_seed(seed)
-    return subject(name)
+    return make_subject(name)
 
 
 def _candidates(
-    about: Row,
+    about: Measurement,
     make: Callable[[], Subject],
     choice: str,
     pattern: Pattern,
-    densities: Sequence[float],
     precision: str,
-    forms: Sequence[str],
+    choices: Choices,
 ) -> list[Candidate]:
     made = make()
     dense = made.model
@@ -117,13 +109,15 @@ def _candidates(
     found = [_candidate(about, dense, expected, inputs, operations)]
     found += [
         _candidate(replace(about, form=form, precision=kind), dense, expected, inputs, operations)
-        for form, kind in dense_forms(forms, precision)
-        if form in FORMS
+        for form, kind in dense_forms(choices.forms, precision)
+        if form in MODEL_FORMS
     ]
-    for density in densities:
+    for density in choices.densities:
         row = replace(about, pattern=str(pattern), density=density, form=PACKED, precision=precision)
         prepare = cache(partial(_prepare, row, dense, names, pattern, inputs, sample))
-        found += [_sparse(replace(row, form=form), prepare, inputs, few) for form in (PACKED, FUSED) if form in forms]
+        found += [
+            _sparse(replace(row, form=form), prepare, inputs, few) for form in (PACKED, FUSED) if form in choices.forms
+        ]
     return found
 
 
@@ -134,14 +128,14 @@ class Prepared:
 
     masked: nn.Module
     packed: nn.Module
-    row: Row
+    row: Measurement
     operations: int
     note: str
     expected: Callable[[], Sequence[Tensor]]
 
 
 def _prepare(
-    row: Row,
+    row: Measurement,
     dense: nn.Module,
     names: Sequence[str],
     pattern: Pattern,
@@ -161,7 +155,7 @@ def _prepare(
 
 
 def _sparse(
-    row: Row, prepare: Callable[[], Prepared], inputs: tuple[Tensor, ...], few: tuple[Tensor, ...]
+    row: Measurement, prepare: Callable[[], Prepared], inputs: tuple[Tensor, ...], few: tuple[Tensor, ...]
 ) -> Candidate:
     """Return a form of a sparse model, which is made only when it is built."""
 
@@ -179,7 +173,7 @@ def _sparse(
 
 
 def _candidate(
-    row: Row,
+    row: Measurement,
     model: nn.Module,
     expected: Callable[[], Sequence[Tensor]],
     inputs: tuple[Tensor, ...],
@@ -203,20 +197,20 @@ def _candidate(
     )
 
 
-def _tolerance(row: Row) -> float:
+def _tolerance(row: Measurement) -> float:
     return MEASURED_STEP[row.precision] if row.work == "step" else MEASURED[row.precision].model
 
 
 def _reference(model: nn.Module, work: str, inputs: tuple[Tensor, ...]) -> Callable[[], Sequence[Tensor]]:
     """Return what computes the right results once, on PyTorch's dense kernels in fp32."""
-    return cache(lambda: _runnable(work, _own(model, work, "fp32"), inputs, _as_it_is).results())
+    return cache(lambda: _runnable(work, _own(model, work, "fp32"), inputs, DENSE).results())
 
 
-def _build(row: Row, model: nn.Module, inputs: tuple[Tensor, ...]) -> Runnable:
+def _build(row: Measurement, model: nn.Module, inputs: tuple[Tensor, ...]) -> Runnable:
     dtype = DTYPES[row.precision]
     own = _own(model, row.work, row.precision)
     moved = tuple(held.to(dtype) if held.is_floating_point() else held for held in inputs)
-    return _runnable(row.work, own, moved, compiled if row.form == "compiled" else _as_it_is)
+    return _runnable(row.work, own, moved, row.form)
 
 
 def _own(model: nn.Module, work: str, precision: str) -> nn.Module:
@@ -224,9 +218,8 @@ def _own(model: nn.Module, work: str, precision: str) -> nn.Module:
     return model if (work, precision) == ("forward", "fp32") else copy.deepcopy(model).to(DTYPES[precision])
 
 
-def _runnable(
-    work: str, model: nn.Module, inputs: tuple[Tensor, ...], transform: Callable[[Callable], Callable]
-) -> Runnable:
+def _runnable(work: str, model: nn.Module, inputs: tuple[Tensor, ...], form: str) -> Runnable:
+    transform = transform_of(form)
     if work == "forward":
         forward = transform(model.eval())
         return Runnable(lambda: forward(*inputs), lambda: [tensor_of(forward(*inputs))])
@@ -250,14 +243,6 @@ def _runnable(
     return Runnable(run, results)
 
 
-def tensor_of(output: Any) -> Tensor:
-    """Return the first tensor of what a model returns."""
-    if isinstance(output, Tensor):
-        return output
-    parts = output.values() if isinstance(output, Mapping) else output
-    return next(tensor_of(part) for part in parts if part is not None)
-
-
 def _left_dense(packed: nn.Module, pattern: Pattern) -> str:
     """Say how many sparse layers still multiply their whole weights; empty where none does."""
     layers = sparse_layers(packed)
@@ -267,7 +252,7 @@ def _left_dense(packed: nn.Module, pattern: Pattern) -> str:
     return f"{pattern}: of {len(layers)} sparse layers {len(left)} run on dense kernels (first: {left[0]})."
 
 
-def _memory(packed: nn.Module, masked: nn.Module, row: Row) -> str:
+def _memory(packed: nn.Module, masked: nn.Module, row: Measurement) -> str:
     """Say what training the sparse layers takes in memory, as a share of what the dense ones take."""
     if row.work != "step":
         return ""
@@ -286,7 +271,3 @@ def _bytes(model: nn.Module, dtype: torch.dtype) -> int:
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     held = [one for one in (*model.parameters(), *model.buffers()) if id(one) not in tables]
     return sum(one.numel() * (dtype.itemsize if one.is_floating_point() else one.itemsize) for one in held)
-
-
-def _as_it_is(function: Callable) -> Callable:
-    return function

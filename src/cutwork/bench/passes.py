@@ -1,7 +1,7 @@
-"""The passes of one layer, forward, each gradient and a whole training step, dense and on kept tiles."""
+"""One pass of one layer in one form: forward, a gradient or a whole training step, dense or on kept tiles."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Self
@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from cutwork.bench.baselines import BASELINES, compiled
-from cutwork.bench.results import BASE, DENSE_FORMS, Row
+from cutwork.bench.baselines import BASELINES, transform_of
+from cutwork.bench.results import Measurement
 from cutwork.bench.run import Candidate, Runnable
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
@@ -24,9 +24,6 @@ LEARNING_RATE = 1e-5
 OPTIMIZER_PASSES = 7
 # Forms whose index has a column for each weight, not for each tile.
 INDEXED_BY_WEIGHT = ("csr", "csr-left", "scipy")
-
-# The passes that each form is measured in, by precision.
-Forms = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -95,69 +92,8 @@ class Problem(ABC):
         return self.index
 
 
-def check_measurable(forms: Forms, precisions: Sequence[str], passes: Sequence[str]) -> None:
-    """Raise ValueError unless tile kernels compute one of these passes in one of these precisions."""
-    known = forms[TILE]
-    if not any(work in known.get(precision, ()) for precision in precisions for work in passes):
-        raise ValueError(
-            f"nothing to measure: no kernel computes {' or '.join(passes)} in {' or '.join(precisions)}; there are "
-            + ", ".join(f"{precision} ({' '.join(works)})" for precision, works in known.items())
-        )
-
-
-def candidates(
-    about: Row,
-    problem: Callable[[], Problem],
-    *,
-    pattern: Pattern,
-    densities: Sequence[float],
-    precision: str,
-    table: Forms,
-    forms: Sequence[str],
-) -> list[Candidate]:
-    """Return the forms of one pass: dense ones, and at each density those that are sparse."""
-    whole = problem()
-    found = [_candidate(about, whole, pattern)]
-    for form, kind in dense_forms(forms, precision):
-        if about.work in table[form].get(kind, ()):
-            found.append(_candidate(replace(about, form=form, precision=kind), whole, pattern))
-    same: dict[float, list[float]] = {}
-    for density in densities:
-        masked = whole.masked(pattern, density)
-        share = masked.kept / whole.kept
-        same.setdefault(share, []).append(density)
-        if len(same[share]) > 1:
-            continue
-        kept = replace(about, pattern=str(pattern), density=share, precision=precision, ideal=1 / share)
-        found += [
-            _candidate(replace(kept, form=form), masked, pattern)
-            for form in forms
-            if form not in DENSE_FORMS and about.work in table[form].get(precision, ())
-        ]
-    return [replace(found[0], note=_too_coarse(f"{pattern} on {about.what} {about.shape}", same)), *found[1:]]
-
-
-def _too_coarse(what: str, same: Mapping[float, Sequence[float]]) -> str:
-    """Say which densities keep the same share, if any do."""
-    return " ".join(
-        f"{what} is too coarse: {', '.join(map(str, densities))} all keep {share:.3g}; one is measured."
-        for share, densities in same.items()
-        if len(densities) > 1
-    )
-
-
-def dense_forms(forms: Sequence[str], precision: str) -> list[tuple[str, str]]:
-    """Return the dense forms, besides the base, that something in a precision is compared with.
-
-    >>> dense_forms(["dense", "compiled", "tile"], "bf16")
-    [('dense', 'bf16'), ('compiled', 'bf16')]
-    """
-    kinds = {"fp32": ["fp32"], "bf16": ["bf16"], "int8": ["bf16", "int8"]}[precision]
-    chosen = [(form, kind) for kind in kinds for form in DENSE_FORMS if form in forms]
-    return [(form, kind) for form, kind in chosen if (form, kind) != BASE]
-
-
-def _candidate(row: Row, problem: Problem, pattern: Pattern) -> Candidate:
+def candidate_of(row: Measurement, problem: Problem, pattern: Pattern) -> Candidate:
+    """Return one form of one pass of a layer."""
     times = 3 if row.work == "step" else 1
     return Candidate(
         row,
@@ -168,7 +104,7 @@ def _candidate(row: Row, problem: Problem, pattern: Pattern) -> Candidate:
     )
 
 
-def _least_bytes(row: Row, problem: Problem) -> int:
+def _least_bytes(row: Measurement, problem: Problem) -> int:
     """Return the bytes of each input and result once: what must move if all caches were perfect."""
     one = BYTES[row.precision]
     # Activations around int8 products come and go in fp32.
@@ -202,14 +138,14 @@ def _expected(work: str, problem: Problem) -> tuple[Tensor, ...]:
     )
 
 
-def _build(row: Row, problem: Problem, pattern: Pattern) -> Runnable:
+def _build(row: Measurement, problem: Problem, pattern: Pattern) -> Runnable:
     if baseline := BASELINES.get((row.form, row.precision)):
         y = baseline(problem.x, problem.weight, pattern)
         return Runnable(y, lambda: [y()])
     if row.precision == "int8":
         run = problem.tile_int8(problem.tiles.gather(problem.matrix(problem.weight)))
         return Runnable(run, lambda: [run()])
-    build = _tile if row.form == TILE else partial(_dense, compiled if row.form == "compiled" else _as_it_is)
+    build = _tile if row.form == TILE else partial(_dense, transform_of(row.form))
     return build(row.work, problem.to(DTYPES[row.precision]))
 
 
@@ -269,7 +205,3 @@ def training_step(
 
 def _optimizer(weight: nn.Parameter) -> torch.optim.Optimizer:
     return torch.optim.AdamW([weight], lr=LEARNING_RATE, fused=True)
-
-
-def _as_it_is(function: Callable) -> Callable:
-    return function

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cutwork.bench.results import Results, Row, title_of
+from cutwork.bench.results import RANDOM, Measurement, Results, title_of
 from cutwork.speed.machine import Machine
 from cutwork.text import counted
 
@@ -32,11 +32,9 @@ PANEL_WIDTH, PANEL_HEIGHT, ACROSS = 3.6, 3.0, 3
 RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 # What `pack` puts up with: timings of one form agree no better.
 NEARLY_DENSE = 0.97
-# What `cutwork benchmark chance` calls its rows.
-RANDOM = "random"
 
 
-def curves(rows: Iterable[Row]) -> dict[str, dict[str, Points]]:
+def curves(rows: Iterable[Measurement]) -> dict[str, dict[str, Points]]:
     """Return the points (density, ratio) of each line of each panel; a line has two points or more.
 
     Our own forms have a line for each pattern, others' only one, for the pattern that suits them best.
@@ -52,7 +50,7 @@ def curves(rows: Iterable[Row]) -> dict[str, dict[str, Points]]:
     return {title: lines | {IDEAL: sorted(ideals[title].items())} for title, lines in named.items() if lines}
 
 
-def points(rows: Iterable[Row]) -> dict[str, Points]:
+def points(rows: Iterable[Measurement]) -> dict[str, Points]:
     """Return the points (density, ratio) of random layers, by the form they were packed in."""
     found: dict[str, Points] = {}
     for row in rows:

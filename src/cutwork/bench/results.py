@@ -10,15 +10,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import final
 
+from cutwork.speed.forms import DENSE
 from cutwork.speed.machine import Machine
 from cutwork.speed.timing import STEADY_SPREAD
 from cutwork.text import in_columns
 
 # The form and precision that everything is compared with besides the fastest dense form.
-DENSE = "dense"
 BASE = (DENSE, "fp32")
-# Besides these every form is sparse.
+# All other forms are sparse.
 DENSE_FORMS = (DENSE, "compiled", "onnx")
+# What rows of random layers measure.
+RANDOM = "random"
 WIDTH = 100
 # The quartiles of fewer say nothing.
 FEW_ROUNDS = 3
@@ -26,7 +28,7 @@ FEW_ROUNDS = 3
 
 @final
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One form of one piece of work: what it is, whether it computes the right thing, and how fast.
 
     `tokens` is the number of rows that a linear layer multiplies, or the batch of a convolution or model. A form whose
@@ -54,6 +56,11 @@ class Row:
     gflops_per_s: float | None = None
     gbytes_per_s: float | None = None
 
+    @classmethod
+    def dense(cls, what: str, shape: str, tokens: int, work: str, precision: str = "fp32") -> "Measurement":
+        """Return what is known of PyTorch's dense form before it was measured."""
+        return cls(what, shape, tokens, work, DENSE, 1.0, DENSE, precision, equal=False, error=None)
+
     @property
     def is_base(self) -> bool:
         """Say whether this is PyTorch's dense layer in fp32 as it is."""
@@ -66,7 +73,7 @@ class Row:
 
     @property
     def is_rough(self) -> bool:
-        """Say whether it was timed so seldom that nobody knows how far its runs lie apart."""
+        """Say whether it was timed too seldom to know how far its runs lie apart."""
         return 0 < self.rounds < FEW_ROUNDS
 
 
@@ -76,7 +83,7 @@ class Results:
     """Rows from one run, and what there is to say about it: forms left out, and why, and an unsteady machine."""
 
     machine: Machine
-    rows: tuple[Row, ...]
+    rows: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -96,12 +103,12 @@ class Results:
     def from_json(cls, text: str) -> "Results":
         """Read what `to_json` has written."""
         data = json.loads(text)
-        return cls(Machine(**data["machine"]), tuple(Row(**row) for row in data["rows"]), tuple(data["notes"]))
+        return cls(Machine(**data["machine"]), tuple(Measurement(**row) for row in data["rows"]), tuple(data["notes"]))
 
     def to_csv(self) -> str:
         """Return the rows as CSV with a line of names; what was not measured is empty."""
         file = io.StringIO()
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Measurement)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.rows)
         return file.getvalue()
@@ -115,42 +122,42 @@ class Results:
         return files
 
 
-def table(rows: Iterable[Row]) -> list[str]:
+def table(rows: Iterable[Measurement]) -> list[str]:
     """Write rows as one table for each piece of work, each as wide as it must be."""
     return [_piece(title, list(group)) for title, group in groupby(rows, key=title_of)]
 
 
-def title_of(row: Row) -> str:
+def title_of(row: Measurement) -> str:
     """Return what a row has in common with those it is compared with."""
     unit = "batch" if row.what in ("conv", "model", "train") else "tokens"
     return f"{row.what} {row.shape}, {row.work}, {unit} {row.tokens}"
 
 
-def with_dense(rows: Iterable[Row]) -> Iterator[tuple[Row, list[Row]]]:
+def pair_with_dense(rows: Iterable[Measurement]) -> Iterator[tuple[Measurement, list[Measurement]]]:
     """Pair each row with the dense ones it took turns with; they come first, PyTorch's own at the very beginning."""
-    dense: list[Row] = []
+    dense: list[Measurement] = []
     for row in rows:
         dense = [] if row.is_base else dense
         dense += [row] if row.form in DENSE_FORMS else []
         yield row, dense
 
 
-def fastest(rows: Iterable[Row]) -> Row | None:
+def find_fastest(rows: Iterable[Measurement]) -> Measurement | None:
     """Return the fastest of the rows that were timed, if any was."""
     return min((row for row in rows if row.median_ms), key=lambda row: row.median_ms or 0.0, default=None)
 
 
-def unsteady_bases(rows: Iterable[Row]) -> list[Row]:
+def find_unsteady_bases(rows: Iterable[Measurement]) -> list[Measurement]:
     """Return the dense rows that ratios rest on though their runs lie far apart: the fastest, and PyTorch's own."""
-    pairs = list(with_dense(rows))
-    return [row for row, dense in pairs if not row.is_steady and (row.is_base or row is fastest(dense))]
+    pairs = list(pair_with_dense(rows))
+    return [row for row, dense in pairs if not row.is_steady and (row.is_base or row is find_fastest(dense))]
 
 
 HEAD = ("pattern", "density", "form", "precision", "median", "x dense", "x fp32", "ideal", "GF/s", "GB/s", "error")
 FLUSH = "<><<>>>>>>>"
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: Measurement) -> tuple[str, ...]:
     """Return a row as texts, in the order of `HEAD`."""
     start = (row.pattern, f"{row.density:.3g}", row.form, row.precision)
     if not row.equal:
@@ -167,11 +174,11 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _piece(title: str, rows: Sequence[Row]) -> str:
+def _piece(title: str, rows: Sequence[Measurement]) -> str:
     return "\n".join([title, *in_columns([HEAD, *(cells(row) for row in rows)], FLUSH, gap=" ")])
 
 
-def time_of(row: Row) -> str:
+def time_of(row: Measurement) -> str:
     """Return the time of a row as people read it, empty if it was not timed.
 
     With `~` its runs lie far apart, with `?` there are too few to know.
@@ -186,5 +193,5 @@ def _number(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}"
 
 
-def _error(row: Row) -> str:
+def _error(row: Measurement) -> str:
     return "not finite" if row.error is None else f"{row.error:.0e}"

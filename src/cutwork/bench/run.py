@@ -1,17 +1,17 @@
-"""Forms of one piece of work side by side: first whether they compute the same, then how long they take."""
+"""Forms of one piece of work side by side: whether they compute the same, and then how long they take."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from cutwork.bench.limits import OutOfTimeError, ended_after, operations_per_s, slowdown
-from cutwork.bench.results import DENSE_FORMS, FEW_ROUNDS, Results, Row
+from cutwork.bench.limits import OutOfTimeError, end_after, operations_per_s, slowdown
+from cutwork.bench.results import DENSE_FORMS, FEW_ROUNDS, Measurement, Results
 from cutwork.speed.machine import Machine
 from cutwork.speed.timing import Clock, Timing, measure
 from cutwork.speed.tolerance import MEASURED
@@ -53,7 +53,7 @@ class Candidate:
     The tolerance is that of the precision unless it has one of its own.
     """
 
-    row: Row
+    row: Measurement
     build: Callable[[], Runnable]
     expected: Callable[[], Sequence[Tensor]]
     operations: float | None = None
@@ -94,7 +94,7 @@ class Run:
     `tell` is told which form is being looked at, and for how many seconds, about.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     tell: Callable[[str, float], object] = lambda form, seconds: None
 
@@ -110,7 +110,7 @@ class Run:
     def _compare(self, group: Group, end: float, clock: Clock) -> None:
         candidates = group.candidates()
         right: list[Checked] = []
-        wrong: list[Row] = []
+        wrong: list[Measurement] = []
         late: list[str] = []
         for number, candidate in enumerate(candidates):
             # One timed call of each that is there already must fit in too.
@@ -149,7 +149,7 @@ class Run:
         self._add_wrong(wrong)
 
     def _time(self, right: Sequence[Checked], seconds: float, clock: Clock) -> None:
-        """Add a row for each form, also if somebody stops it: then for those that were timed until then."""
+        """Add a row for each form; if stopped, for each that was timed until then."""
         times: dict[str, list[float]] = {}
         if right:
             self.tell(f"timing {len(right)} form{'s' * (len(right) > 1)}", seconds)
@@ -164,13 +164,13 @@ class Run:
         finally:
             timings = {key: Timing.of(taken) for key, taken in times.items() if taken}
             rows = [_timed(right[int(key)], timing) for key, timing in timings.items()]
-            self.rows += with_ratios(rows)
+            self.rows += add_ratios(rows)
             if any(row.is_rough for row in rows):
                 self.notes["? timed once or twice only, for lack of time: how far its runs lie apart is unknown"] = None
             if not all(row.is_steady or row.is_rough for row in rows):
                 self.notes[UNSTEADY_NOTE] = None
 
-    def _add_wrong(self, wrong: Sequence[Row]) -> None:
+    def _add_wrong(self, wrong: Sequence[Measurement]) -> None:
         self.rows += wrong
         if any(row.error is None for row in wrong):
             self.notes["differs: inputs or results are not finite numbers, so there is nothing to compare"] = None
@@ -201,7 +201,15 @@ def worst_error(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     return max(errors) if all(map(math.isfinite, errors)) else math.nan
 
 
-def with_ratios(rows: Sequence[Row]) -> list[Row]:
+def tensor_of(output: Any) -> Tensor:
+    """Return the first tensor of what a model returns."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, Mapping) else output
+    return next(tensor_of(part) for part in parts if part is not None)
+
+
+def add_ratios(rows: Sequence[Measurement]) -> list[Measurement]:
     """Compare rows whose results are right with the fastest dense one of them, and with dense fp32 as it is."""
     dense = [row.median_ms for row in rows if row.form in DENSE_FORMS and row.equal and row.median_ms]
     base = [row.median_ms for row in rows if row.is_base and row.equal and row.median_ms]
@@ -210,13 +218,13 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _ratio(dense: Sequence[float], row: Row) -> float | None:
+def _ratio(dense: Sequence[float], row: Measurement) -> float | None:
     return min(dense) / row.median_ms if dense and row.median_ms else None
 
 
 def _check(candidate: Candidate, limit: float, clock: Clock) -> Checked:
     """Build a form and compare its results with the right ones."""
-    with ended_after(limit) if math.isfinite(limit) else nullcontext():
+    with end_after(limit) if math.isfinite(limit) else nullcontext():
         ready = candidate.build()
         start = clock()
         found = ready.results()
@@ -249,7 +257,7 @@ def _seconds(seconds: float) -> str:
     return f"{max(seconds, 0):.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def _timed(checked: Checked, timing: Timing) -> Row:
+def _timed(checked: Checked, timing: Timing) -> Measurement:
     candidate = checked.candidate
     return replace(
         candidate.row,

@@ -1,100 +1,35 @@
-"""The command `cutwork`: each subcommand is a function, its arguments are the options.
+"""The command `cutwork`. A command is a function whose arguments are the options, and one row of `COMMANDS`.
 
-Nothing here imports torch at the top, so `cutwork --help` answers at once.
+No file of a command imports torch at its top, so `cutwork --help` answers at once.
 """
 
 import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import or_
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
-from cutwork.cli.benchmark import COMMANDS as BENCHMARKS
-from cutwork.cli.benchmark import STOPPED
+from cutwork.cli.benchmark import BENCHMARKS
+from cutwork.cli.demo import demo
+from cutwork.cli.doctor import doctor
+from cutwork.cli.screen import STOPPED, UNREAD, USER_ERRORS, CommandGroup
 from cutwork.version import __version__
 
-# What a wrong input may raise. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, TypeError, OSError, ModuleNotFoundError)
-# What a shell expects of a program whose reader went away, as `head` does.
-UNREAD = 141
-
-
-def doctor(*, json: bool = False) -> None:
-    """Show versions, devices and which kernels are active, with reasons.
-
-    Args:
-        json: Print a JSON object instead of text.
-    """
-    from cutwork.speed.machine import diagnose
-
-    diagnosis = diagnose()
-    print(diagnosis.to_json() if json else diagnosis)
-
-
-def demo(
-    *,
-    epochs: int = 30,
-    density: float | None = None,
-    pattern: str = "block:16",
-    method: str = "rigl",
-    seed: int = 0,
-    output: Path = Path("demo-output"),
-) -> None:
-    """Train a small network on handwritten digits, dense and sparse side by side, and compare the two.
-
-    Args:
-        epochs: How often each network sees the training images.
-        density: Share of the weights that is kept, above 0 and up to 1; without it the pattern's own, or else 0.1.
-        pattern: Which masks are legal: unstructured, block:16, vector:16, shuffled:16, 2:4 and others.
-        method: How the mask moves during training: static, rigl, set, gradual, granet, srigl, dsb, ssb, supermask,
-            ste, srste.
-        seed: Fixes every random choice.
-        output: Folder for both networks, the numbers and a picture of the masks.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from cutwork.lab.demo import run
-
-    bar = Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    task = bar.add_task("")
-
-    def show(done: int, total: int, losses: str) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total, description=losses)
-
-    try:
-        result = run(
-            epochs=epochs, density=density, pattern=pattern, method=method, seed=seed, output=output, progress=show
-        )
-    finally:
-        # Stopping a bar that has not started prints an empty line.
-        if bar.live.is_started:
-            bar.stop()
-    print(result)
-    if not result.reload_is_equal:
-        raise SystemExit(1)
-
-
-COMMANDS = {"doctor": doctor, "demo": demo}
-# Subcommands of a subcommand, with what is said about them together.
-GROUPS = {"benchmark": (BENCHMARKS, "Measure sparse layers and models beside dense ones.")}
+COMMANDS: dict[str, Callable[..., None] | CommandGroup] = {
+    "doctor": doctor,
+    "demo": demo,
+    "benchmark": BENCHMARKS,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    It is 0 when done, 2 after a wrong input, 130 when somebody stopped it, 141 when nobody reads on.
+    It is 0 when done, 2 after a wrong input, 130 when it was stopped, 141 when its output has no reader any more.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
@@ -124,13 +59,12 @@ def _run(given: list[str]) -> None:
     if given == ["--version"]:
         print(f"cutwork {__version__}")
         return
-    if not given or given in [[name] for name in GROUPS]:
+    if not given or (len(given) == 1 and isinstance(COMMANDS.get(given[0]), CommandGroup)):
         # Nothing was asked for: say what there is.
         given = [*given, "--help"]
     tyro = _import_tyro()
-    groups = {name: _group(tyro, commands, title) for name, (commands, title) in GROUPS.items()}
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS | groups,
+        {name: _as_command(tyro, row) if isinstance(row, CommandGroup) else row for name, row in COMMANDS.items()},
         prog="cutwork",
         description="Structured sparse training for PyTorch. 'cutwork --version' says which version this is.",
         args=given,
@@ -162,17 +96,17 @@ def _in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _group(tyro: ModuleType, commands: Mapping[str, Callable[..., None]], title: str) -> Callable[..., None]:
+def _as_command(tyro: ModuleType, group: CommandGroup) -> Callable[..., None]:
     """Return a command whose only argument is one of several commands; tyro runs that one to build it."""
-    choices = [Annotated[Any, tyro.conf.subcommand(name=name, constructor=run)] for name, run in commands.items()]
+    choices = [Annotated[Any, tyro.conf.subcommand(name=name, constructor=run)] for name, run in group.commands.items()]
 
-    def group(command: Any) -> None:
+    def command_group(command: Any) -> None:
         pass
 
     kind: Any = Annotated[reduce(or_, choices), tyro.conf.arg(name="")]  # pyrefly: ignore
-    group.__annotations__ = {"command": kind, "return": None}
-    group.__doc__ = title
-    return group
+    command_group.__annotations__ = {"command": kind, "return": None}
+    command_group.__doc__ = group.title
+    return command_group
 
 
 def _import_tyro() -> ModuleType:

@@ -21,9 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
-from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
-from cutwork.layers.int8 import Int8Linear
-from cutwork.layers.swap import SparseLayer, is_conv1d_class
+from cutwork.layers.sparse import Sparse
+from cutwork.layers.sparse_class import is_conv1d_class
 from cutwork.methods import Method, find_method
 from cutwork.sparsity.base import Sparsity
 
@@ -102,7 +101,7 @@ def _linear(layer: nn.Module, x: Tensor, y: Tensor) -> Operations:
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, y: Tensor) -> Operations:
-    # A compressed layer has no whole weight to ask.
+    # Not every layer has a whole weight to ask.
     weight = layer.out_channels * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
     positions = y.numel() // layer.out_channels
     bias = 0 if layer.bias is None else layer.out_channels
@@ -154,9 +153,6 @@ def _two_each(layer: nn.Module, x: Tensor, y: Tensor) -> Operations:
 
 OPERATIONS: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
-    CompressedLinear: _linear,
-    Int8Linear: _linear,
-    CompressedConv2d: _convolution,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
@@ -167,6 +163,8 @@ OPERATIONS: dict[type[nn.Module], Rule] = {
     nn.AvgPool2d: _average_pool,
     nn.AdaptiveAvgPool2d: _adaptive_average_pool,
 }
+# Of a layer with a sparse weight, by the dimensions of the whole one.
+OF_WEIGHTS: dict[int, Rule] = {2: _linear, 4: _convolution}
 ACTIVATIONS: dict[type[nn.Module], Rule] = {
     nn.ReLU: _one_each,
     nn.LeakyReLU: _one_each,
@@ -223,14 +221,7 @@ def flops(model: nn.Module, *inputs: Any, counting: str = "products") -> Flops:
 
 def kind_of(module: nn.Module) -> str:
     """Return the name of a layer's class, and for a sparse layer that of the dense one."""
-    if isinstance(module, CompressedLinear):
-        return "Conv1D" if module.sparsity.transposed else "Linear"
-    if isinstance(module, Int8Linear):
-        return "Linear"
-    if isinstance(module, CompressedConv2d):
-        return "Conv2d"
-    name = type(module).__name__
-    return name.removeprefix("Sparse") if isinstance(module, SparseLayer) else name
+    return module.describe_weight().kind if isinstance(module, Sparse) else type(module).__name__
 
 
 def has_matrix(module: nn.Module) -> bool:
@@ -253,11 +244,9 @@ class _Tally:
 
     def add(self, module: nn.Module, operations: Operations) -> None:
         kept, total = 1, 1
-        if isinstance(module, SparseLayer):
-            mask = module.sparsity.mask_matrix()
-            kept, total = int(mask.sum()), mask.numel()
-        elif isinstance(module, Int8Linear):
-            kept, total = module.topology.num_kept(), math.prod(module.topology.shape)
+        if isinstance(module, Sparse):
+            weight = module.describe_weight()
+            kept, total = weight.num_kept, weight.num_weights
         adds, multiplies, rest = operations
         self.dense[module] += adds + multiplies + rest
         self.sparse[module] += adds * kept // total + multiplies * kept // total + rest
@@ -315,7 +304,7 @@ def _tally_operations(model: nn.Module, call: Call, tally: _Tally, rules: Mappin
         tally.ran.add(module)
 
     def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        rule = _linear if is_conv1d_class(type(module)) else _rule_for(module, rules)
+        rule = _rule_for(module, rules)
         if rule is not None:
             x = first_input(args, kwargs)
             tally.add(module, rule(module, x, output if isinstance(output, Tensor) else output[0]))
@@ -324,6 +313,10 @@ def _tally_operations(model: nn.Module, call: Call, tally: _Tally, rules: Mappin
 
 
 def _rule_for(module: nn.Module, rules: Mapping[type[nn.Module], Rule]) -> Rule | None:
+    if isinstance(module, Sparse):
+        return OF_WEIGHTS[len(module.describe_weight().shape)]
+    if is_conv1d_class(type(module)):
+        return _linear
     return next((rule for kind, rule in rules.items() if isinstance(module, kind)), None)
 
 

@@ -9,12 +9,12 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from cutwork.costs.flops import Flops, LayerFlops, flops, has_matrix, kind_of
-from cutwork.layers.compressed import Compressed
-from cutwork.layers.int8 import Int8Linear, why_none
-from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.costs.flops import Flops, LayerFlops, flops, has_matrix
+from cutwork.layers.int8 import why_none
+from cutwork.layers.sparse import Sparse, WeightFacts
+from cutwork.layers.swap import sparse_layers
 from cutwork.methods import Method, find_method
 from cutwork.sparsity.base import Sparsity
 from cutwork.text import in_columns, label
@@ -153,91 +153,48 @@ def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
 
 def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
     rows: list[Row] = []
-    taken: set[nn.Parameter] = set()
+    taken: set[Tensor] = set()
     for name, module in model.named_modules():
-        own = [parameter for parameter in module.parameters(recurse=False) if parameter not in taken]
-        if isinstance(module, Int8Linear):
-            rows.append(_int8_row(name, module, costs.get(name)))
-        elif has_matrix(module) or name in costs:
-            rows.append(_row(name, module, own, costs.get(name)))
+        weight = module.describe_weight() if isinstance(module, Sparse) else None
+        own = [tensor for tensor in _counted(module, weight) if tensor not in taken]
+        if weight is not None or has_matrix(module) or name in costs:
+            rows.append(_row(name, module, weight, own, costs.get(name)))
             taken.update(own)
         elif isinstance(module, Sparsity):
             taken.update(own)
     rest = [parameter for parameter in model.parameters() if parameter not in taken]
-    return (*rows, _row(REST, None, rest, None)) if rest else tuple(rows)
+    return (*rows, _row(REST, None, None, rest, None)) if rest else tuple(rows)
 
 
-def _row(name: str, layer: nn.Module | None, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
-    if isinstance(layer, Compressed):
-        return _compressed_row(name, layer, own, cost)
-    sparsity = layer.sparsity if isinstance(layer, SparseLayer) else None
-    kept = [_num_kept(parameter, layer) for parameter in own]
+def _counted(module: nn.Module, weight: WeightFacts | None) -> list[Tensor]:
+    """Return the tensors that count as parameters of a module: also what a layer that does not train has instead."""
+    buffers = [] if weight is None else [weight.numbers, module._buffers.get("bias")]
+    return [*module.parameters(recurse=False), *(each for each in buffers if each is not None)]
+
+
+def _row(
+    name: str, layer: nn.Module | None, weight: WeightFacts | None, own: Sequence[Tensor], cost: LayerFlops | None
+) -> Row:
+    others = [tensor for tensor in own if weight is None or tensor is not weight.numbers]
+    num_others, bytes_others = sum(map(Tensor.numel, others)), sum(tensor.nbytes for tensor in others)
+    # A weight that several layers share counts for the first.
+    counted = weight if len(others) < len(own) else None
     matrices = [] if layer is None else [p for p in layer.parameters(recurse=False) if p.dim() > 1]
+    shape = tuple(matrices[0].shape) if matrices else ()
     return Row(
         layer=name,
-        kind="" if layer is None else kind_of(layer),
-        shape=tuple(matrices[0].shape) if matrices else (),
-        pattern=DENSE if sparsity is None else str(sparsity.pattern),
-        density=1.0 if sparsity is None else float(sparsity.mask.double().mean()),
-        parameters=sum(parameter.numel() for parameter in own),
-        kept_parameters=sum(kept),
+        kind="" if layer is None else type(layer).__name__ if weight is None else weight.kind,
+        shape=shape if weight is None else weight.shape,
+        pattern=DENSE if weight is None else str(weight.pattern),
+        density=1.0 if weight is None else weight.density,
+        parameters=num_others + (0 if counted is None else counted.num_weights),
+        kept_parameters=num_others + (0 if counted is None else counted.num_kept),
         flops=None if cost is None else cost.dense,
         kept_flops=None if cost is None else cost.sparse,
-        bytes=sum(parameter.numel() * parameter.element_size() for parameter in own),
-        kept_bytes=sum(number * parameter.element_size() for number, parameter in zip(kept, own, strict=True)),
-        kernel="" if layer is None else DENSE,
+        bytes=bytes_others + (0 if counted is None else counted.stored_bytes),
+        kept_bytes=bytes_others + (0 if counted is None else counted.kept_bytes),
+        kernel="" if layer is None else DENSE if weight is None else weight.kernel,
     )
-
-
-def _compressed_row(name: str, layer: Compressed, own: Sequence[nn.Parameter], cost: LayerFlops | None) -> Row:
-    """Return the row of a layer that stores only what it keeps, and the index of that besides."""
-    index, topology = layer.sparsity, layer.sparsity.topology
-    num_kept = topology.num_kept() if any(parameter is layer.values for parameter in own) else 0
-    total = math.prod(index.shape) if num_kept else 0
-    others = sum(parameter.numel() for parameter in own if parameter is not layer.values)
-    indices = (topology.ptr, topology.col, topology.order) if num_kept else ()
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in (*own, *indices) if tensor is not None)
-    return Row(
-        layer=name,
-        kind=kind_of(layer),
-        shape=index.weight_shape,
-        pattern=str(index.pattern),
-        density=topology.num_kept() / math.prod(index.shape),
-        parameters=total + others,
-        kept_parameters=num_kept + others,
-        flops=None if cost is None else cost.dense,
-        kept_flops=None if cost is None else cost.sparse,
-        bytes=stored,
-        kept_bytes=stored,
-        kernel=layer.kernel,
-    )
-
-
-def _int8_row(name: str, layer: Int8Linear, cost: LayerFlops | None) -> Row:
-    """Return the row of a layer that has no parameters any more."""
-    topology = layer.topology
-    bias = 0 if layer.bias is None else len(layer.bias)
-    total = math.prod(topology.shape)
-    stored = sum(tensor.nbytes for tensor in layer.buffers())
-    return Row(
-        layer=name,
-        kind=kind_of(layer),
-        shape=topology.shape,
-        pattern=str(layer.pattern),
-        density=topology.num_kept() / total,
-        parameters=total + bias,
-        kept_parameters=topology.num_kept() + bias,
-        flops=None if cost is None else cost.dense,
-        kept_flops=None if cost is None else cost.sparse,
-        bytes=stored,
-        kept_bytes=stored,
-        kernel=layer.kernel,
-    )
-
-
-def _num_kept(parameter: nn.Parameter, layer: nn.Module | None) -> int:
-    is_masked = isinstance(layer, SparseLayer) and parameter is layer.weight
-    return int(layer.sparsity.mask.sum()) if is_masked else parameter.numel()  # pyrefly: ignore
 
 
 def _total(rows: Sequence[Row], cost: Flops | None) -> Row:

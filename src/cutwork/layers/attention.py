@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from cutwork.layers.int8 import Int8Linear
-from cutwork.sparsity.base import Sparsity
+from cutwork.layers.sparse import Sparse
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 # The attribute that opens the fused path of a class, and the one that keeps its value while that path is closed.
@@ -146,7 +145,7 @@ def disable_fused_paths(model: nn.Module) -> None:
     """
     for module in model.modules():
         switch = _fused_switch(module)
-        if switch and SWITCH_BEFORE not in vars(module) and _holds_a_mask(module):
+        if switch and SWITCH_BEFORE not in vars(module) and _holds_a_sparse_layer(module):
             setattr(module, SWITCH_BEFORE, getattr(module, switch))
             setattr(module, switch, 0)
 
@@ -155,7 +154,7 @@ def enable_fused_paths(model: nn.Module) -> None:
     """Undo `disable_fused_paths` in all that holds no sparse layer any more."""
     for module in model.modules():
         switch = _fused_switch(module)
-        if switch and SWITCH_BEFORE in vars(module) and not _holds_a_mask(module):
+        if switch and SWITCH_BEFORE in vars(module) and not _holds_a_sparse_layer(module):
             setattr(module, switch, getattr(module, SWITCH_BEFORE))
             delattr(module, SWITCH_BEFORE)
 
@@ -174,8 +173,8 @@ def _fused_switch(module: nn.Module) -> str | None:
     return next((switch for kind, switch in FUSED_SWITCHES.items() if isinstance(module, kind)), None)
 
 
-def _holds_a_mask(module: nn.Module) -> bool:
-    return any(isinstance(part, Sparsity | Int8Linear) for part in module.modules())
+def _holds_a_sparse_layer(module: nn.Module) -> bool:
+    return any(isinstance(part, Sparse) for part in module.modules())
 
 
 def _joined(parts: list[Any]) -> nn.Parameter:

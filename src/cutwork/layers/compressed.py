@@ -2,19 +2,20 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutwork.distributed import is_sharded
-from cutwork.kernels import tile_kernel
+from cutwork.kernels import kernel_name
 from cutwork.layers.made_weight import make_weight, read_only
 from cutwork.layers.parameter import held
+from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.ops.activations import NONE, activate
-from cutwork.ops.block_conv2d import conv2d
-from cutwork.ops.block_linear import dense_weight, linear
+from cutwork.ops.block_conv2d import block_conv2d, conv2d
+from cutwork.ops.block_linear import block_linear, dense_weight, linear
 from cutwork.ops.dispatch import is_autocast_enabled
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Tiling
@@ -23,12 +24,16 @@ from cutwork.sparsity.matrix import from_matrix
 from cutwork.text import label
 
 
-class Compressed(nn.Module):
+class Compressed(Sparse):
     """A layer that stores and trains `values[units, columns, rows]`: what its `sparsity` keeps of the weight."""
 
+    # The operator of `ops` that multiplies with the values.
+    operator: ClassVar[Any]
     values: nn.Parameter
     bias: nn.Parameter | None
     sparsity: FixedIndex
+    # The class that the layer had, of whatever subclass it was, and that it gets again.
+    dense_class: type[nn.Module]
     # The activation that the layer does itself, of what it returns.
     after: str = NONE
 
@@ -58,8 +63,23 @@ class Compressed(nn.Module):
     @property
     def kernel(self) -> str:
         """Return the name of what computes this layer: compiled tile kernels, or the reference in plain PyTorch."""
-        is_convolution = isinstance(self, CompressedConv2d)
-        return tile_kernel(self.values.device, self.values.dtype, is_convolution=is_convolution)
+        return kernel_name(self.operator, self.values.device, self.values.dtype)
+
+    @final
+    def describe_weight(self) -> WeightFacts:
+        """Say what the values and their index are."""
+        index = self.sparsity
+        stored = sum(tensor.nbytes for tensor in (self.values, *index.tensors) if tensor is not None)
+        return WeightFacts(
+            kind=self.dense_class.__name__,
+            pattern=index.pattern,
+            shape=index.weight_shape,
+            num_kept=index.topology.num_kept(),
+            numbers=self.values,
+            stored_bytes=stored,
+            kept_bytes=stored,
+            kernel=self.kernel,
+        )
 
     @torch.no_grad()
     def scale_outputs(self, scale: Tensor, shift: Tensor) -> None:
@@ -149,6 +169,7 @@ class Compressed(nn.Module):
 class CompressedLinear(Compressed):
     """A linear layer. It was an `nn.Linear`, or transformers' whose weight is `[in, out]` if `sparsity.transposed`."""
 
+    operator = block_linear
     in_features: int
     out_features: int
     # The activation that the layer does itself, of what it is given.
@@ -190,6 +211,7 @@ class CompressedLinear(Compressed):
 class CompressedConv2d(Compressed):
     """A convolution, with all options of the `nn.Conv2d` that it was; what it returns is channels-last in memory."""
 
+    operator = block_conv2d
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, int]

@@ -4,21 +4,15 @@ from typing import final
 
 from torch import Tensor, nn
 
+from cutwork.layers.dense import DenseStorage
 from cutwork.layers.parameter import held, rests
-from cutwork.sparsity.masked import Masked
 
 
 @final
-class SparseConv2d(nn.Conv2d):
+class SparseConv2d(DenseStorage, nn.Conv2d):
     """An `nn.Conv2d`, with all its options, that multiplies with what its `sparsity` makes of the weight."""
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
-    sparsity: Masked
-
-    @property
-    def trained(self) -> nn.Parameter:
-        """Return the parameter that the mask belongs to."""
-        return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of the input with the effective weight."""

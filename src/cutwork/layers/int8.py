@@ -7,9 +7,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from cutwork.kernels import cpu
+from cutwork.kernels import kernel_name
 from cutwork.layers.compressed import CompressedLinear
 from cutwork.layers.made_weight import make_weight, read_only
+from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.ops.activations import NONE, activate
 from cutwork.ops.block_linear import dense_weight
 from cutwork.ops.dispatch import can_skip_dispatcher, kernel_of
@@ -24,7 +25,7 @@ INT8_KEYS = ("integers", "scales", "ptr", "col", "order")
 
 
 @final
-class Int8Linear(nn.Module):
+class Int8Linear(Sparse):
     """A compressed linear layer with weights in int8, and inputs brought to 8 bits row by row as they come.
 
     It does not train, and what was rounded does not come back.
@@ -86,7 +87,21 @@ class Int8Linear(nn.Module):
     @property
     def kernel(self) -> str:
         """Return the name of what computes this layer."""
-        return f"cpu-tiles int8 {cpu.narrow_instruction_sets()[0]}" if cpu.has_tiles() else "reference"
+        return kernel_name(int8_linear, self.integers.device, self.integers.dtype)
+
+    def describe_weight(self) -> WeightFacts:
+        """Say what the integers, their scales and their index are."""
+        stored = sum(tensor.nbytes for name, tensor in self.named_buffers() if name in INT8_KEYS)
+        return WeightFacts(
+            kind="Linear",
+            pattern=self.pattern,
+            shape=self.topology.shape,
+            num_kept=self.topology.num_kept(),
+            numbers=self.integers,
+            stored_bytes=stored,
+            kept_bytes=stored,
+            kernel=self.kernel,
+        )
 
     @property
     def weight(self) -> Tensor:

@@ -5,21 +5,15 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutwork.layers.dense import DenseStorage
 from cutwork.layers.parameter import held, rests
-from cutwork.sparsity.masked import Masked
 
 
 @final
-class SparseLinear(nn.Linear):
+class SparseLinear(DenseStorage, nn.Linear):
     """An `nn.Linear` that multiplies with what its `sparsity` makes of the weight."""
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
-    sparsity: Masked
-
-    @property
-    def trained(self) -> nn.Parameter:
-        """Return the parameter that the mask belongs to."""
-        return self.weight
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input times the effective weight, plus the bias."""
@@ -29,19 +23,12 @@ class SparseLinear(nn.Linear):
 
 
 @final
-class SparseConv1D(nn.Module):
+class SparseConv1D(DenseStorage):
     """The layer of this name in transformers, a linear one whose weight is stored `[in, out]`, with a sparse weight."""
 
-    sparsity: Masked
-    weight: nn.Parameter
     bias: nn.Parameter
     nf: int
     nx: int
-
-    @property
-    def trained(self) -> nn.Parameter:
-        """Return the parameter that the mask belongs to."""
-        return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` times the effective weight, plus the bias."""

@@ -19,7 +19,7 @@ INHERITED = (
     *("__new__", "__slots__", "__reduce__", "__reduce_ex__"),
 )
 # What a sparse layer calls its own.
-TAKEN = ("sparsity", "trained", "values", "is_resting")
+TAKEN = ("sparsity", "trained", "describe_weight", "values", "is_resting")
 
 
 def is_conv1d_class(kind: type) -> bool:

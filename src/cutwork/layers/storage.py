@@ -107,7 +107,6 @@ def why_not_expanded(layer: nn.Module) -> str:
 def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> None:
     """Turn one layer, dense or in dense storage, into a compressed one, in place."""
     is_convolution = isinstance(layer, nn.Conv2d)
-    # To be found again by `expand`, of whatever subclass the layer was.
     layer.dense_class = dense_class(type(layer))
     if not is_convolution:
         layer.out_features, layer.in_features = index.shape

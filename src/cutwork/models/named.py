@@ -1,4 +1,4 @@
-"""The models that are measured, by name, each with a way to make inputs; all with random weights."""
+"""The models that are measured, by name, with random weights, each with a way to make inputs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -69,10 +69,10 @@ class OneToken(nn.Module):
         return cache
 
 
-def subject(name: str) -> Subject:
+def make_subject(name: str) -> Subject:
     """Return the model of a name.
 
-    >>> subject("mlp:16x64").inputs(3)[0].shape
+    >>> make_subject("mlp:16x64").inputs(3)[0].shape
     torch.Size([3, 16])
     """
     kind, _, rest = name.partition(":")
@@ -164,7 +164,7 @@ NAMED: dict[str, Callable[[], Subject]] = {
     "resnet50": lambda: _timm("resnet50"),
     "llama-small": _llama,
 }
-# Those whose name has a shape.
+# Models whose name has a shape.
 SIZED: dict[str, Callable[[str], Subject]] = {"linear": _linear, "mlp": _mlp}
 KINDS: dict[str, Callable[[str], Subject]] = {
     **SIZED,

@@ -15,14 +15,14 @@ from cutwork.sparsity.listening import Ear, Pair, add_product
 from cutwork.sparsity.matrix import from_matrix
 from cutwork.sparsity.protected import plain, protect, version_of
 
-# What of an index is a tensor, and stands under these names among the buffers and in a state dict.
+# The tensors of an index, as they are called among the buffers and in a state dict.
 INDEX = ("ptr", "col", "order")
 Index = tuple[Tensor, Tensor, Tensor | None]
 
 
 @final
 class FixedIndex(Sparsity):
-    """A mask that only the sparsifier moves, of a layer that stores nothing outside it.
+    """A fixed mask, of a layer that stores nothing outside it.
 
     The mask is computed when it is asked for. In a step that expects the dense gradient the products tell its ear what
     they read and the gradient of what they returned, and `before_update` returns what forms the dense gradient of
@@ -70,7 +70,7 @@ class FixedIndex(Sparsity):
 
     @property
     def tensors(self) -> Index:
-        """Return `ptr`, `col` and `order`; raise ValueError where somebody has made something else of them."""
+        """Return `ptr`, `col` and `order`; raise ValueError where somebody has damaged them."""
         index = self._index
         if torch.compiler.is_compiling():
             return index
@@ -134,7 +134,7 @@ class FixedIndex(Sparsity):
 
     @property
     def listener(self) -> Tensor | None:
-        """Return the number by which products tell the ear what they read and what they get, if they shall."""
+        """Return the number by which products tell the ear what they read and what they get, while it listens."""
         if self.estimate or not torch.is_grad_enabled():
             return None
         if torch.compiler.is_compiling():
@@ -219,7 +219,7 @@ class FixedIndex(Sparsity):
         """Do what `nn.Module` does, and go on with the index that comes out."""
         super()._apply(fn, recurse)
         self._show()
-        # What has gone elsewhere may have come without its numbers.
+        # What was moved may have arrived without its numbers.
         self._versions = -1
         return self
 
@@ -253,7 +253,7 @@ class FixedIndex(Sparsity):
         keys = {
             name: f"{prefix}{name}" for name in INDEX if buffers[name] is not None and f"{prefix}{name}" in state_dict
         }
-        # Protected as those of another model they would be refused, as in an average.
+        # Those of another model are protected, and would be refused as in an average.
         state_dict.update({key: plain(state_dict[key]) for key in keys.values()})
         try:
             for name, key in keys.items():
@@ -324,7 +324,7 @@ def index_of(mask: Tensor, pattern: Pattern) -> Topology:
 
 
 def _versions_of(index: Index) -> int:
-    """Return what changes with every writing into these tensors."""
+    """Return a number that changes with every write to these tensors."""
     ptr, col, order = index
     return version_of(ptr) + version_of(col) + version_of(order)
 

@@ -39,7 +39,7 @@ class Masked(Sparsity):
         if not torch.compiler.is_compiling() and (
             self._buffers["mask"] is not self._shown or getattr(self._shown, "was_exchanged", False)
         ):
-            # Moved to another device, replaced by a loader, or for the time of a transformation.
+            # Moved to another device, replaced by a loader, or exchanged while a transformation runs.
             self._show()
         return self._mask
 

@@ -1,7 +1,7 @@
 """Tensors that say which weights are kept: no average may mix them, and who replaces them is noticed.
 
-Whoever averages models goes through their buffers or state dicts and does with each tensor what he does with weights.
-Of two masks that makes their union, of two indices some other index.
+Code that averages models treats every tensor of their buffers or state dicts as if it were a weight. The average of two
+masks would be their union, that of two indices some other index.
 """
 
 import sys
@@ -12,9 +12,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-# They return the same numbers, perhaps elsewhere.
+# These return the same numbers, perhaps on another device.
 MOVING = {"detach", "to", "cpu", "cuda", "clone", "contiguous"}
-# What averages do; what comes out knows of what it is made.
+# What averages are made of; the result remembers its sources.
 MIXING = {"mul", "add", "sub", "rsub", "div", "true_divide", "lerp", "addcmul", "addcdiv"} | {
     f"__{side}{name}__" for side in ("", "r") for name in ("mul", "add", "sub", "truediv")
 }
@@ -32,9 +32,9 @@ class Protected(Tensor):
 
     described: str
     may_follow: bool
-    # Whether its memory was exchanged, as by `tensor.data = ...`; other writing counts up its version.
+    # Whether its memory was exchanged, as by `tensor.data = ...`; any other write raises its version.
     was_exchanged: bool
-    # Those of which a mixture was made; an empty tuple for one that is no mixture.
+    # The tensors that this one is a mixture of; empty if it is none.
     sources: tuple[Tensor, ...]
 
     @classmethod
@@ -74,9 +74,9 @@ def version_of(tensor: Tensor | None) -> int:
 
 
 def _answer() -> Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]:
-    """Return what answers functions of torch, for compilers to call and not to look into.
+    """Return what answers functions of torch, for compilers to call and not to trace.
 
-    What they make of it loses on the way that it is at work, and calls itself without end.
+    Traced, it forgets that it is running already, and calls itself without end.
     """
     dynamo = sys.modules.get("torch._dynamo")
     return _compute if dynamo is None else _hidden(dynamo.disable)
@@ -98,7 +98,7 @@ def _compute(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> A
         elif _writes(name, args, kwargs):
             return _write(name, func, args, kwargs)
         if name in MIXING and any(True for _ in _protected(args, kwargs)):
-            # Of masks PyTorch knows no difference.
+            # PyTorch cannot subtract masks.
             numbers = (arg.float() if isinstance(arg, Protected) and arg.dtype == torch.bool else arg for arg in args)
             return _like(next(_protected(args, kwargs)), func(*numbers, **kwargs), sources=_sources(args, kwargs))
         result = func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What was found out about a weight and its mask, for as long as nobody writes to either."""
+"""Whether a weight is zero outside its mask: looked at once, and true until somebody writes to either."""
 
 from typing import final
 
@@ -12,11 +12,11 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @final
 class Rest:
-    """Whether a weight is zero outside its mask, as it was found at the last look, and whether that still holds.
+    """What the last look at a weight and its mask has found, and whether that still holds.
 
     To look costs as much as to multiply with the mask. What PyTorch counts is compared instead: which tensors they are,
     where the numbers lie and how often they were written to. What is written through `.data` is not counted, so one
-    entry outside the mask is read too, where memory can be read at once: who writes a whole weight writes that.
+    entry outside the mask is read too, where memory can be read at once: whoever writes a whole weight writes that.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Rest:
         self.forget()
 
     def forget(self) -> None:
-        """Let nothing be known any more."""
+        """Forget what was found."""
         self._weight: Tensor | None = None
 
     def lasts(self, weight: Tensor, mask: Tensor) -> bool:
@@ -52,12 +52,12 @@ class Rest:
 
 
 def can_be_watched(weight: Tensor | None, mask: Tensor) -> bool:
-    """Say whether a look at these tensors, and what PyTorch counts of them, tells what their numbers are."""
+    """Say whether these tensors have numbers to look at, and PyTorch counts the writes to them."""
     return (
-        # No kind of tensor, nor one that stands in for the parameter: these have numbers only for a moment, or none.
+        # A subclass, or what stands in for the parameter, has numbers only for a moment, or none.
         type(weight) is nn.Parameter
         and not weight.is_meta
-        # They are not counted.
+        # To these no write is counted.
         and not weight.is_inference()
         and not mask.is_inference()
         and torch._C._functorch.peek_interpreter_stack() is None

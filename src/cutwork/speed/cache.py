@@ -17,7 +17,7 @@ def cache_file() -> Path | None:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutwork" / "timings.jsonl"
     except RuntimeError:
-        # In a container somebody may have no home.
+        # In a container a user may have no home.
         return None
 
 

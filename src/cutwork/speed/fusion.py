@@ -1,4 +1,4 @@
-"""Letting compressed layers do what happens beside them: activations, and batch norms that learn no more."""
+"""Fusing activations and batch norms into the compressed layers next to them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Module = nn.Module
 @final
 @dataclass(frozen=True)
 class Fusion:
-    """A module that does nothing any more, because a compressed layer does its work: `layer` does it `when`."""
+    """A module that was fused into a compressed layer: `layer` does its work, before or after its own."""
 
     module: str
     kind: str
@@ -33,14 +33,14 @@ class Fusion:
 
 
 def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
-    """Let compressed layers do the activations beside them, in place, and return which modules they replace.
+    """Fuse activations into the compressed layers next to them, in place, and return the modules that were fused.
 
-    The model runs once on the inputs, of which a mapping at the end holds those it takes by name, to see who reads
-    what. An activation whose result only a compressed linear layer reads goes into that layer, which then keeps only
-    the activation's input for its gradient; one that alone reads the result of a compressed layer goes into that one.
-    Where nothing trains (`model.eval()`), batch norms that alone read the result of a compressed layer become part of
-    its values: such a model loads no checkpoint of the original any more, so do that last. What is replaced becomes
-    `nn.Identity`. It holds for a model that takes the same way whatever its inputs are.
+    The model runs once on the inputs to show which module reads what; a mapping at the end holds inputs by name. An
+    activation is fused into the compressed linear layer that alone reads its result, which then keeps only the
+    activation's input for its gradient, or else into the compressed layer whose result it alone reads. In evaluation
+    (`model.eval()`) batch norms that alone read the result of a compressed layer are multiplied into its values: the
+    model then loads no checkpoint of the original any more, so do that last. A fused module becomes `nn.Identity`. The
+    model must compute the same way for all inputs.
 
     >>> from cutwork import pack, sparsify
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
@@ -54,7 +54,7 @@ def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     if not any(isinstance(module, Compressed) for module in names):
         raise ValueError(f"fuse: {why_none(model, kind='compressed', otherwise='pack() it first')}")
     if not inputs:
-        raise ValueError("fuse: who reads what shows only when the model runs; pass its inputs: fuse(model, x)")
+        raise ValueError("fuse: only a run of the model shows which module reads what; pass its inputs: fuse(model, x)")
     done: list[Fusion] = []
     call = call_of(model, inputs)
     # Each pass may open the way for another: an activation reads a compressed layer once the batch norm is gone.
@@ -74,14 +74,14 @@ def _fuse_once(model: nn.Module, names: Mapping[Module, str], seen: "_Observer")
             reader.before, layer, when = activation, reader, "before"
         elif activation is not None and isinstance(source, Compressed) and source.after == "none":
             source.after, layer, when = activation, source, "after"
-        elif _is_learned(module) and isinstance(source, Compressed) and source.after == "none":
+        elif _is_fixed_norm(module) and isinstance(source, Compressed) and source.after == "none":
             source.scale_outputs(*_scale_and_shift(module))
             layer, when = source, "in its values"
         else:
             continue
         model.set_submodule(name, nn.Identity().train(module.training))
         found.append(Fusion(name, type(module).__name__, names[layer], when))
-        # What was observed is no longer true around here.
+        # What was observed of these two is no longer true.
         seen.forget(module, layer)
     return found
 
@@ -97,7 +97,7 @@ def _activation(module: nn.Module) -> str | None:
     return "relu" if type(module) is nn.ReLU else "silu" if type(module) is nn.SiLU else None
 
 
-def _is_learned(module: nn.Module) -> bool:
+def _is_fixed_norm(module: nn.Module) -> bool:
     if type(module) is not nn.BatchNorm1d and type(module) is not nn.BatchNorm2d:
         return False
     return not module.training and module.track_running_stats
@@ -152,7 +152,7 @@ class _Observer(TorchFunctionMode):
         self._running.pop()
         self._outputs[module] = self._hold(tree_leaves(output))
         if isinstance(module, Compressed):
-            # Its product is no function of torch.
+            # Its product does not go through a function of torch.
             self.touch(module, self._inputs[module])
 
     def touch(self, module: Module | None, leaves: list[Any]) -> None:
@@ -165,7 +165,7 @@ class _Observer(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def only_reader(self, module: Module) -> Module | None:
-        """Return who alone reads what a module returns, besides itself."""
+        """Return the only module that reads what a module returns, if there is only one."""
         outputs = self._outputs.get(module, [])
         if len(outputs) != 1 or outputs[0] is (self._inputs[module] or [None])[0]:
             return None
@@ -173,7 +173,7 @@ class _Observer(TorchFunctionMode):
         return self._single(readers)
 
     def only_source(self, module: Module) -> Module | None:
-        """Return whose result a module reads, if nobody else reads that."""
+        """Return the layer whose result a module reads, if nothing else reads it."""
         inputs = self._inputs.get(module, [])
         if len(inputs) != 1:
             return None

@@ -141,11 +141,10 @@ class Machine:
 
 def identify_machine(device: torch.device) -> str:
     """Return all of this machine, one device and its software that timings depend on, as text."""
-    # The first GPU of one machine may be another kind than that of the next.
-    name = f"{device.type} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+    name = "cpu" if device.type == "cpu" else f"{device.type} {kernels.machine_of(device)}"
     return " | ".join(
         [
-            f"{cpu.processor()} {cpu.instruction_sets()[0] if cpu.has_tiles() else 'reference'}",
+            kernels.machine_of(torch.device("cpu")),
             f"{torch.get_num_threads()} threads on {name}",
             f"torch {torch.__version__} cutwork {__version__} python {platform.python_version()}",
         ]

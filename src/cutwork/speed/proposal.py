@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from glob import escape
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.evaluation import Call, call_of
-from cutwork.kernels import REFERENCE, tile_kernel
+from cutwork.kernels import REFERENCE
 from cutwork.layers.attention import OpenAttention
 from cutwork.layers.swap import SparseLayer, candidates, sparse_layers
 from cutwork.patterns import Pattern, parse
-from cutwork.sparsity.fixed import Fixed
 from cutwork.speed.forms import DENSE, FORMS, TILES
 from cutwork.speed.layer_timing import Usage, find_usages
 from cutwork.speed.plan import group_by_weight
@@ -116,7 +115,7 @@ def propose(
     dense = _copy(model).eval()
     # With attentions open, and masks only to have layers that can become tiles.
     trial = _copy(model).eval()
-    sparsify(trial, _patterns_of(chosen), density=0.5)
+    sparsify(trial, _only(chosen, "unstructured"), density=0.5)
     made_sparse = {name: layer for name, layer in sparse_layers(trial).items() if name in chosen}
     seen = find_usages(trial, made_sparse, call)
     FORMS[DENSE].give(trial, list(made_sparse), training=False)
@@ -142,7 +141,7 @@ def propose(
         obstacles={
             pattern: reason
             for pattern in offered
-            if (reason := _obstacle([tried[pattern, density] for density in amounts], made_sparse))
+            if (reason := _why_none_faster([tried[pattern, density] for density in amounts]))
         },
         dense_s=shown.whole_s,
         outside=shown.dense.outside_s / max(shown.dense.total_s, 1e-12),
@@ -166,15 +165,15 @@ def _choose(model: nn.Module, layers: str | Sequence[str]) -> tuple[list[str], d
         )
     left_out: dict[str, str] = {}
     try:
-        match_layers(model, _patterns_of(wanted), left_out)
+        match_layers(model, _only(wanted, "unstructured"), left_out)
     except ValueError as error:
         raise ValueError(f"plan: no layer of this model could be made sparse: {error}") from error
     return [name for name in wanted if name not in left_out], left_out
 
 
-def _patterns_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the finest pattern for these layers alone: a mask is needed for a layer to become tiles."""
-    return {"*": DENSE, **dict.fromkeys(map(escape, names), "unstructured")}
+def _only(names: Iterable[str], pattern: str | Pattern) -> dict[str, str | Pattern]:
+    """Return what makes these layers sparse, and no others."""
+    return {"*": DENSE, **dict.fromkeys(map(escape, names), pattern)}
 
 
 def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
@@ -224,13 +223,14 @@ def _densities(densities: float | Sequence[float]) -> list[float]:
 class _Trial:
     """Where the time of a pass goes in a pattern at a density, dense and as tiles, and which layers have no tiles, why.
 
-    `whole_s` is what the model takes as it is, with its attentions closed.
+    `whole_s` is what the model takes as it is, with its attentions closed; `kernels` are those that multiply tiles.
     """
 
     whole_s: float
     dense: Profile
     tiles: Profile
     obstacles: dict[str, str]
+    kernels: set[str]
     is_steady: bool
 
     @property
@@ -257,8 +257,7 @@ def _try(
     seconds: float,
 ) -> _Trial:
     """Pack a copy of a model and time its passes beside dense ones; layers without tiles stay dense."""
-    packed = copy.deepcopy(trial)
-    obstacles = _pack(packed, call, names, pattern, density)
+    packed, obstacles = _pack(model, trial, call, names, pattern, density)
 
     def timed(subject: nn.Module) -> tuple[Callable[[], object], dict[str, nn.Module]]:
         def infer() -> None:
@@ -275,7 +274,9 @@ def _try(
     profiles = profile(passes, seconds=5 * seconds)
     is_steady = all(each.spread <= STEADY_SPREAD for each in profiles.values())
     whole = profiles["as it is"]
-    return _Trial(whole.total_s, profiles.get("dense", whole), profiles["tiles"], obstacles, is_steady)
+    layers = sparse_layers(packed)
+    kernels = {layers[name].describe_weight().kernel for name in names if name not in obstacles}
+    return _Trial(whole.total_s, profiles.get("dense", whole), profiles["tiles"], obstacles, kernels, is_steady)
 
 
 def _is_called(model: nn.Module, name: str) -> bool:
@@ -283,48 +284,46 @@ def _is_called(model: nn.Module, name: str) -> bool:
     return not any(type(model.get_submodule(parent)) is nn.MultiheadAttention for parent in ["", *parents])
 
 
-def _pack(model: nn.Module, call: Call, names: Sequence[str], pattern: Pattern, density: float) -> dict[str, str]:
-    """Give layers of a model masks of a pattern and turn them into tiles; return why for those that stay dense."""
-    layers = sparse_layers(model)
-    obstacles = {}
+def _pack(
+    model: nn.Module, trial: nn.Module, call: Call, names: Sequence[str], pattern: Pattern, density: float
+) -> tuple[nn.Module, dict[str, str]]:
+    """Return a copy of a model with layers as tiles in a pattern, and the reasons of those that stay dense."""
+    shaped = sparse_layers(trial)
+    obstacles = {name: reason for name in names if (reason := _why_not_masked(shaped[name], pattern, density))}
+    packed = _copy(model)
+    # Those that stay dense have masks too, so that the same attentions are open.
+    sparsify(packed, _only(names, pattern) | _only(obstacles, "unstructured"), density=density)
+    layers = sparse_layers(packed)
     groups = group_by_weight({name: layers[name] for name in names})
     for first, sharers in groups.items():
-        reason = _set_mask([layers[name] for name in sharers], pattern, density)
-        if reason := reason or FORMS[TILES].why_not(first, layers[first]):
+        if first not in obstacles and (reason := _why_not_tiles(first, layers[first], pattern, density)):
             obstacles |= dict.fromkeys(sharers, reason)
     able = {first: sharers for first, sharers in groups.items() if first not in obstacles}
-    trial = Trial(model, call, able, training=False)
-    FORMS[TILES].give(model, [name for sharers in able.values() for name in sharers], training=False)
-    for first, harm in trial.take_back().items():
+    tried = Trial(packed, call, able, training=False)
+    FORMS[TILES].give(packed, [name for sharers in able.values() for name in sharers], training=False)
+    for first, harm in tried.take_back().items():
         obstacles |= dict.fromkeys(able[first], harm)
-    FORMS[DENSE].give(model, list(obstacles), training=False)
-    return obstacles
+    FORMS[DENSE].give(packed, list(obstacles), training=False)
+    return packed, obstacles
 
 
-def _set_mask(sharers: Sequence[SparseLayer], pattern: Pattern, density: float) -> str:
-    """Give layers that share a weight some mask of a pattern, or say why it is too coarse for them."""
-    first = sharers[0]
-    matrix, transposed = first.sparsity.mask_matrix(), first.sparsity.transposed
-    shape = tuple(first.trained.shape)
+def _why_not_masked(layer: SparseLayer, pattern: Pattern, density: float) -> str:
+    """Say why a layer cannot have a mask of a pattern at a density; empty where it can."""
     try:
-        pattern.check(tuple(matrix.shape))
+        pattern.check(tuple(layer.sparsity.mask_matrix().shape))
     except ValueError as error:
         return str(error)
-    if reason := why_too_coarse(pattern, shape, density, transposed=transposed):
-        return reason
-    mask = pattern.project(torch.rand(matrix.shape, generator=torch.Generator().manual_seed(0)), density)
-    if density < 1 and mask.all():
-        return f"{pattern} is too coarse for its {'x'.join(map(str, shape))} weight and keeps all of it"
-    fixed = Fixed(mask.to(matrix.device), shape, pattern=pattern, density=density, transposed=transposed)
-    with torch.no_grad():
-        first.trained.mul_(fixed.mask)
-    for layer in sharers:
-        del layer.sparsity
-        layer.add_module("sparsity", fixed)
-    return ""
+    return why_too_coarse(pattern, tuple(layer.trained.shape), density, transposed=layer.sparsity.transposed)
 
 
-def _obstacle(trials: Sequence[_Trial], layers: Mapping[str, SparseLayer]) -> str:
+def _why_not_tiles(name: str, layer: SparseLayer, pattern: Pattern, density: float) -> str:
+    """Say why a layer with such a mask gains nothing as tiles, or has none; empty where it may."""
+    if density < 1 and layer.sparsity.mask_matrix().all():
+        return f"{pattern} is too coarse for its {'x'.join(map(str, layer.trained.shape))} weight and keeps all of it"
+    return FORMS[TILES].why_not(name, layer)
+
+
+def _why_none_faster(trials: Sequence[_Trial]) -> str:
     """Say why no layer is faster in a pattern at any density; empty where one is."""
     names = list(trials[0].dense.layers)
     if any(trial.gains(name) for trial in trials for name in names):
@@ -334,17 +333,12 @@ def _obstacle(trials: Sequence[_Trial], layers: Mapping[str, SparseLayer]) -> st
     tiled = [name for name in names if any(name not in trial.obstacles for trial in trials)]
     if not tiled:
         return f"no layer can take it; {label(names[0])}: {trials[0].obstacles[names[0]]}"
-    if all(_kernel(layers[name]) == REFERENCE for name in tiled):
+    if all(trial.kernels <= {REFERENCE} for trial in trials):
         return (
             "no layer is faster: there are no kernels for these layers here, only the reference in plain PyTorch; "
             "'cutwork doctor' says why"
         )
     return "no layer is faster as tiles than dense here, at any of these densities"
-
-
-def _kernel(layer: SparseLayer) -> str:
-    weight = layer.trained
-    return tile_kernel(weight.device, weight.dtype, is_convolution=isinstance(layer, nn.Conv2d))
 
 
 def _row(

@@ -1,4 +1,4 @@
-"""How long several ways of doing the same take, measured side by side in one process."""
+"""How long several ways of doing the same thing take, measured side by side in one process."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ Clock = Callable[[], float]
 STEADY_SPREAD = 0.1
 # Something must be faster by this much: a smaller difference may be chance.
 MARGIN = 1.03
-# The first one, two that tell how long one takes, and a round.
+# A first call, two that tell how long one takes, and a round of two.
 CALLS_TO_TRY = 5
 
 
@@ -58,8 +58,8 @@ def measure(
     caches as it leaves them itself, then often enough to take `least_s`, which is long for the clock. Each round begins
     with another form. All forms get the same time, so a slow one takes part in fewer rounds, spread evenly over the
     rest, but never in fewer than `min_rounds`. With `strict` the time counts for more than the rounds: a slow form
-    takes part in as many as its share allows, and one that cannot even be tried out in it counts by its first run
-    alone. `times` is filled while it measures, so that whoever is interrupted has what was measured until then.
+    takes part in as many as its share allows, and one too slow even for that counts by its first run alone. `times`
+    is filled while it measures, so that after an interruption what was measured until then is there.
 
     >>> timings = measure({"sum": lambda: sum(range(1000)), "pass": lambda: None}, seconds=0.01)
     >>> timings["pass"].median_s < timings["sum"].median_s
@@ -135,5 +135,5 @@ def spread_of(times: list[float]) -> float:
     if len(times) < 2:
         return 0.0
     lower, middle, upper = quantiles(times, n=4, method="inclusive")
-    # Of an empty function a clock may see nothing at all.
+    # A clock may measure no time at all for an empty function.
     return (upper - lower) / middle if middle else 0.0

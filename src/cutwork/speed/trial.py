@@ -1,4 +1,4 @@
-"""Trying a model whose layers have taken other forms, and taking back those with which it breaks."""
+"""Running a model whose layers have taken other forms, and undoing those that break it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Trial:
         self._expected: list[Tensor] | None = self._run()
 
     def take_back(self) -> dict[str, str]:
-        """Give layers with whose new forms the model breaks the forms they had; return these layers, and why.
+        """Give layers whose new forms break the model the forms they had; return these layers, and why.
 
         Changes are let in by halves, beside those that are in already: many that do no harm cost one pass.
         """

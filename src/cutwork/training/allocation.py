@@ -7,7 +7,7 @@ Shapes = Mapping[str, Sequence[int]]
 Allocation = Callable[[Shapes, float], dict[str, float]]
 
 PLUS_FLOOR = 0.2
-# A share this little above 1 is 1; were it made dense like a larger one, nobody might be left to take what remains.
+# A share this little above 1 counts as 1: made dense like a larger one, it might leave nobody to take the rest.
 ROUNDING = 1e-9
 
 

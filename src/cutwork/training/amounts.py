@@ -57,7 +57,7 @@ def give_densities_of(choices: Mapping[str, Choice], masks: Mapping[str, Tensor]
     return {name: _at_density_of(choice, masks[name]) for name, choice in choices.items()}
 
 
-def one_amount(density: Amounts | None, sparsity: Amounts | None) -> Amounts | None:
+def as_density(density: Amounts | None, sparsity: Amounts | None) -> Amounts | None:
     """Return the density meant by exactly one of the two, or None where neither is given."""
     if density is not None and sparsity is not None:
         raise ValueError(f"density={density} and sparsity={sparsity} say the same thing twice; give one of them")

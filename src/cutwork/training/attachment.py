@@ -19,11 +19,11 @@ Layers = Mapping[str, SparseLayer]
 Optimizers = Sequence[Optimizer]
 
 
-def innermost(optimizer: Any) -> Optimizer:
+def unwrap(optimizer: Any) -> Optimizer:
     """Return the optimizer that does the updates, out of what wraps it, as accelerate and Lookahead do."""
     inner = [value for value in getattr(optimizer, "__dict__", {}).values() if isinstance(value, Optimizer)]
     if len(inner) == 1 and inner[0] is not optimizer:
-        return innermost(inner[0])
+        return unwrap(inner[0])
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"attach: {optimizer!r} is no torch optimizer; pass torch.optim.AdamW(...) or the like")
     return optimizer
@@ -48,18 +48,18 @@ def holds(optimizer: Optimizer, parameter: Tensor) -> bool:
 
 
 def is_skipping(optimizer: Optimizer) -> bool:
-    """Say whether the update under way does not count.
+    """Say whether this update does not count.
 
-    A fused optimizer is called, and leaves it out, when the gradient has overflowed.
+    A fused optimizer is called also when the gradient has overflowed, and then leaves the weights as they are.
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return (found_inf is not None and bool(found_inf)) or _is_rehearsal(optimizer)
 
 
 def _is_rehearsal(optimizer: Optimizer) -> bool:
-    """Say whether the update under way changes nothing.
+    """Say whether this update changes nothing.
 
-    torch.distributed.checkpoint makes such a one before it saves or loads, for the optimizer to have a state.
+    torch.distributed.checkpoint makes one such before it saves or loads, so that the optimizer has a state.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -70,7 +70,7 @@ def _is_rehearsal(optimizer: Optimizer) -> bool:
     return not any(bool(whole(gradient.any())) for gradient in gradients)
 
 
-def layers_to_take_along(layers: Layers, average: nn.Module) -> dict[str, SparseLayer]:
+def find_in_average(layers: Layers, average: nn.Module) -> dict[str, SparseLayer]:
     """Return the layers of an average of the model, by their names in the model; ValueError where masks differ."""
     found, first = sparse_layers(average), next(iter(layers))
     for prefix in {key.removesuffix(first).removesuffix(".") for key in found if f".{key}".endswith(f".{first}")}:
@@ -108,7 +108,7 @@ def check_parameters(layers: Layers, attached: Mapping[str, Tensor]) -> None:
     for name, layer in layers.items():
         if layer.trained is not attached[name]:
             raise ValueError(
-                f"{label(name)}: its weight is no more the parameter that it was at attach(), so no "
+                f"{label(name)}: its weight is no longer the parameter that it was at attach(), so no "
                 "mask would reach what is trained; put parametrizations, pruning and new parameters in before "
                 "sparsify(), or detach() and attach() a new optimizer after them"
             )

@@ -1,4 +1,4 @@
-"""Noticing that a model whose masks should move trains with no sparsifier attached."""
+"""Noticing that masks should move, but no sparsifier is attached."""
 
 import logging
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cutwork.training.attachment import holds
 
 logger = logging.getLogger(__name__)
 
-# After so many updates somebody has forgotten it.
+# After so many updates it must have been forgotten.
 MANY_STEPS = 500
 
 
@@ -33,12 +33,12 @@ _WATCHED: WeakKeyDictionary[Sparsity, _Watched] = WeakKeyDictionary()
 
 
 def expect_attach(name: str, layer: SparseLayer) -> None:
-    """Say once in the log, after many updates of a layer, that no sparsifier moves its mask; until `has_attached`."""
+    """Warn once, after many updates of a layer, that no sparsifier moves its mask, unless one is attached by then."""
     _WATCHED[layer.sparsity] = _Watched(name, ref(layer))
 
 
-def has_attached(layer: SparseLayer) -> None:
-    """Expect no more that a sparsifier is attached to this layer."""
+def stop_expecting(layer: SparseLayer) -> None:
+    """Take note that a sparsifier is attached to this layer."""
     _WATCHED.pop(layer.sparsity, None)
 
 

@@ -99,7 +99,7 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
             )
         if _has_mixed(given[name].sparsity, taking[name].sparsity):
             raise ValueError(
-                f"{label(name)}: both store compressed, and the mask of one has moved since they were alike, so an "
+                f"{label(name)}: both are compressed, and the mask of one has moved since they were alike, so an "
                 "average has mixed weights of different places; average with storage='dense', or begin when masks "
                 "have come to rest"
             )
@@ -115,10 +115,10 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
 
 
 def _has_mixed(source: Sparsity, target: Sparsity) -> bool:
-    """Say whether two layers have units of different places in the same places of their values."""
+    """Say whether the same place in the values of two layers may stand for different weights."""
     if not (isinstance(source, FixedIndex) and isinstance(target, FixedIndex)):
         return False
-    # Whoever averages weights keeps the buffers alike, and with them the masks.
+    # Averages copy buffers, and with them the masks, so that equal masks alone prove nothing.
     return source.num_moves != target.num_moves or not torch.equal(source.mask_matrix(), target.mask_matrix())
 
 

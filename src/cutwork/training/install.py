@@ -142,7 +142,7 @@ class _Beginning:
             pattern=choice.pattern,
             density=choice.density,
             weight=matrix,
-            # Of one number, which stands for all.
+            # One number, expanded: it takes no memory.
             mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
             grad=None,
             learned=None,

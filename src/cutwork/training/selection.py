@@ -31,7 +31,7 @@ class Choice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of all that it is the choice for."""
+        """Return the names of all layers that it is about."""
         return self.candidate.name, *self.tied
 
     @property

@@ -19,12 +19,12 @@ from cutwork.training.attachment import (
     check_sizes,
     check_state,
     check_used,
+    find_in_average,
     holds,
-    innermost,
     is_skipping,
-    layers_to_take_along,
+    unwrap,
 )
-from cutwork.training.attendance import expect_attach, has_attached
+from cutwork.training.attendance import expect_attach, stop_expecting
 from cutwork.training.exploration import Exploration
 
 logger = logging.getLogger(__name__)
@@ -81,14 +81,14 @@ class Sparsifier:
         """
         if self._optimizers:
             raise ValueError("attach: this sparsifier is attached already; detach() it first")
-        optimizers = tuple(map(innermost, optimizers))
+        optimizers = tuple(map(unwrap, optimizers))
         check_attachable(self.layers, self.method, optimizers, hooks=hooks)
         self.state_key = self._free_key(optimizers)
         # A state dict that was loaded before this has left the steps here.
         self.steps_done = self.steps_done or int(optimizers[0].param_groups[0].get(self.state_key, 0))
         self._is_first_step = True
         for layer in self.layers.values():
-            has_attached(layer)
+            stop_expecting(layer)
             layer.sparsity.follow(needs_gradient=self.method.needs_gradient)
         self._optimizers = list(optimizers)
         self._owners = {name: self._owner(layer) for name, layer in self.layers.items()}
@@ -129,7 +129,7 @@ class Sparsifier:
         >>> average = AveragedModel(model)
         >>> sparsifier.take_along(average)
         """
-        self._averages.append(layers_to_take_along(self.layers, average))
+        self._averages.append(find_in_average(self.layers, average))
 
     @torch.no_grad()
     def step(self) -> None:
@@ -266,7 +266,7 @@ class Sparsifier:
             layer.sparsity.expect_gradient(layer.trained, due and not layer.sparsity.is_frozen(layer.trained))
 
     def _move_all(self, step: int) -> None:
-        """Decide where all masks move, and only then move them; one layer at a time is there in full."""
+        """Decide where all masks move, and only then move them; only one layer at a time is formed in full."""
         last = list(self.layers)[-1]
         moving = {name: layer for name, layer in self.layers.items() if not layer.sparsity.is_frozen(layer.trained)}
         self._say_frozen(set(self.layers) - set(moving))

@@ -12,7 +12,7 @@ from cutwork.methods import Method, find_method
 from cutwork.methods.scores import SCORES, Score
 from cutwork.text import did_you_mean
 from cutwork.training.allocation import ALLOCATIONS, Allocation
-from cutwork.training.amounts import Amounts, give_densities, give_densities_of, one_amount
+from cutwork.training.amounts import Amounts, as_density, give_densities, give_densities_of
 from cutwork.training.install import install
 from cutwork.training.selection import Patterns, describe_reasons, match_layers
 from cutwork.training.sparsifier import Sparsifier
@@ -81,7 +81,7 @@ def sparsify(
     score = _find(SCORES, "magnitude" if init is None else init, "score")
     share = _find(ALLOCATIONS, allocation, "allocation")
     target = _read_device(device, storage)
-    amount = one_amount(density, sparsity)
+    amount = as_density(density, sparsity)
     if masks is not None and (amount is not None or init is not None or allocation != "uniform"):
         raise ValueError(
             "masks bring their own density and need no scores; leave density, sparsity, allocation, init out"

@@ -16,12 +16,13 @@ namespace {
 void expect(const char *what, const Conv &c, const Exact<float> &found, const std::vector<double> &wanted) {
     for (size_t i = 0; i < wanted.size(); ++i) {
         if (std::fabs(found[i] - wanted[i]) <= 2e-3 * (1 + std::fabs(wanted[i]))) continue;
-        std::printf("%s: %g instead of %g at %zu: %lld images of %lldx%lldx%lld, kernel %lldx%lld, stride %lld, padding "
-                    "%lld, dilation %lld, %lld outputs in %lld groups, tiles of %lldx%lld\n",
-                    what, found[i], wanted[i], i, (long long)c.images, (long long)c.channels, (long long)c.down.size,
-                    (long long)c.across.size, (long long)c.down.kernel, (long long)c.across.kernel,
-                    (long long)c.down.stride, (long long)c.down.padding, (long long)c.down.dilation,
-                    (long long)c.weight.outputs, (long long)c.channel_groups, (long long)c.weight.rows, (long long)c.weight.columns);
+        std::printf(
+            "%s: %g instead of %g at %zu: %lld images of %lldx%lldx%lld, kernel %lldx%lld, stride %lld, padding "
+            "%lld, dilation %lld, %lld outputs in %lld groups, tiles of %lldx%lld\n",
+            what, found[i], wanted[i], i, (long long)c.images, (long long)c.channels, (long long)c.down.size,
+            (long long)c.across.size, (long long)c.down.kernel, (long long)c.across.kernel, (long long)c.down.stride,
+            (long long)c.down.padding, (long long)c.down.dilation, (long long)c.weight.outputs,
+            (long long)c.channel_groups, (long long)c.weight.rows, (long long)c.weight.columns);
         std::exit(1);
     }
 }
@@ -41,7 +42,8 @@ void run(const ConvKernels &kernels) {
     const int64_t rows = SIDES[between(0, 8)], columns = SIDES[between(0, 8)];
     c.images = between(1, 3), c.channel_groups = between(0, 3) ? 1 : 2;
     // A group of rows lies in one group of channels.
-    const int64_t outputs_a_group = c.channel_groups == 1 ? between(1, 70) : rows * between(1, 2), channels_a_group = between(1, 20);
+    const int64_t outputs_a_group = c.channel_groups == 1 ? between(1, 70) : rows * between(1, 2),
+                  channels_a_group = between(1, 20);
     const int64_t outputs = outputs_a_group * c.channel_groups, taps = c.down.kernel * c.across.kernel;
     c.channels = channels_a_group * c.channel_groups;
     const int64_t inputs = taps * channels_a_group, groups = (outputs + rows - 1) / rows, sparse = between(0, 2);
@@ -65,15 +67,23 @@ void run(const ConvKernels &kernels) {
                 for (int64_t j = 0; j < columns; ++j)
                     for (int64_t b = 0; b < rows; ++b) {
                         const bool inside = cols[k] + j < inputs && g * rows + b < outputs;
-                        visit((k * columns + j) * rows + b, inside, inside ? order[g * rows + b] * inputs + cols[k] + j : 0);
+                        visit((k * columns + j) * rows + b, inside,
+                              inside ? order[g * rows + b] * inputs + cols[k] + j : 0);
                     }
     };
     each([&](int64_t at, bool inside, int64_t place) {
         values[at] = inside ? random_floats(1)[0] : 0;
         if (inside) dense[place] = values[at];
     });
-    c.weight = {values.data.get(), ptr.data.get(), col.data.get(), shuffled ? order.data.get() : nullptr, outputs, inputs,
-                groups, rows, columns};
+    c.weight = {values.data.get(),
+                ptr.data.get(),
+                col.data.get(),
+                shuffled ? order.data.get() : nullptr,
+                outputs,
+                inputs,
+                groups,
+                rows,
+                columns};
     const int64_t pixels_in = c.images * c.down.size * c.across.size, pixels = c.images * c.down.out * c.across.out;
     const Exact<float> x = random_floats(pixels_in * c.channels), dy = random_floats(pixels * outputs);
     const Exact<float> bias = random_floats(outputs);
@@ -90,13 +100,14 @@ void run(const ConvKernels &kernels) {
                     const int64_t channel_group = o / (outputs / c.channel_groups);
                     double sum = has_bias ? bias[o] : 0;
                     for (int64_t tap = 0; tap < taps; ++tap) {
-                        const int64_t row = r * c.down.stride - c.down.padding + tap / c.across.kernel * c.down.dilation;
+                        const int64_t row =
+                            r * c.down.stride - c.down.padding + tap / c.across.kernel * c.down.dilation;
                         const int64_t column =
                             q * c.across.stride - c.across.padding + tap % c.across.kernel * c.across.dilation;
                         if (row < 0 || row >= c.down.size || column < 0 || column >= c.across.size) continue;
                         for (int64_t i = 0; i < channels_a_group; ++i) {
-                            const int64_t from =
-                                ((n * c.down.size + row) * c.across.size + column) * c.channels + channel_group * channels_a_group + i;
+                            const int64_t from = ((n * c.down.size + row) * c.across.size + column) * c.channels +
+                                                 channel_group * channels_a_group + i;
                             const int64_t weight = o * inputs + tap * channels_a_group + i;
                             sum += x[from] * dense[weight];
                             dx[from] += dy[at] * dense[weight];

@@ -1,5 +1,5 @@
-// Runs the linear float32 kernels on many small problems in memory of exactly the right size, against sums in double precision.
-// Built with sanitizers, it finds every access outside that memory. Arguments: the instruction sets to run.
+// Runs the linear float32 kernels on many small problems in memory of exactly the right size, against sums in double
+// precision. Built with sanitizers, it finds every access outside that memory. Arguments: the instruction sets to run.
 
 #include "instruction_sets.h"
 #include "memory.h"

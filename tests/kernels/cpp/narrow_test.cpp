@@ -38,7 +38,8 @@ struct Shape {
     long long tokens, outputs, inputs, rows, columns;
 };
 
-// Results are rounded to bfloat16, or made of inputs and weights of 8 bits: `size` is that of the sum of absolute terms.
+// Results are rounded to bfloat16, or made of inputs and weights of 8 bits: `size` is that of the sum of absolute
+// terms.
 void expect(const char *what, const Shape &s, double found, double wanted, double size, double tolerance) {
     if (std::fabs(found - wanted) <= tolerance * (size + std::fabs(wanted)) + 1e-6) return;
     std::printf("%s: %g instead of %g: %lld tokens, %lldx%lld in tiles of %lldx%lld\n", what, found, wanted, s.tokens,
@@ -149,7 +150,8 @@ void run(const NarrowKernels &kernels) {
                                             static_cast<double>(wide_x[t * inputs + cols[k] + j]);
                         sum += term, size += std::fabs(term);
                     }
-                    expect("bfloat16 weight gradient", shape, number_of(dvalues[(k * columns + j) * rows + o]), sum, size, 1e-2);
+                    expect("bfloat16 weight gradient", shape, number_of(dvalues[(k * columns + j) * rows + o]), sum,
+                           size, 1e-2);
                 }
 }
 

@@ -1,5 +1,5 @@
-// A program without Python that runs a package compiled ahead of time on the numbers 0, 1/216, 2/216, ... and prints what
-// comes out. Arguments: the library of operators, the package.
+// A program without Python that runs a package compiled ahead of time on the numbers 0, 1/216, 2/216, ... and prints
+// what comes out. Arguments: the library of operators, the package.
 
 #include <ATen/ATen.h>
 #include <dlfcn.h>

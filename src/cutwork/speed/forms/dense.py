@@ -6,10 +6,8 @@ from typing import final
 from torch import nn
 
 from cutwork.layers.compressed import Compressed
-from cutwork.layers.conv2d import SparseConv2d
-from cutwork.layers.linear import SparseConv1D, SparseLinear
+from cutwork.layers.dense import DenseStorage
 from cutwork.layers.storage import expand, why_not_expanded
-from cutwork.layers.swap import SparseLayer
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.rest import Rest
 from cutwork.speed.forms.base import Form
@@ -20,7 +18,7 @@ class Dense(Form):
     """The whole weight, which layers that do not train read as it lies there while it is zero outside the mask."""
 
     def is_form_of(self, layer: nn.Module) -> bool:
-        return isinstance(layer, SparseLayer) and not isinstance(layer, Compressed)
+        return isinstance(layer, DenseStorage)
 
     def why_not(self, name: str, layer: nn.Module) -> str:
         return why_not_expanded(layer) if isinstance(layer, Compressed) else ""
@@ -29,5 +27,5 @@ class Dense(Form):
         layers = {name: model.get_submodule(name) for name in names}
         expand({name: layer for name, layer in layers.items() if isinstance(layer, Compressed)})
         for layer in layers.values():
-            if isinstance(layer, SparseLinear | SparseConv2d | SparseConv1D):
+            if isinstance(layer, DenseStorage):
                 layer.sparsity.rest = Rest() if isinstance(layer.sparsity, Fixed) and not training else None

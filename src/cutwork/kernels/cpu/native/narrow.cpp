@@ -7,7 +7,8 @@
 namespace CUTWORK_ISA::narrow {
 
 template <class F, class T>
-void multiply(const Weight& w, const Call<T>& call) {
+void multiply(const Weight& w, Call<T> call) {
+    if (!is_worth_sharing(w, call.tokens)) call.threads = 1;
     if (call.tokens <= FEW_TOKENS) forward_few<F>(w, call);
     else forward_many<F>(w, call);
 }

@@ -256,11 +256,13 @@ Tensor block_conv2d(const Call &call) {
     const Tensor input = x.lying_by(channels_last(shape), float32), bias = call.tensor("bias").contiguous(float32);
     const Tensor values = call.tensor("values").contiguous(float32);
     const int64_t inputs = down.kernel * across.kernel * (channels / channel_groups);
-    const Conv conv{index.weight(values, outputs, inputs, rows, columns), down, across, images, channels, channel_groups};
+    const Conv conv{
+        index.weight(values, outputs, inputs, rows, columns), down, across, images, channels, channel_groups};
     const Sizes sizes = {images, outputs, down.out, across.out};
     Tensor y = Tensor::empty(sizes, channels_last(sizes), float32);
     best(&InstructionSet::conv)
-        .conv->forward(conv, input.data<const float>(), bias.data<const float>(), y.data<float>(), after, num_threads());
+        .conv->forward(conv, input.data<const float>(), bias.data<const float>(), y.data<float>(), after,
+                       num_threads());
     return y;
 }
 
@@ -342,7 +344,8 @@ const bool DEFINED = define_operators();
 extern "C" {
 __attribute__((visibility("default"))) int cutwork_operators_are_defined() { return DEFINED; }
 __attribute__((visibility("default"))) const char *cutwork_instruction_sets() {
-    static const std::string names = std::string(best(&InstructionSet::linear).name) + " " + best(&InstructionSet::narrow).name;
+    static const std::string names =
+        std::string(best(&InstructionSet::linear).name) + " " + best(&InstructionSet::narrow).name;
     return names.c_str();
 }
 }

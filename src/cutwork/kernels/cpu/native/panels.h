@@ -41,7 +41,8 @@ struct Fetch {
     Fetch(const Fetch& first, const Fetch& second)
         : at(first.at), end(first.end), later(second.at), later_end(second.end), step(first.step + second.step) {}
     inline void go(int64_t steps) {
-        for (const float* stop = at + least(steps * step, end - at); at < stop; at += LINE) __builtin_prefetch(at, 0, 2);
+        for (const float* stop = at + least(steps * step, end - at); at < stop; at += LINE)
+            __builtin_prefetch(at, 0, 2);
         if (at >= end) at = later, end = later = later_end;
     }
 };
@@ -93,7 +94,8 @@ inline void pack(const float* matrix, int64_t width, int64_t first, int64_t coun
 // An odd number of cache lines, so that rows do not collide.
 inline int64_t staged_width(int64_t columns) { return rounded_up(columns, 2 * LINE) + LINE; }
 
-// Copies `count` rows of matrix[., width], columns [begin, end) or those that `order` names instead, and activates them.
+// Copies `count` rows of matrix[., width], columns [begin, end) or those that `order` names instead, and activates
+// them.
 inline void stage(const float* matrix, int64_t width, int64_t count, int64_t begin, int64_t end, const int32_t* order,
                   Activation activation, float* to) {
     const int64_t columns = end - begin, step = staged_width(columns);

@@ -27,46 +27,47 @@ constexpr int by_set(int generic, int avx2, int avx512) {
     return LANES == 4 ? generic : LANES == 8 ? avx2 : avx512;
 }
 
-// Sums stay in registers, beside what is multiplied. Of these generic and avx2 count on 16, and avx512 on 32. Without an
-// instruction that multiplies and adds at once, as in generic, each product takes a register too.
+// Sums stay in registers, beside what is multiplied. Of these generic and avx2 count on 16, and avx512 on 32. Without
+// an instruction that multiplies and adds at once, as in generic, each product takes a register too.
 
 namespace linear {
 
-//                                   generic  avx2  avx512
+//                                  generic  avx2  avx512
 // Tokens beside 1, 2 and 4 vectors of outputs; all divide PANEL_TOKENS. With 4 vectors, too few sums would fit into 16
 // registers.
-constexpr int TOKENS_1     = by_set(       8,   12,     16);  // 8, 12, 16 sums and one vector of values
-constexpr int TOKENS_2     = by_set(       4,    6,     12);  // 8, 12, 24 sums and two
-constexpr int TOKENS_4     = by_set(       0,    0,      6);  // 24 sums and four
+constexpr int TOKENS_1     = by_set(      8,   12,     16);  // 8, 12, 16 sums and one vector of values
+constexpr int TOKENS_2     = by_set(      4,    6,     12);  // 8, 12, 24 sums and two
+constexpr int TOKENS_4     = by_set(      0,    0,      6);  // 24 sums and four
 // Columns of a gradient of values beside 1 and 2 vectors of outputs.
-constexpr int COLUMNS_1    = by_set(       8,   12,     16);
-constexpr int COLUMNS_2    = by_set(       4,    6,      8);
+constexpr int COLUMNS_1    = by_set(      8,   12,     16);  // 8, 12, 16 sums
+constexpr int COLUMNS_2    = by_set(      4,    6,      8);  // 8, 12, 16 sums
 
 }  // namespace linear
 
 namespace conv {
 
-//                                   generic  avx2  avx512
+//                                  generic  avx2  avx512
 // Pixels beside 1 and 2 vectors of outputs.
-constexpr int PIXELS_1     = by_set(       8,   12,     16);  // 8, 12, 16 sums and one vector of values
-constexpr int PIXELS_2     = by_set(       4,    6,     14);  // 8, 12, 28 sums and two
-constexpr int PIXELS_PART  = by_set(       8,    8,      8);  // beside vectors narrower than a register
-// Outputs beside 3 vectors of pixels; they divide LANES.
-constexpr int OUTPUTS_3    = by_set(       4,    4,      8);  // 12, 12, 24 sums and three vectors of pixels
+constexpr int PIXELS_1     = by_set(      8,   12,     16);  // 8, 12, 16 sums and one vector of values
+constexpr int PIXELS_2     = by_set(      4,    6,     14);  // 8, 12, 28 sums and two
+constexpr int PIXELS_PART  = by_set(      8,    8,      8);  // beside vectors narrower than a register
+// Outputs beside vectors of pixels; they divide LANES.
+constexpr int OUTPUTS      = by_set(      4,    4,      8);  // 12, 12, 24 sums and three vectors of pixels
+constexpr int VECTORS      = by_set(      3,    3,      3);
 // Columns of a gradient of values beside 1 and 2 vectors of outputs.
-constexpr int COLUMNS_1    = by_set(       8,   12,     16);
-constexpr int COLUMNS_2    = by_set(       4,    6,     12);
-constexpr int COLUMNS_PART  = by_set(       4,    4,      4);  // beside vectors narrower than a register
+constexpr int COLUMNS_1    = by_set(      8,   12,     16);  // 8, 12, 16 sums
+constexpr int COLUMNS_2    = by_set(      4,    6,     12);  // 8, 12, 24 sums
+constexpr int COLUMNS_PART = by_set(      4,    4,      4);  // beside vectors narrower than a register
 
 }  // namespace conv
 
 namespace narrow {
 
-//                                   generic  avx2  avx512
+//                                  generic  avx2  avx512
 // Outputs, or tokens, that are summed side by side for two vectors of the others.
-constexpr int SUMS_OF_2    = by_set(       4,    4,      8);  // 8, 8, 16 sums and two vectors
+constexpr int SUMS_OF_2    = by_set(      4,    4,      8);  // 8, 8, 16 sums and two vectors
 // Columns of a gradient of values beside a vector of outputs.
-constexpr int COLUMNS_1    = by_set(       6,    6,     12);
+constexpr int COLUMNS_1    = by_set(      6,    6,     12);  // 6, 6, 12 sums
 
 }  // namespace narrow
 

@@ -1,8 +1,8 @@
 // Vectors, memory and transposition, written once in the vector types of GCC and Clang. Vectors are as wide as a
 // register: GCC makes poor code of wider ones.
 //
-// Nothing of the C++ library is used in kernels: the linker keeps one copy of its templates for all files, and that could
-// be one that this CPU cannot run.
+// Nothing of the C++ library is used in kernels: the linker keeps one copy of its templates for all files, and that
+// could be one that this CPU cannot run.
 
 #pragma once
 

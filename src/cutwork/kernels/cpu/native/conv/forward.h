@@ -81,9 +81,9 @@ void compute_turned(const Forward& f, Range values, int64_t o, int64_t offset, c
     for (int t = 0; t < T; ++t) bases[t] = f.panel + rows[t] * f.p.row_stride + lanes[t];
     f.fetch.go(T * LANES);
     Vec sums[T][LANES];
-    for (int first = 0; first < LANES; first += OUTPUTS_3) {
-        Vec acc[OUTPUTS_3][T];
-        for (int b = 0; b < OUTPUTS_3; ++b)
+    for (int first = 0; first < LANES; first += OUTPUTS) {
+        Vec acc[OUTPUTS][T];
+        for (int b = 0; b < OUTPUTS; ++b)
             for (int t = 0; t < T; ++t) acc[b][t] = all(f.bias[o + first + b]);
         const float* from = values_at<float>(w, 0) + values.begin * w.rows + offset + first;
         const int32_t *at = f.p.offsets.data + values.begin, *end = f.p.offsets.data + values.end;
@@ -91,10 +91,10 @@ void compute_turned(const Forward& f, Range values, int64_t o, int64_t offset, c
             Vec x[T];
             for (int t = 0; t < T; ++t) x[t] = load<Vec>(bases[t] + *at);
 #pragma GCC unroll 8
-            for (int b = 0; b < OUTPUTS_3; ++b)
+            for (int b = 0; b < OUTPUTS; ++b)
                 for (int t = 0; t < T; ++t) acc[b][t] += from[b] * x[t];
         }
-        for (int b = 0; b < OUTPUTS_3; ++b)
+        for (int b = 0; b < OUTPUTS; ++b)
             for (int t = 0; t < T; ++t) sums[t][first + b] = acc[b][t];
     }
     for (int t = 0; t < T; ++t) {
@@ -112,10 +112,10 @@ void compute_turned(const Forward& f, int64_t group, int64_t offset) {
         int64_t end = row + 1;
         while (end < f.count && taps == taps_inside(c.down, f.first + end)) ++end;
         const Range values = f.p.values(group, taps);
-        const int64_t tiles = (end - row) * each, parts = (tiles + MOST_VECTORS - 1) / MOST_VECTORS;
+        const int64_t tiles = (end - row) * each, parts = (tiles + VECTORS - 1) / VECTORS;
         for (int64_t part = 0; part < parts; ++part) {
             const Share share(tiles, part, parts);
-            Counted<MOST_VECTORS>::run(share.end - share.begin, [&](auto number) {
+            Counted<VECTORS>::run(share.end - share.begin, [&](auto number) {
                 constexpr int T = decltype(number)::value;
                 int64_t rows[T], lanes[T];
                 for (int64_t t = 0; t < T; ++t)
@@ -132,7 +132,8 @@ void compute_turned(const Forward& f, int64_t group, int64_t offset) {
 template <class V, int N, int MOST>
 void compute_slice(const Forward& f, int64_t group, int64_t offset) {
     const Conv& c = f.p.c;
-    const int64_t o = group * c.weight.rows + offset, lanes = c.across.out * f.p.fold, parts = (lanes + MOST - 1) / MOST;
+    const int64_t o = group * c.weight.rows + offset, lanes = c.across.out * f.p.fold,
+                  parts = (lanes + MOST - 1) / MOST;
     if (o >= f.width) return;
     for (int64_t row = 0; row < f.count; ++row) {
         const Range values = f.p.values(group, taps_inside(c.down, f.first + row));

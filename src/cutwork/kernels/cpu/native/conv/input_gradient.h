@@ -71,13 +71,13 @@ void spread_group(const Spread& s, int64_t group, int64_t count) {
     for (int64_t begin = 0; begin < count;) {
         int64_t end = begin + 1;
         while (end < count && s.tiles[begin].taps == s.tiles[end].taps) ++end;
-        const int64_t parts = (end - begin + MOST_VECTORS - 1) / MOST_VECTORS;
+        const int64_t parts = (end - begin + VECTORS - 1) / VECTORS;
         for (int64_t part = 0; part < parts; ++part) {
             const Share share(end - begin, part, parts);
             const int64_t tile = begin + share.begin, size = share.end - share.begin;
-            Counted<MOST_VECTORS>::run(size, [&](auto number) {
+            Counted<VECTORS>::run(size, [&](auto number) {
                 constexpr int T = decltype(number)::value;
-                spread_tiles<T, T == 1 ? 2 * OUTPUTS_3 : OUTPUTS_3>(s, group, tile);
+                spread_tiles<T, T == 1 ? 2 * OUTPUTS : OUTPUTS>(s, group, tile);
             });
         }
         begin = end;

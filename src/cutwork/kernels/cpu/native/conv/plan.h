@@ -1,4 +1,4 @@
-// How an image is computed: its panel, bands and folds, and where each row of the weight reads it.
+// How an image is computed: its panel, bands and folds, and where each column of values reads it.
 //
 // Each thread turns an image, or a band of its rows, into a panel[channel][row][column] with a margin where the kernel
 // hangs over. An input of any tap then stands at a fixed distance from the pixel that the tap is for, so that a column
@@ -20,8 +20,6 @@ constexpr int64_t LEAST_FOLDS = 4;
 constexpr int64_t LEAST_BAND_ROWS = 4;
 // ... and so many bands for each thread.
 constexpr int64_t BANDS_A_THREAD = 2;
-// Vectors of pixels beside OUTPUTS_3 outputs.
-constexpr int64_t MOST_VECTORS = 3;
 
 // How one axis is sorted into phases: padded place p is number p / stride of phase p % stride.
 struct Phases {
@@ -99,7 +97,8 @@ inline int64_t best_fold(const Conv& c) {
     const int64_t image = (c.down.out + Phases(c.down).reach) * floats_of_row(c);
     int64_t fold = 1;
     if (c.across.out > LANES / 2) return fold;
-    while (fold * c.across.out <= LANES && 2 * fold * LEAST_FOLDS <= c.images && 2 * fold * image <= BAND_FLOATS) fold *= 2;
+    while (fold * c.across.out <= LANES && 2 * fold * LEAST_FOLDS <= c.images && 2 * fold * image <= BAND_FLOATS)
+        fold *= 2;
     return fold;
 }
 
@@ -124,7 +123,7 @@ inline int64_t bands_for(const Conv& c, int64_t halo, int64_t threads, int64_t b
                              (BANDS_A_THREAD * threads + folds - 1) / folds));
 }
 
-// Where everything stands in a panel, and where each row of the weight reads it.
+// Where everything stands in a panel, and where each column of values reads it.
 struct Plan {
     const Conv& c;
     const Phases down, across;
@@ -184,7 +183,8 @@ struct Plan {
 
     void locate(int64_t group) const {
         const Weight& w = c.weight;
-        const int64_t channels = c.channels / c.channel_groups, first = group * w.rows * c.channel_groups / w.outputs * channels;
+        const int64_t channels = c.channels / c.channel_groups,
+                      first = group * w.rows * c.channel_groups / w.outputs * channels;
         const int64_t row_columns = c.across.kernel * channels, end = w.ptr[group + 1];
         int64_t* bound = bounds.data + group * (c.down.kernel + 1);
         int64_t kernel_row = 0;

@@ -13,8 +13,8 @@ constexpr int64_t MOST_HEAPS = 4, HEAP_PIXELS = 2048;
 // Floats of a gradient that a thread takes of all heaps at a time.
 constexpr int64_t BLOCK = 1024;
 
-// Adds the sum over some rows of pixels to C columns of values: places of the panel times the strip [pixel][N vectors]. A
-// function of its own, because inside another its pointers find no registers: 0.9 times as fast.
+// Adds the sum over some rows of pixels to C columns of values: places of the panel times the strip [pixel][N vectors].
+// A function of its own, because inside another its pointers find no registers: 0.9 times as fast.
 template <class V, int N, int C>
 __attribute__((noinline)) void add_products(const float* panel, const int32_t* offsets, int64_t row_stride,
                                             const float* strip, int64_t rows, int64_t columns, float* dw, int64_t step,
@@ -142,7 +142,8 @@ void weight_gradient(const Conv& c, const float* x, const float* dy, float* dw, 
     if (!is_worth_sharing(w, c.images * pixels)) threads = 1;
     // The order of the sums depends on the bands and on the heaps of images, so neither may depend on the threads.
     const Plan plan(c, bands_for(c, Phases(c.down).reach, 1, floats_of_dy(c)), 0);
-    const int64_t items = plan.items(), heaps = most(1, least(least(MOST_HEAPS, items), c.images * pixels / HEAP_PIXELS));
+    const int64_t items = plan.items(),
+                  heaps = most(1, least(least(MOST_HEAPS, items), c.images * pixels / HEAP_PIXELS));
     const int64_t padded = rounded_up(plan.lanes(), 2);
     const int64_t most_pixels = (c.down.out + plan.bands - 1) / plan.bands * padded;
     const int64_t strip_floats = w.groups * w.rows * most_pixels, strip_bytes = sizeof(float) * strip_floats;

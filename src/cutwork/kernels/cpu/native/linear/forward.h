@@ -128,8 +128,8 @@ void compute_slice(const Forward& f, int64_t group, int64_t offset, Tokens<true>
         compute_tile<V, QUARTER, N, 1>(f, group, offset, x.from(t), first + t, least(QUARTER, count - t));
 }
 
-// The same of rows, beside which is somebody else's memory: tiles of just as many as there are. Narrow ones are slow, so
-// 16 tokens are 8 and 8 and not 12 and 4.
+// The same of rows, beside which is somebody else's memory: tiles of just as many as there are. Narrow ones are slow,
+// so 16 tokens are 8 and 8 and not 12 and 4.
 template <class V, int T, int N>
 void compute_slice(const Forward& f, int64_t group, int64_t offset, Tokens<false> x, int64_t first, int64_t count) {
     constexpr int THIRD = most(T / 3, 1), REST = T - THIRD;

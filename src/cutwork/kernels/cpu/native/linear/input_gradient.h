@@ -59,7 +59,9 @@ void add_group(const Weight& w, int64_t group, const float* dy_stripe, float* dx
 // A weight turned: its units are runs of outputs.
 struct Transposed {
     Transposed(const Weight& given, int threads)
-        : ptr((given.inputs + given.columns - 1) / given.columns + 1), col(given.ptr[given.groups]), from(given.ptr[given.groups]),
+        : ptr((given.inputs + given.columns - 1) / given.columns + 1),
+          col(given.ptr[given.groups]),
+          from(given.ptr[given.groups]),
           values(given.ptr[given.groups] * given.columns * given.rows) {
         const int64_t units = given.ptr[given.groups], groups = (given.inputs + given.columns - 1) / given.columns;
         std::memset(ptr.data, 0, sizeof(int32_t) * (groups + 1));
@@ -77,7 +79,8 @@ struct Transposed {
         for (int64_t place = 0; place < units; ++place)
             turn(values_at<float>(given, from.data[place]), given.columns, given.rows,
                  values.data + place * given.columns * given.rows);
-        weight = {values.data, ptr.data, col.data, nullptr, given.inputs, given.outputs, groups, given.columns, given.rows};
+        weight = {values.data,   ptr.data, col.data,      nullptr,   given.inputs,
+                  given.outputs, groups,   given.columns, given.rows};
     }
 
     Memory<int32_t> ptr, col, from;  // from: which unit of the given weight each is

@@ -95,7 +95,8 @@ void sum_slice(const Strip& s, int64_t group, int64_t k, int64_t end, int64_t of
     constexpr int64_t lanes = sizeof(V) / sizeof(float), width = lanes * N;
     const Weight& w = s.w;
     alignas(64) float strip[CHUNK * width];
-    const int64_t o = group * w.rows + offset, inside = clamped(w.outputs - o, width), tokens = rounded_up(s.count, LINE);
+    const int64_t o = group * w.rows + offset, inside = clamped(w.outputs - o, width),
+                  tokens = rounded_up(s.count, LINE);
     if (inside < width || s.count < CHUNK) std::memset(strip, 0, sizeof strip);
     for (int64_t t = 0; t < s.count; ++t) {
         const float* from = s.dy + (s.first + t) * w.outputs;
@@ -147,7 +148,8 @@ void cut_columns(const Weight& w, int64_t parts, int64_t* edges) {
     int64_t seen = 0, column = 0;
     edges[0] = 0;
     for (int64_t part = 1; part < parts; ++part) {
-        const int64_t lowest = w.inputs - (parts - part) * 2 * PANEL_COLUMNS, highest = edges[part - 1] + 2 * PANEL_COLUMNS;
+        const int64_t lowest = w.inputs - (parts - part) * 2 * PANEL_COLUMNS,
+                      highest = edges[part - 1] + 2 * PANEL_COLUMNS;
         while (column < least(w.inputs, highest) && (seen < units * part / parts || column < lowest))
             seen += counts.data[column++];
         edges[part] = column;

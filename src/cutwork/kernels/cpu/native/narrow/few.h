@@ -124,7 +124,7 @@ void finish(const Weight& w, const Call<T>& call, int64_t token, const float* re
 
 template <class F, class T>
 void forward_few(const Weight& w, const Call<T>& call) {
-    constexpr bool is_int8 = F::K == 4;
+    constexpr bool is_int8 = F::K == INT8_STEP;
     const bool gathered = w.columns % F::K != 0;
     const int64_t words = words_of(w.inputs, w.columns, F::K);
     Places places(w, F::K, call.bias, call.scales);
@@ -146,7 +146,8 @@ void forward_few(const Weight& w, const Call<T>& call) {
             const Product<F> product = {w, places, of_tokens, group, call.tokens, gathered ? own.data : panel.data,
                                         gathered, results.data};
             if constexpr (is_int8) {
-                const uint32_t* values = static_cast<const uint32_t*>(w.values) + places.first_step.data[group] * w.rows;
+                const uint32_t* values =
+                    static_cast<const uint32_t*>(w.values) + places.first_step.data[group] * w.rows;
                 add_up(values, places.steps(group), w.rows, places.sums.data + group * w.rows);
                 product.run([&](int64_t offset) { return Laid{values + offset, w.rows, w.rows - offset}; });
             } else {

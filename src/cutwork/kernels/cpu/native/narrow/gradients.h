@@ -33,7 +33,8 @@ template <int B>
 void input_slice(const Weight& w, int64_t group, int64_t offset, const uint32_t* dy_panel, float* dx_panel,
                  int64_t t0) {
     Words dy[B];
-    for (int b = 0; b < B; ++b) dy[b] = load<Words>(dy_panel + ((group * w.rows + offset) / 2 + b) * GRADIENT_PANEL + t0);
+    for (int b = 0; b < B; ++b)
+        dy[b] = load<Words>(dy_panel + ((group * w.rows + offset) / 2 + b) * GRADIENT_PANEL + t0);
     const int64_t end = w.ptr[group + 1];
     const uint16_t* values = values_at<uint16_t>(w, w.ptr[group]) + offset;
     int64_t k = w.ptr[group];
@@ -42,14 +43,16 @@ void input_slice(const Weight& w, int64_t group, int64_t offset, const uint32_t*
             float* to = dx_panel + t0;
             const int32_t* c = w.col + k;
             input_rows<B, 4>(values, w.rows, dy,
-                             {to + c[0] * GRADIENT_PANEL, to + c[1] * GRADIENT_PANEL, to + c[2] * GRADIENT_PANEL, to + c[3] * GRADIENT_PANEL});
+                             {to + c[0] * GRADIENT_PANEL, to + c[1] * GRADIENT_PANEL, to + c[2] * GRADIENT_PANEL,
+                              to + c[3] * GRADIENT_PANEL});
         }
     }
     for (; k < end; ++k) {
         float* to = dx_panel + w.col[k] * GRADIENT_PANEL + t0;
         int64_t j = 0;
         for (; j + 4 <= w.columns; j += 4, values += 4 * w.rows, to += 4 * GRADIENT_PANEL)
-            input_rows<B, 4>(values, w.rows, dy, {to, to + GRADIENT_PANEL, to + 2 * GRADIENT_PANEL, to + 3 * GRADIENT_PANEL});
+            input_rows<B, 4>(values, w.rows, dy,
+                             {to, to + GRADIENT_PANEL, to + 2 * GRADIENT_PANEL, to + 3 * GRADIENT_PANEL});
         for (; j < w.columns; ++j, values += w.rows, to += GRADIENT_PANEL) input_rows<B, 1>(values, w.rows, dy, {to});
     }
 }
@@ -104,6 +107,7 @@ struct Even {
 };
 
 void input_gradient(const Weight& given, const uint16_t* dy, uint16_t* dx, int64_t tokens, int threads) {
+    if (!is_worth_sharing(given, tokens)) threads = 1;
     const Even even(given);
     const Weight& w = even.weight;
     const int64_t panels = (tokens + GRADIENT_PANEL - 1) / GRADIENT_PANEL;
@@ -200,7 +204,8 @@ inline void pack_inputs(const Rows& rows, int64_t begin, int64_t end, uint32_t* 
 
 void weight_gradient(const Weight& w, const uint16_t* x, const uint16_t* dy, uint16_t* dvalues, int64_t tokens,
                      int threads) {
-    const int64_t words = words_of(w.inputs, w.columns, 2), chunks = (tokens + CHUNK - 1) / CHUNK;
+    if (!is_worth_sharing(w, tokens)) threads = 1;
+    const int64_t words = words_of(w.inputs, w.columns, BF16_STEP), chunks = (tokens + CHUNK - 1) / CHUNK;
     Scratch dw(w.ptr[w.groups] * w.columns * w.rows);
     Memory<uint32_t> panels(2 * words * CHUNK);
 #pragma omp parallel num_threads(threads)

@@ -7,7 +7,9 @@
 namespace CUTWORK_ISA::narrow {
 
 // How many words a panel of the input has; the last holds nothing but zeros.
-inline int64_t words_of(int64_t inputs, int64_t columns, int64_t k) { return rounded_up((inputs + columns) / k + 2, LANES); }
+inline int64_t words_of(int64_t inputs, int64_t columns, int64_t k) {
+    return rounded_up((inputs + columns) / k + 2, LANES);
+}
 
 // Of K numbers in each word the one at place `from`, at place `to`; zero elsewhere.
 template <int64_t K>

@@ -31,7 +31,8 @@ inline void pack_halves(const Rows& rows, Activation activation, int64_t columns
 // anywhere; int8 takes one of words, those of the input if runs are wide enough or else those gathered for the group.
 template <class F>
 struct Steps {
-    static constexpr int64_t COLUMNS_A_STEP = F::K == 2 ? 2 : 1;
+    static constexpr bool is_int8 = F::K == INT8_STEP;
+    static constexpr int64_t COLUMNS_A_STEP = is_int8 ? 1 : 2;
     Steps(const Weight& w, const Places& places, bool gathered, int64_t zero_column)
         : columns(places.first_step.data[w.groups] * COLUMNS_A_STEP) {
         for (int64_t group = 0; group < w.groups; ++group) {
@@ -39,10 +40,10 @@ struct Steps {
             int64_t number = 0;
             for (Inputs inputs(w, group); inputs.more(); ++number) {
                 const int64_t input = inputs.next();
-                const int64_t column = F::K == 2 ? input : (gathered ? number : input) / 4;
-                if (F::K == 2 || number % 4 == 0) *to++ = static_cast<int32_t>(column * MANY_PANEL);
+                const int64_t column = is_int8 ? (gathered ? number : input) / INT8_STEP : input;
+                if (!is_int8 || number % INT8_STEP == 0) *to++ = static_cast<int32_t>(column * MANY_PANEL);
             }
-            if (F::K == 2 && number % 2) *to = static_cast<int32_t>(zero_column * MANY_PANEL);
+            if (!is_int8 && number % BF16_STEP) *to = static_cast<int32_t>(zero_column * MANY_PANEL);
         }
     }
     Memory<int32_t> columns;
@@ -182,9 +183,9 @@ inline void load_residual(const Call<float>&, int64_t, int64_t, int64_t, int64_t
 
 template <class F, class T>
 void forward_many(const Weight& w, const Call<T>& call) {
-    constexpr bool is_int8 = F::K == 4;
+    constexpr bool is_int8 = F::K == INT8_STEP;
     typedef typename F::Column Column;
-    const bool gathered = is_int8 && w.columns % 4 != 0;
+    const bool gathered = is_int8 && w.columns % INT8_STEP != 0;
     const int64_t words = words_of(w.inputs, w.columns, F::K);
     const int64_t columns = is_int8 ? words : rounded_up(w.inputs + w.columns + 1, 2);
     const int64_t panels = (call.tokens + MANY_PANEL - 1) / MANY_PANEL;
@@ -213,7 +214,8 @@ void forward_many(const Weight& w, const Call<T>& call) {
         const int64_t parts = w.order ? 1 : team.size, items = panels * parts;
         const Share share(items, team.me, team.size);
         for (int64_t item = share.begin; item < share.end; ++item) {
-            const int64_t part = item % parts, first = item / parts * MANY_PANEL, count = least(MANY_PANEL, call.tokens - first);
+            const int64_t part = item % parts, first = item / parts * MANY_PANEL,
+                          count = least(MANY_PANEL, call.tokens - first);
             if (packed != first) {
                 const Rows rows = rows_of(F{}, call.x + first * w.inputs, w.inputs, count, staged.data, words * 4,
                                           of_tokens);

@@ -90,7 +90,8 @@ struct Places {
     Memory<int32_t> sums;  // of the int8 weights of an output
 };
 
-// The bfloat16 values of a group as they are, [units * columns, rows]: two columns make a step. One that is missing is zero.
+// The bfloat16 values of a group as they are, [units * columns, rows]: two columns make a step. One that is missing is
+// zero.
 struct AsStored {
     const uint16_t* at;
     int64_t stride, lanes, kept;
