@@ -24,13 +24,13 @@ def check_is_whole(model: nn.Module) -> None:
             )
         if isinstance(value, Tensor) and value.is_meta:
             raise ValueError(
-                f"{key} is on the meta device and has no memory; name the device where it shall be, "
+                f"{key} is on the meta device and has no memory; name the device to put it on, "
                 "load(path, model, device='cpu'), or give it memory and numbers first"
             )
 
 
 def check_can_be_given_all(model: nn.Module) -> None:
-    """Raise ValueError where to give a model all tensors of a file would leave something without memory."""
+    """Raise ValueError if some tensor of a model would still have no memory after a file has filled it."""
     held = model.state_dict(keep_vars=True)
     _check_have_shapes(held)
     for name, buffer in model.named_buffers():
@@ -63,7 +63,7 @@ def name_tensors(state: State) -> dict[int, str]:
 
 
 def load_extra_states(undo: ExitStack, model: nn.Module, state: State) -> None:
-    """Let modules with a state of their own kind take it; raise ValueError where one refuses."""
+    """Give modules the extra state that they saved; raise ValueError where one refuses it."""
     for name, module in model.named_modules():
         key = under(name, "_extra_state")
         if key not in state:

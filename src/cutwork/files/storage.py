@@ -13,7 +13,7 @@ from cutwork.patterns import Shape
 from cutwork.text import label
 
 State = dict[str, Any]
-# What a layer needs in a state dict: the dtypes, or None for floating point, and the shapes, in which None is any size.
+# What a layer needs in a state dict: of each tensor the dtype, None for any float, and the sizes, None for any.
 Needed = Mapping[str, tuple[torch.dtype | None, Sequence[int | None]]]
 
 # How large a tile may be of which none is kept, so that no number of the file speaks for its size.

@@ -48,7 +48,7 @@ class Structure:
     def rehearse(self, model: nn.Module, state: State) -> nn.Module:
         """Return what a model will be after `build`, without its numbers; raise ValueError where it cannot be built.
 
-        Of the state dict that it will load nothing is used but types and shapes, so it need have no memory either.
+        Only types and shapes of the state dict count, so its tensors may be on the meta device.
         """
         self._check_layers(model)
         built = skeleton(model)
