@@ -105,7 +105,7 @@ def test_a_package_compiled_ahead_of_time_runs_in_a_program_without_python(packa
 
 
 # The files that registration itself imports, as the first to import torch, and a file above them.
-@pytest.mark.parametrize("first", ["cutwork.ops.block_conv2d", "cutwork.kernels.cpu.conv", "cutwork.sparsity.matrix"])
+@pytest.mark.parametrize("first", ["cutwork.ops.block_conv2d", "cutwork.kernels.cpu.conv", "cutwork.sparsity.layout"])
 def test_whichever_file_imports_torch_the_operators_are_registered(first):
     code = (
         "from torch import ops\nprint(*dir(ops.cutwork))\nfrom cutwork.ops.dispatch import KERNELS\nprint(len(KERNELS))"

@@ -5,10 +5,13 @@ from torch import nn
 import cutwork as cw
 from cutwork.methods import SRigL, View, generator_for
 from cutwork.patterns import parse
+from cutwork.sparsity.layout import Layout
 
 
 def view(weight, mask, grad, *, pattern="unstructured", density=0.25, step=10, is_last=False):
-    return View(parse(pattern), density, weight, mask, grad, None, step, generator_for(0, step, "a"), is_last)
+    return View(
+        parse(pattern), density, Layout.of(weight), weight, mask, grad, None, step, generator_for(0, step, "a"), is_last
+    )
 
 
 def test_every_row_starts_with_the_same_fan_in():

@@ -10,7 +10,7 @@ from cutwork.ops.block_conv2d import block_conv2d, conv2d, input_gradient, weigh
 from cutwork.ops.block_linear import linear
 from cutwork.patterns import parse
 from cutwork.sparsity.compressed import index_of
-from cutwork.sparsity.matrix import from_matrix, to_matrix
+from cutwork.sparsity.layout import Layout
 
 PATTERNS = ["block:4", "block:5x3", "vector:4", "block:64", "shuffled:4"]
 
@@ -18,13 +18,13 @@ PATTERNS = ["block:4", "block:5x3", "vector:4", "block:64", "shuffled:4"]
 def problem(pattern, *, outputs=12, channels=6, kernel=(3, 3), groups=1, size=(7, 6), dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     shape = (outputs, channels // groups, *kernel)
-    weight = to_matrix(torch.randn(shape, generator=generator, dtype=dtype))
+    weight = Layout(shape).to_matrix(torch.randn(shape, generator=generator, dtype=dtype))
     mask = parse(pattern).project(weight.abs(), 0.4)
     index = index_of(mask, parse(pattern))
     values = index.gather(weight * mask).requires_grad_()
     x = torch.randn(2, channels, *size, generator=generator, dtype=dtype, requires_grad=True)
     bias = torch.randn(outputs, generator=generator, dtype=dtype, requires_grad=True)
-    return from_matrix(weight * mask, shape).requires_grad_(), index, values, x, bias
+    return Layout(shape).from_matrix(weight * mask).requires_grad_(), index, values, x, bias
 
 
 def at(index):
@@ -39,7 +39,7 @@ def check(pattern, groups=1, kernel=(3, 3), **geometry):
     assert y.is_contiguous(memory_format=torch.channels_last)
     grads = torch.autograd.grad(y.square().sum(), (x, values, bias))
     dense = list(torch.autograd.grad(expected.square().sum(), (x, weight, bias)))
-    dense[1] = index.gather(to_matrix(dense[1]))
+    dense[1] = index.gather(Layout.of(dense[1]).to_matrix(dense[1]))
     for found, wanted in zip(grads, dense, strict=True):
         torch.testing.assert_close(found, wanted)
 

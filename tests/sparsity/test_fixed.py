@@ -3,15 +3,16 @@ import torch
 
 import cutwork as cw
 from cutwork.sparsity.fixed import Fixed
-from cutwork.sparsity.matrix import to_matrix
+from cutwork.sparsity.layout import Layout
 
 
 def fixed(shape, dtype=torch.float32):
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(shape, dtype=dtype))
     pattern = cw.parse("block:2")
-    mask = pattern.project(to_matrix(weight.detach()).abs(), 0.5)
-    sparsity = Fixed(mask, shape, pattern=pattern, density=0.5, transposed=False)
+    layout = Layout(shape)
+    mask = pattern.project(layout.to_matrix(weight.detach()).abs(), 0.5)
+    sparsity = Fixed(mask, layout, pattern=pattern, density=0.5)
     with torch.no_grad():
         sparsity.after_update(weight)
     return sparsity, weight
@@ -26,7 +27,7 @@ def test_the_gradient_outside_the_mask_comes_back_as_it_was(shape, dtype):
     sparsity.expect_gradient(weight, True)
     sparsity(weight).backward(gradient)
     form = sparsity.before_update(weight, 1.0)
-    assert torch.equal(form(), to_matrix(gradient))
+    assert torch.equal(form(), sparsity.layout.to_matrix(gradient))
     assert torch.equal(weight.grad, gradient * sparsity.mask)
 
 

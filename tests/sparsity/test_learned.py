@@ -1,6 +1,7 @@
 import torch
 
 import cutwork as cw
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.learned import Learned
 
 
@@ -9,7 +10,7 @@ def learned(**options):
     weight, pattern = torch.nn.Parameter(torch.randn(8, 6)), cw.parse("block:2")
     scores = torch.rand(pattern.grid((8, 6)))
     mask = pattern.spread(pattern.select(scores, 6), (8, 6))
-    made = Learned(mask, (8, 6), pattern=pattern, density=0.5, transposed=False, scores=scores, **options)
+    made = Learned(mask, Layout((8, 6)), pattern=pattern, density=0.5, scores=scores, **options)
     return made, weight, mask
 
 

@@ -23,7 +23,7 @@ from cutwork.ops.activations import NONE
 from cutwork.ops.dispatch import kernel_of
 from cutwork.patterns import Pattern
 from cutwork.sparsity.compressed import index_of
-from cutwork.sparsity.matrix import from_matrix, to_matrix
+from cutwork.sparsity.layout import Layout
 from cutwork.speed.forms import DENSE
 from cutwork.text import arrow
 
@@ -78,13 +78,13 @@ class ConvProblem(Problem):
         return (self.kernel, self.stride) == (1, 1)
 
     def masked(self, pattern: Pattern, density: float) -> Self:
-        matrix = to_matrix(self.weight)
+        matrix = self.matrix(self.weight)
         mask = pattern.project(matrix.abs(), density)
-        weight = from_matrix(matrix * mask, self.weight.shape).contiguous(memory_format=torch.channels_last)
+        weight = Layout.of(self.weight).from_matrix(matrix * mask).contiguous(memory_format=torch.channels_last)
         return replace(self, weight=weight, index=index_of(mask, pattern))
 
     def matrix(self, weight: Tensor) -> Tensor:
-        return to_matrix(weight)
+        return Layout.of(weight).to_matrix(weight)
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, stride=self.stride, padding=self.padding)

@@ -23,7 +23,6 @@ from cutwork.layers.storage import become_compressed
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Tiling, parse
 from cutwork.sparsity.compressed import FixedIndex
-from cutwork.sparsity.matrix import matrix_shape
 from cutwork.text import label
 
 
@@ -47,7 +46,7 @@ class CompressedStorage(Storage):
             kind="fixed",
             pattern=write_pattern(name, index.pattern),
             density=index.density,
-            transposed=index.transposed,
+            transposed=index.layout.transposed,
             tied=tied,
             options=options_of(index, "fixed"),
             mask_density=float(index.mask.double().mean()),
@@ -92,8 +91,8 @@ def tiling_of(record: LayerRecord) -> Tiling:
 
 
 def _build_index(name: str, record: LayerRecord, weight: nn.Parameter, values: Any, state: State) -> FixedIndex:
-    tiling = tiling_of(record)
-    needed: Needed = {"ptr": (torch.int32, [None]), "col": (torch.int32, [None]), **need_energies(record, weight.shape)}
+    tiling, layout = tiling_of(record), record.layout_of(weight)
+    needed: Needed = {"ptr": (torch.int32, [None]), "col": (torch.int32, [None]), **need_energies(record, layout)}
     if tiling.order is not None:
         needed = {**needed, "order": (torch.int32, [None])}
     own = take_own(name, record, state, needed, weight.device, inside="sparsity.")
@@ -111,13 +110,11 @@ def _build_index(name: str, record: LayerRecord, weight: nn.Parameter, values: A
             nn.Parameter(own[key], requires_grad=key not in record.frozen) for key in ("energy_in", "energy_out")
         )
         energies = energy_in, energy_out
-    shape = matrix_shape(weight.shape, transposed=record.transposed)
     return FixedIndex(
-        Topology(shape, tiling.rows, tiling.columns, own["ptr"], own["col"], own.get("order")),
-        weight.shape,
+        Topology(layout.matrix_shape, tiling.rows, tiling.columns, own["ptr"], own["col"], own.get("order")),
+        layout,
         pattern=parse(record.pattern),
         density=record.density,
-        transposed=record.transposed,
         energies=energies,
     )
 

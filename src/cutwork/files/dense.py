@@ -8,10 +8,10 @@ from torch import nn
 from cutwork.files.record import DENSE, KINDS, LayerRecord, options_of, write_pattern
 from cutwork.files.storage import Needed, State, Storage, need_energies, take_own, take_shared_weight, under
 from cutwork.layers.swap import SparseLayer, make_sparse
-from cutwork.patterns import Shape, parse
+from cutwork.patterns import parse
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.learned import Learned
 from cutwork.sparsity.masked import Masked
-from cutwork.sparsity.matrix import matrix_shape, to_matrix
 
 
 @final
@@ -35,7 +35,7 @@ class DenseStorage(Storage):
             kind=kind,
             pattern=write_pattern(name, sparsity.pattern),
             density=sparsity.density,
-            transposed=sparsity.transposed,
+            transposed=sparsity.layout.transposed,
             tied=tied,
             options=options_of(sparsity, kind),
             mask_density=float(sparsity.mask.double().mean()),
@@ -53,7 +53,7 @@ class DenseStorage(Storage):
 
     def check(self, name: str, record: LayerRecord, layer: Any, state: State) -> None:
         """Raise ValueError unless the mask is legal, where it was so in the model that was saved."""
-        mask = to_matrix(state[under(name, "sparsity.mask")], transposed=record.transposed)
+        mask = layer.sparsity.layout.to_matrix(state[under(name, "sparsity.mask")])
         pattern = parse(record.pattern)
         pattern.check(mask.shape)
         if record.mask_is_legal and not pattern.allows(mask):
@@ -64,7 +64,8 @@ class DenseStorage(Storage):
 
 
 def _build_mask(name: str, record: LayerRecord, weight: nn.Parameter, state: State) -> Masked:
-    own = take_own(name, record, state, _needed(record, weight.shape), weight.device, inside="sparsity.")
+    layout = record.layout_of(weight)
+    own = take_own(name, record, state, _needed(record, layout), weight.device, inside="sparsity.")
     options = dict(record.options)
     bits = options.pop("bits", 0)
     if record.kind == "learned":
@@ -72,11 +73,10 @@ def _build_mask(name: str, record: LayerRecord, weight: nn.Parameter, state: Sta
         options["score_range"] = options["score_range"] and tuple(options["score_range"])
         weight.requires_grad_("weight" not in record.frozen)
     sparsity = KINDS[record.kind](
-        to_matrix(own["mask"], transposed=record.transposed),
-        weight.shape,
+        layout.to_matrix(own["mask"]),
+        layout,
         pattern=parse(record.pattern),
         density=record.density,
-        transposed=record.transposed,
         **options,
     )
     if isinstance(sparsity, Learned) and bits:
@@ -87,12 +87,11 @@ def _build_mask(name: str, record: LayerRecord, weight: nn.Parameter, state: Sta
     return sparsity
 
 
-def _needed(record: LayerRecord, shape: Shape) -> Needed:
-    """Return what the mask of a layer whose weight has this shape needs in a state dict."""
-    matrix = matrix_shape(shape, transposed=record.transposed)
-    needed: dict[str, Any] = {"mask": (torch.bool, shape), **need_energies(record, shape)}
+def _needed(record: LayerRecord, layout: Layout) -> Needed:
+    """Return what the mask of a layer whose weight lies so needs in a state dict."""
+    needed: dict[str, Any] = {"mask": (torch.bool, layout.shape), **need_energies(record, layout)}
     if record.kind == "learned":
-        needed["scores"] = None, parse(record.pattern).grid(matrix)
+        needed["scores"] = None, parse(record.pattern).grid(layout.matrix_shape)
     if record.options.get("bits"):
         needed |= {"shift": (None, [1]), "scale": (None, [1])}
     return needed

@@ -14,7 +14,6 @@ from cutwork.layers.swap import exchange
 from cutwork.ops.int8_linear import STEP
 from cutwork.ops.topology import Topology
 from cutwork.patterns import parse
-from cutwork.sparsity.matrix import matrix_shape
 
 
 @final
@@ -36,7 +35,7 @@ class Int8Storage(Storage):
             kind="fixed",
             pattern=write_pattern(name, layer.pattern),
             density=layer.density,
-            transposed=layer.transposed,
+            transposed=layer.layout.transposed,
             tied=tied,
             options={},
             mask_density=layer.topology.num_kept() / (outputs * inputs),
@@ -49,9 +48,9 @@ class Int8Storage(Storage):
         """Put a layer in int8 in the place of a dense one, or fill one that is there."""
         layer: Any = model.get_submodule(name)
         is_there = self.holds(layer)
-        shape = layer.topology.shape if is_there else matrix_shape(layer.weight.shape, transposed=record.transposed)
+        layout = layer.layout if is_there else record.layout_of(layer.weight)
         device = (layer.scales if is_there else layer.weight).device
-        tiling, outputs = tiling_of(record), shape[0]
+        tiling, (outputs, _) = tiling_of(record), layout.matrix_shape
         needed: dict[str, Any] = {
             "integers": (torch.int8, [None, tiling.rows, STEP]),
             "scales": (None, [outputs]),
@@ -69,13 +68,13 @@ class Int8Storage(Storage):
                 layer.register_buffer(key, tensor)
             return
         built = Int8Linear(
-            Topology(shape, tiling.rows, tiling.columns, own["ptr"], own["col"], own.get("order")),
+            Topology(layout.matrix_shape, tiling.rows, tiling.columns, own["ptr"], own["col"], own.get("order")),
             integers=own["integers"],
             scales=own["scales"],
             bias=own.get("bias"),
+            layout=layout,
             pattern=parse(record.pattern),
             density=record.density,
-            transposed=record.transposed,
         )
         exchange(model, layer, built.train(layer.training))
         disable_fused_paths(model)

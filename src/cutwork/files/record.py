@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, final
 
+from torch import Tensor
+
 from cutwork.files.schema import Form, Named, Number, check_form
 from cutwork.patterns import Pattern, parse
 from cutwork.sparsity.compressed import why_not_store
 from cutwork.sparsity.fixed import Fixed
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.learned import Learned
 from cutwork.sparsity.masked import Masked
 from cutwork.sparsity.reprojected import Reprojected
@@ -63,6 +66,10 @@ class LayerRecord:
     storage: str = DENSE
     # Whether the layer alone computes in bfloat16; older files do not say it.
     converts: bool = field(default=False, compare=False)
+
+    def layout_of(self, weight: Tensor) -> Layout:
+        """Return how the weight of the layer, or another that shares its record, lies."""
+        return Layout.of(weight, transposed=self.transposed)
 
     def __str__(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self.options.items())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cutwork.files.record import LayerRecord
 from cutwork.ops.topology import Topology
-from cutwork.patterns import Shape
+from cutwork.sparsity.layout import Layout
 from cutwork.text import label
 
 State = dict[str, Any]
@@ -96,11 +96,11 @@ def check_absent(name: str, record: LayerRecord, index: Topology, numbers: Tenso
         )
 
 
-def need_energies(record: LayerRecord, shape: Shape) -> Needed:
+def need_energies(record: LayerRecord, layout: Layout) -> Needed:
     """Return what the mask of a layer needs to estimate gradients; nothing where it does not."""
     if not record.options.get("estimate"):
         return {}
-    inputs, outputs = shape[0 if record.transposed else 1], shape[1 if record.transposed else 0]
+    outputs, inputs = layout.channels
     return {"energy_in": (None, [inputs]), "energy_out": (None, [outputs])}
 
 

@@ -14,7 +14,7 @@ from cutwork.files.schema import check_form
 from cutwork.files.skeleton import skeleton
 from cutwork.files.storage import State, Storage
 from cutwork.layers.attention import OpenAttention, open_attention
-from cutwork.layers.swap import Candidate, can_swap, candidates, is_conv1d_class
+from cutwork.layers.swap import Candidate, can_swap, candidates
 from cutwork.text import label
 
 STORAGES: dict[str, Storage] = {DENSE: DenseStorage(), COMPRESSED: CompressedStorage(), INT8: Int8Storage()}
@@ -104,7 +104,7 @@ def _check_candidate(name: str, record: LayerRecord, found: Candidate | None, at
     can_be = (
         found is not None
         and can_swap(found.kind)
-        and is_conv1d_class(found.kind) == record.transposed
+        and found.layout.transposed == record.transposed
         and found.attention in (None, *attentions)
         and not (issubclass(found.kind, nn.Conv2d) and (record.storage == INT8 or record.converts))
     )

@@ -20,7 +20,6 @@ from cutwork.ops.dispatch import is_autocast_enabled
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern, Tiling
 from cutwork.sparsity.compressed import FixedIndex, replace_numbers, why_not_store
-from cutwork.sparsity.matrix import from_matrix
 from cutwork.text import label
 
 
@@ -46,7 +45,7 @@ class Compressed(Sparse):
     def weight(self) -> Tensor:
         """Return the whole weight, zero where nothing is kept: read-only, and made only when its numbers are read."""
         return make_weight(
-            self._whole_weight, self._described(), shape=self.sparsity.weight_shape, like=read_parameter(self, "values")
+            self._whole_weight, self._described(), shape=self.sparsity.layout.shape, like=read_parameter(self, "values")
         )
 
     @weight.setter
@@ -73,7 +72,7 @@ class Compressed(Sparse):
         return WeightFacts(
             kind=self.dense_class.__name__,
             pattern=index.pattern,
-            shape=index.weight_shape,
+            shape=index.layout.shape,
             num_kept=index.topology.num_kept(),
             numbers=self.values,
             stored_bytes=stored,
@@ -103,7 +102,7 @@ class Compressed(Sparse):
             # As a product, so that the listener is told of its gradient.
             unit = torch.eye(inputs, dtype=values.dtype, device=values.device)
             matrix = linear(unit, values, *index.tensors, outputs=outputs, ear=index.listener).T
-        return from_matrix(matrix, index.weight_shape, transposed=index.transposed)
+        return index.layout.from_matrix(matrix)
 
     @final
     def _fused(self) -> str:
@@ -167,7 +166,7 @@ class Compressed(Sparse):
 
 @final
 class CompressedLinear(Compressed):
-    """A linear layer. It was an `nn.Linear`, or transformers' whose weight is `[in, out]` if `sparsity.transposed`."""
+    """A linear layer. It was an `nn.Linear`, or transformers' whose weight is transposed, `[in, out]`."""
 
     operator = block_linear
     in_features: int

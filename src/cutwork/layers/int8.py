@@ -17,6 +17,7 @@ from cutwork.ops.dispatch import can_skip_dispatcher, kernel_of
 from cutwork.ops.int8_linear import int8_linear, integers_of, num_steps, quantize
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.protected import version_of
 from cutwork.text import label
 
@@ -45,16 +46,16 @@ class Int8Linear(Sparse):
         integers: Tensor,
         scales: Tensor,
         bias: Tensor | None,
+        layout: Layout,
         pattern: Pattern,
         density: float,
-        transposed: bool,
         before: str = NONE,
         after: str = NONE,
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = topology.shape
         self.rows, self.columns = topology.rows, topology.columns
-        self.pattern, self.density, self.transposed = pattern, density, transposed
+        self.layout, self.pattern, self.density = layout, pattern, density
         self.before, self.after = before, after
         held = {"integers": integers, "scales": scales, "ptr": topology.ptr, "col": topology.col}
         for name, tensor in {**held, "order": topology.order, "bias": bias}.items():
@@ -71,9 +72,9 @@ class Int8Linear(Sparse):
             integers=integers,
             scales=scales,
             bias=None if layer.bias is None else layer.bias.detach().clone(),
+            layout=index.layout,
             pattern=index.pattern,
             density=index.density,
-            transposed=index.transposed,
             before=layer.before,
             after=layer.after,
         )

@@ -12,7 +12,6 @@ from cutwork.layers.sparse_class import dense_class, sparse_class
 from cutwork.ops.activations import NONE
 from cutwork.sparsity.compressed import FixedIndex, index_of, why_not_store
 from cutwork.sparsity.fixed import Fixed
-from cutwork.sparsity.matrix import from_matrix, to_matrix
 from cutwork.text import label
 
 
@@ -49,10 +48,9 @@ def to_index(fixed: Fixed) -> FixedIndex:
     """Return a fixed mask in compressed storage; raise ValueError where it is not made of whole units."""
     return FixedIndex(
         index_of(fixed.mask_matrix(), fixed.pattern),
-        fixed.mask.shape,
+        fixed.layout,
         pattern=fixed.pattern,
         density=fixed.density,
-        transposed=fixed.transposed,
         energies=fixed.energies,
     )
 
@@ -61,7 +59,7 @@ def to_index(fixed: Fixed) -> FixedIndex:
 def store(sharers: Sequence[Any], index: FixedIndex) -> None:
     """Keep of the weight that some layers share only the values that an index names, in place."""
     weight = sharers[0].weight
-    values = index.topology.gather(to_matrix(weight.detach(), transposed=index.transposed))
+    values = index.topology.gather(index.layout.to_matrix(weight.detach()))
     trained = nn.Parameter(values, requires_grad=weight.requires_grad)
     for layer in sharers:
         become_compressed(layer, index, trained)
@@ -78,15 +76,14 @@ def expand(layers: Mapping[str, nn.Module]) -> None:
         values = sharers[0].values
         fixed = Fixed(
             index.mask_matrix(),
-            index.weight_shape,
+            index.layout,
             pattern=index.pattern,
             density=index.density,
-            transposed=index.transposed,
             estimate=index.estimate,
         )
         if index.energies is not None:
             fixed.energy_in, fixed.energy_out = index.energies
-        dense = from_matrix(index.matrix(values), index.weight_shape, transposed=index.transposed)
+        dense = index.layout.from_matrix(index.matrix(values))
         weight = nn.Parameter(dense, requires_grad=values.requires_grad)
         for layer in sharers:
             _become_expanded(layer, fixed, weight)
@@ -116,7 +113,7 @@ def become_compressed(layer: Any, index: FixedIndex, values: nn.Parameter) -> No
 
 
 def _become_expanded(layer: Any, fixed: Fixed, weight: nn.Parameter) -> None:
-    if fixed.transposed:
+    if fixed.layout.transposed:
         # The layer of transformers has these numbers under other names.
         del layer.in_features, layer.out_features
     layer.__class__ = sparse_class(layer.dense_class)

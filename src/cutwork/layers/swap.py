@@ -31,6 +31,7 @@ from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.layers.sparse_class import TAKEN, dense_class, is_conv1d_class, sparse_class, why_not_sparse
 from cutwork.layers.storage import expand
 from cutwork.sparsity.base import Sparsity
+from cutwork.sparsity.layout import Layout
 
 # How each way of computing a weight anew is undone; the hook of one of the old ways runs before forward.
 UNDONE_BY: dict[type, str] = {
@@ -49,11 +50,11 @@ SparseLayer = SparseLinear | SparseConv2d | SparseConv1D | CompressedLinear | Co
 @final
 @dataclass(frozen=True)
 class Candidate:
-    """A layer that could be sparse: its name and class, the shape of its weight and why it can have no mask, if so."""
+    """A layer that could be sparse: its name and class, how its weight lies and why it can have no mask, if so."""
 
     name: str
     kind: type[nn.Module]
-    shape: tuple[int, ...]
+    layout: Layout
     obstacle: str = ""
     attention: str | None = None
     # Whether its weight has a shape, but no numbers yet.
@@ -81,14 +82,15 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
             for part, shape in _projection_shapes(module).items():
                 path = f"{name}.{part}" if name else part
                 # All four become layers at once, or none.
-                found[path] = Candidate(path, nn.Linear, shape, obstacles[part] or blocked, name, is_meta)
+                found[path] = Candidate(path, nn.Linear, Layout(shape), obstacles[part] or blocked, name, is_meta)
         elif isinstance(module, nn.MultiheadAttention) and not isinstance(module, OpenAttention):
             unread.append(f"{name}.out_proj" if name else "out_proj")
         elif _has_matrix(module) and not isinstance(module, SparseLayer):
             weight = cast(Tensor, module.weight)
             shape = () if isinstance(weight, UninitializedParameter) else tuple(weight.shape)
+            layout = Layout(shape, transposed=is_conv1d_class(type(module)))
             obstacle = UNREAD if name in unread else _obstacle(module, "weight")
-            found[name] = Candidate(name, type(module), shape, obstacle, is_meta=weight.is_meta)
+            found[name] = Candidate(name, type(module), layout, obstacle, is_meta=weight.is_meta)
     return found
 
 

@@ -17,6 +17,7 @@ from cutwork.patterns import Pattern
 from cutwork.patterns.density import check_density
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.fixed import Fixed
+from cutwork.sparsity.layout import Layout
 
 Steps = int | float
 
@@ -26,12 +27,14 @@ Steps = int | float
 class View:
     """One layer as a method sees it at one step, everything as matrices `[out, in]`.
 
-    `grad` is the gradient of the whole weight, in a move of a method that needs it; `learned` are the scores that train
-    beside the weight, if any; and `is_last` tells the last of the sparse layers, which some methods spare.
+    `layout` says how the weight lies in the layer; `grad` is the gradient of the whole weight, in a move of a method
+    that needs it; `learned` are the scores that train beside the weight, if any; and `is_last` tells the last of the
+    sparse layers, which some methods spare.
     """
 
     pattern: Pattern
     density: float
+    layout: Layout
     weight: Tensor
     mask: Tensor
     grad: Tensor | None
@@ -88,9 +91,9 @@ class Method(ABC):
         """Say whether training may begin with a mask that somebody else has chosen."""
         return True
 
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View) -> Sparsity:
         """Return the module that will hold the mask of a layer: unless a method says otherwise, fixed between moves."""
-        return hold_fixed(mask, weight, view=view, transposed=transposed)
+        return hold_fixed(mask, weight, view=view)
 
     @final
     def in_steps(self, total: int | None) -> Self:
@@ -105,14 +108,13 @@ class Method(ABC):
         return replace(self, **changes)  # pyrefly: ignore
 
 
-def hold_fixed(mask: Tensor, weight: Parameter, *, view: View, transposed: bool, estimate: bool = False) -> Fixed:
+def hold_fixed(mask: Tensor, weight: Parameter, *, view: View, estimate: bool = False) -> Fixed:
     """Hold a mask that moves only when the method moves it."""
     return Fixed(
         mask,
-        weight.shape,
+        view.layout,
         pattern=view.pattern,
         density=view.density,
-        transposed=transposed,
         estimate=estimate,
         dtype=weight.dtype,
     )

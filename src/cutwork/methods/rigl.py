@@ -77,10 +77,8 @@ class RigL(Method):
     def dense_gradient_share(self) -> float:
         return share_of_moves(self.every) if self.needs_gradient and not self.estimate else 0.0
 
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
-        return hold_fixed(
-            mask, weight, view=view, transposed=transposed, estimate=self.estimate and self.needs_gradient
-        )
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View) -> Sparsity:
+        return hold_fixed(mask, weight, view=view, estimate=self.estimate and self.needs_gradient)
 
 
 def set_(*, every: int = 100, until: Steps = 0.75, fraction: Schedule | float = cosine(0.3)) -> RigL:  # noqa: B008

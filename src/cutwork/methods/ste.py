@@ -54,13 +54,12 @@ class STE(Method):
     def dense_gradient_share(self) -> float:
         return 1.0
 
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View) -> Sparsity:
         return Reprojected(
             mask,
-            weight.shape,
+            view.layout,
             pattern=view.pattern,
             density=view.density,
-            transposed=transposed,
             decay=float(self.decay),
         )
 

@@ -88,13 +88,12 @@ class Supermask(Method):
     def dense_gradient_share(self) -> float:
         return 0.0 if self.fixed_mask else 1.0
 
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View) -> Sparsity:
         learned = Learned(
             mask,
-            weight.shape,
+            view.layout,
             pattern=view.pattern,
             density=view.density,
-            transposed=transposed,
             scores=self._first_scores(view),
             score_range=self.score_range,
             dense_weight_gradient=self.dense_weight_gradient,

@@ -59,5 +59,5 @@ class Switch(Method):
     def dense_gradient_share(self) -> float:
         return self.method.dense_gradient_share
 
-    def hold(self, mask: Tensor, weight: Parameter, *, view: View, transposed: bool) -> Sparsity:
-        return self.method.hold(mask, weight, view=view, transposed=transposed)
+    def hold(self, mask: Tensor, weight: Parameter, *, view: View) -> Sparsity:
+        return self.method.hold(mask, weight, view=view)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cutwork.patterns import Pattern
 from cutwork.sparsity.estimate import GAIN_OF_SQUARES, Energies, measure_energies, why_too_narrow
+from cutwork.sparsity.layout import Layout
 
 # Forms the gradient of a whole weight as a matrix, when it is called.
 DenseGradient = Callable[[], Tensor]
@@ -43,11 +44,11 @@ class Sparsity(nn.Module):
     _gain: float
     gain: Tensor
 
-    def __init__(self, *, pattern: Pattern, density: float, transposed: bool) -> None:
+    def __init__(self, *, layout: Layout, pattern: Pattern, density: float) -> None:
         super().__init__()
+        self.layout = layout
         self.pattern = pattern
         self.density = density
-        self.transposed = transposed
         self.was_used = False
         # Whether a state dict has changed the size of the trained parameter, of which an optimizer may know nothing.
         self.was_resized = False

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from cutwork.distributed import local, num_processes, part_like, whole
 from cutwork.ops.topology import Topology
-from cutwork.patterns import Pattern, Shape
+from cutwork.patterns import Pattern
 from cutwork.sparsity.base import DenseGradient, Sparsity, States
 from cutwork.sparsity.estimate import Energies, check_not_transformed, take_estimate
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.listening import Ear, Pair, add_product
-from cutwork.sparsity.matrix import from_matrix
 from cutwork.sparsity.protected import plain, protect, version_of
 
 # The tensors of an index, as they are called among the buffers and in a state dict.
@@ -41,15 +41,13 @@ class FixedIndex(Sparsity):
     def __init__(
         self,
         topology: Topology,
-        weight_shape: Shape,
+        layout: Layout,
         *,
         pattern: Pattern,
         density: float,
-        transposed: bool,
         energies: Energies | None = None,
     ) -> None:
-        super().__init__(pattern=pattern, density=density, transposed=transposed)
-        self.weight_shape = tuple(weight_shape)
+        super().__init__(layout=layout, pattern=pattern, density=density)
         self.shape, self.rows, self.columns = topology.shape, topology.rows, topology.columns
         for name in INDEX:
             self.register_buffer(name, getattr(topology, name))
@@ -122,7 +120,7 @@ class FixedIndex(Sparsity):
     @property
     def mask(self) -> Tensor:
         """Compute the mask, shaped like the weight."""
-        return from_matrix(self.mask_matrix(), self.weight_shape, transposed=self.transposed)
+        return self.layout.from_matrix(self.mask_matrix())
 
     def mask_matrix(self) -> Tensor:
         """Compute the mask as a matrix."""

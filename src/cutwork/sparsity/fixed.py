@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.distributed import local, part_like
-from cutwork.patterns import Pattern, Shape
+from cutwork.patterns import Pattern
 from cutwork.sparsity.base import DenseGradient, States
 from cutwork.sparsity.estimate import make_energies, take_estimate
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.masked import Masked
-from cutwork.sparsity.matrix import matrix_shape
 
 # How loud the gradient outside the mask is in a step that looks at it. A power of two, so that scaling back is exact;
 # so small that the norm of the gradient, and with it clipping, is what the kept weights alone give.
@@ -34,18 +34,17 @@ class Fixed(Masked):
     def __init__(
         self,
         mask: Tensor,
-        shape: Shape,
+        layout: Layout,
         *,
         pattern: Pattern,
         density: float,
-        transposed: bool,
         estimate: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
+        super().__init__(mask, layout, pattern=pattern, density=density)
         self.estimate = estimate
         if estimate:
-            inputs, outputs = shape[:2] if transposed else (shape[1], shape[0])
+            outputs, inputs = layout.channels
             self.energy_in, self.energy_out = make_energies(inputs, outputs, dtype=dtype, device=mask.device)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ class Fixed(Masked):
         if not self._gain:
             return None
         if self.energies is not None:
-            return take_estimate(self.energies, matrix_shape(trained.shape, transposed=self.transposed)[1])
+            return take_estimate(self.energies, self.layout.matrix_shape[1])
         if trained.grad is None:
             return None
         mask = part_like(self.mask, trained.grad)

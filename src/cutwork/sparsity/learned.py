@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.distributed import whole
-from cutwork.patterns import Pattern, Shape
+from cutwork.patterns import Pattern
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.masked import Masked
-from cutwork.sparsity.matrix import from_matrix, matrix_shape
 
 
 @final
@@ -23,16 +23,15 @@ class Learned(Masked):
     def __init__(
         self,
         mask: Tensor,
-        shape: Shape,
+        layout: Layout,
         *,
         pattern: Pattern,
         density: float,
-        transposed: bool,
         scores: Tensor,
         score_range: tuple[float, float] | None = None,
         dense_weight_gradient: bool = False,
     ) -> None:
-        super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
+        super().__init__(mask, layout, pattern=pattern, density=density)
         self.scores = nn.Parameter(scores)
         self.score_range = score_range
         self.dense_weight_gradient = dense_weight_gradient
@@ -45,8 +44,8 @@ class Learned(Masked):
             weight = self._bin(weight)
         gate = self.mask.to(weight.dtype)
         if self.scores.requires_grad:
-            spread = self.pattern.spread(self.scores, matrix_shape(weight.shape, transposed=self.transposed))
-            spread = from_matrix(spread, weight.shape, transposed=self.transposed).to(weight.dtype)
+            spread = self.pattern.spread(self.scores, self.layout.matrix_shape)
+            spread = self.layout.from_matrix(spread).to(weight.dtype)
             gate = gate + (spread - spread.detach())
         if self.dense_weight_gradient:
             return (weight - weight.detach()) + weight.detach() * gate

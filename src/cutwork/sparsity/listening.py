@@ -9,7 +9,7 @@ from torch.nn.grad import conv2d_weight
 from torch.utils.hooks import RemovableHandle
 
 from cutwork.ops.overhearing import Listener
-from cutwork.sparsity.matrix import to_matrix
+from cutwork.sparsity.layout import Layout
 
 # What a product read, the gradient of what it returned, and the geometry of a convolution.
 Pair = tuple[Tensor, Tensor, list[int]]
@@ -79,8 +79,8 @@ def add_product(total: Tensor, pair: Pair) -> None:
         geometry[6:8],
         geometry[8],
     )
-    shape = [dy.shape[1], x.shape[1] // groups, *kernel_size]
-    total += to_matrix(conv2d_weight(x, shape, dy, stride, padding, dilation, groups))
+    layout = Layout((dy.shape[1], x.shape[1] // groups, *kernel_size))
+    total += layout.to_matrix(conv2d_weight(x, layout.shape, dy, stride, padding, dilation, groups))
 
 
 def _is_cleared(trained: nn.Parameter) -> bool:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.distributed import whole
-from cutwork.patterns import Pattern, Shape
+from cutwork.patterns import Pattern
 from cutwork.sparsity.base import DenseGradient, Sparsity, States
-from cutwork.sparsity.matrix import from_matrix, to_matrix
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.protected import plain, protect
 from cutwork.sparsity.rest import Rest, can_be_watched
 
@@ -27,9 +27,9 @@ class Masked(Sparsity):
     # Of a layer that stays dense where nothing trains: what is known of its weight.
     rest: Rest | None = None
 
-    def __init__(self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool) -> None:
-        super().__init__(pattern=pattern, density=density, transposed=transposed)
-        self._buffers["mask"] = from_matrix(mask, shape, transposed=transposed).clone()
+    def __init__(self, mask: Tensor, layout: Layout, *, pattern: Pattern, density: float) -> None:
+        super().__init__(layout=layout, pattern=pattern, density=density)
+        self._buffers["mask"] = layout.from_matrix(mask).clone()
         self._show()
         self.restart(mask.device)
 
@@ -78,7 +78,7 @@ class Masked(Sparsity):
     @final
     def matrix(self, tensor: Tensor) -> Tensor:
         """See a whole tensor shaped like the weight as a matrix."""
-        return to_matrix(whole(tensor.detach()), transposed=self.transposed)
+        return self.layout.to_matrix(whole(tensor.detach()))
 
     @final
     def mask_matrix(self) -> Tensor:
@@ -117,7 +117,7 @@ class Masked(Sparsity):
     @final
     def set_mask(self, matrix: Tensor) -> None:
         """Take over a mask given as a matrix, in place."""
-        self.mask.copy_(from_matrix(matrix, self.mask.shape, transposed=self.transposed))
+        self.mask.copy_(self.layout.from_matrix(matrix))
 
     def fits(self, trained: Tensor) -> bool:
         """Say yes: every value of the weight is legal."""

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.distributed import part_like
-from cutwork.patterns import Pattern, Shape
+from cutwork.patterns import Pattern
 from cutwork.sparsity.base import DenseGradient
+from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.masked import Masked
 
 
@@ -19,10 +20,8 @@ class Reprojected(Masked):
     accumulation and evaluation pay nothing for it. `decay` pulls the weights outside the mask towards zero (SR-STE).
     """
 
-    def __init__(
-        self, mask: Tensor, shape: Shape, *, pattern: Pattern, density: float, transposed: bool, decay: float = 0.0
-    ) -> None:
-        super().__init__(mask, shape, pattern=pattern, density=density, transposed=transposed)
+    def __init__(self, mask: Tensor, layout: Layout, *, pattern: Pattern, density: float, decay: float = 0.0) -> None:
+        super().__init__(mask, layout, pattern=pattern, density=density)
         self.decay = decay
 
     def forward(self, weight: Tensor) -> Tensor:

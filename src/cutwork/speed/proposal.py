@@ -313,7 +313,7 @@ def _why_not_masked(layer: SparseLayer, pattern: Pattern, density: float) -> str
         pattern.check(tuple(layer.sparsity.mask_matrix().shape))
     except ValueError as error:
         return str(error)
-    return why_too_coarse(pattern, tuple(layer.trained.shape), density, transposed=layer.sparsity.transposed)
+    return why_too_coarse(pattern, layer.sparsity.layout, density)
 
 
 def _why_not_tiles(name: str, layer: SparseLayer, pattern: Pattern, density: float) -> str:

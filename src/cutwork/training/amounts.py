@@ -1,6 +1,6 @@
 """How much of each chosen layer is kept, as it was asked for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from numbers import Real
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutwork.patterns import Pattern
 from cutwork.patterns.density import check_density
-from cutwork.sparsity.matrix import matrix_shape, to_matrix
+from cutwork.sparsity.layout import Layout
 from cutwork.text import label
 from cutwork.training.allocation import Allocation, Shapes, uniform
 from cutwork.training.selection import Choice, leave_out
@@ -37,11 +37,7 @@ def give_densities(
         coarse = {
             each: reason
             for choice in choices.values()
-            if (
-                reason := why_too_coarse(
-                    choice.pattern, choice.candidate.shape, choice.density, transposed=choice.transposed
-                )
-            )
+            if (reason := why_too_coarse(choice.pattern, choice.layout, choice.density))
             for each in choice.names
         }
         if not coarse:
@@ -68,24 +64,24 @@ def as_density(density: Amounts | None, sparsity: Amounts | None) -> Amounts | N
     return _to_density(sparsity)
 
 
-def why_too_coarse(pattern: Pattern, shape: Sequence[int], density: float, *, transposed: bool) -> str:
+def why_too_coarse(pattern: Pattern, layout: Layout, density: float) -> str:
     """Say so where the one unit that is always kept would be more than twice what was asked for; empty elsewhere."""
-    num_units = pattern.num_units(matrix_shape(shape, transposed=transposed))
+    num_units = pattern.num_units(layout.matrix_shape)
     if pattern.density is not None or density * num_units >= LEAST_UNITS:
         return ""
     return (
-        f"{pattern} cuts its {'x'.join(map(str, shape))} weight into {num_units} unit{'s' * (num_units > 1)}, "
+        f"{pattern} cuts its {'x'.join(map(str, layout.shape))} weight into {num_units} unit{'s' * (num_units > 1)}, "
         f"too coarse to keep {density:.4g} of it; use smaller tiles, a larger density"
     )
 
 
 def _at_density_of(choice: Choice, mask: Tensor) -> Choice:
-    name, shape = label(choice.candidate.name), choice.candidate.shape
+    name, shape = label(choice.candidate.name), choice.layout.shape
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise ValueError(
             f"{name}: a mask is a bool tensor shaped like the weight, {shape}; got {mask.dtype}, {tuple(mask.shape)}"
         )
-    matrix = to_matrix(mask, transposed=choice.transposed)
+    matrix = choice.layout.to_matrix(mask)
     if not choice.pattern.allows(matrix):
         raise ValueError(f"{name}: the mask is not legal for {choice.pattern}; give a pattern that allows it")
     if not mask.any():
@@ -97,7 +93,7 @@ def _share_out(
     choices: Mapping[str, Choice], amounts: Amounts | None, allocation: Allocation, skipped: Iterable[str]
 ) -> dict[str, float]:
     fixed = {name: choice.density for name, choice in choices.items() if choice.pattern.density is not None}
-    shapes = {name: choice.candidate.shape for name, choice in choices.items() if name not in fixed}
+    shapes = {name: choice.layout.shape for name, choice in choices.items() if name not in fixed}
     if not shapes:
         _check_fixed(choices, amounts)
         return fixed

@@ -9,7 +9,6 @@ from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_o
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
-from cutwork.sparsity.matrix import from_matrix, to_matrix
 from cutwork.text import label
 from cutwork.training.selection import Patterns, match_layers
 from cutwork.training.sparsifier import Sparsifier
@@ -54,11 +53,11 @@ def freeze_zeros(model: nn.Module, patterns: Patterns = "unstructured") -> "Spar
     choices = match_layers(model, patterns)
     masks = {}
     for name, choice in choices.items():
-        weight = to_matrix(weight_of(model, choice.candidate).detach(), transposed=choice.transposed)
+        weight = choice.layout.to_matrix(weight_of(model, choice.candidate).detach())
         units = choice.pattern.pool((weight != 0).float()) > 0
         mask = choice.pattern.spread(units, weight.shape)
         if not mask.all():
-            masks[name] = from_matrix(mask, choice.candidate.shape, transposed=choice.transposed)
+            masks[name] = choice.layout.from_matrix(mask)
     if not masks:
         raise ValueError(
             f"freeze_zeros: none of {len(choices)} layers has a unit of zeros to keep; sparsify() makes some"

@@ -17,7 +17,6 @@ from cutwork.methods.scores import Score
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
-from cutwork.sparsity.matrix import to_matrix
 from cutwork.text import label
 from cutwork.training.selection import Choice
 
@@ -108,7 +107,7 @@ class _Beginning:
         names = list(self.choices)
         logger.info("sparsify: %d of %d layers, %s", names.index(name) + 1, len(names), label(name))
         if self.masks is not None:
-            return to_matrix(self.masks[name].to(weight.device), transposed=self.choices[name].transposed)
+            return self.choices[name].layout.to_matrix(self.masks[name].to(weight.device))
         try:
             return self.method.start(self._view(name, weight), self.init)
         except ValueError as error:
@@ -117,7 +116,7 @@ class _Beginning:
     def hold(self, name: str, mask: Tensor, weight: nn.Parameter) -> Sparsity:
         """Return what holds the mask of a layer."""
         view = self._view(name, weight.detach())
-        return self.method.hold(mask, weight, view=view, transposed=self.choices[name].transposed)
+        return self.method.hold(mask, weight, view=view)
 
     def make_index(self, name: str, weight: Tensor) -> FixedIndex:
         """Return the first mask of a layer as compressed storage holds it; raise ValueError where that cannot."""
@@ -137,10 +136,11 @@ class _Beginning:
 
     def _view(self, name: str, weight: Tensor) -> View:
         choice = self.choices[name]
-        matrix = to_matrix(weight, transposed=choice.transposed)
+        matrix = choice.layout.to_matrix(weight)
         return View(
             pattern=choice.pattern,
             density=choice.density,
+            layout=choice.layout,
             weight=matrix,
             # One number, expanded: it takes no memory.
             mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),

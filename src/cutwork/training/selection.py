@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from cutwork.layers.initialised import why_not_initialised
-from cutwork.layers.sparse_class import is_conv1d_class, why_not_sparse
+from cutwork.layers.sparse_class import why_not_sparse
 from cutwork.layers.swap import Candidate, candidates, sparse_layers
 from cutwork.patterns import Pattern, parse
-from cutwork.sparsity.matrix import matrix_shape
+from cutwork.sparsity.layout import Layout
 from cutwork.text import label
 
 DENSE = "dense"
@@ -35,9 +35,9 @@ class Choice:
         return self.candidate.name, *self.tied
 
     @property
-    def transposed(self) -> bool:
-        """Say whether the weight is stored `[in, out]`."""
-        return is_conv1d_class(self.candidate.kind)
+    def layout(self) -> Layout:
+        """Return how the numbers of the weight lie."""
+        return self.candidate.layout
 
 
 def match_layers(
@@ -162,7 +162,7 @@ def _find_divided(
             if other not in wanted:
                 both = "make both sparse" if other in found else "give it a weight of its own"
                 reasons[name] = f"it shares its weight with {label(other)} ({kind}), which would stay dense; {both}"
-            elif is_conv1d_class(found[other].kind) != is_conv1d_class(found[name].kind):
+            elif found[other].layout != found[name].layout:
                 reasons[name] = f"it shares its weight with {label(other)} ({kind}), which transposes it; part them"
             elif wanted[other] != wanted[name]:
                 raise ValueError(f"{name} and {other} share one weight; give both the same pattern")
@@ -186,7 +186,7 @@ def _why_not(candidate: Candidate, pattern: Pattern, device: torch.device | None
     if candidate.is_meta and (reason := why_not_initialised(candidate.kind)):
         return f"it is on the meta device, and {reason}"
     try:
-        pattern.check(matrix_shape(candidate.shape, transposed=is_conv1d_class(candidate.kind)))
+        pattern.check(candidate.layout.matrix_shape)
     except ValueError as error:
         return str(error)
     return ""

@@ -306,6 +306,7 @@ class Sparsifier:
         return View(
             pattern=sparsity.pattern,
             density=sparsity.density,
+            layout=sparsity.layout,
             weight=sparsity.matrix(layer.trained),
             mask=sparsity.mask_matrix(),
             grad=grad,
