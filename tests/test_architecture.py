@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -57,24 +58,25 @@ def part_of(file: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def imported_parts(file: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yield the line and the part of cutwork for every import in `tree`."""
+def imported_names(file: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line and the dotted name of everything of cutwork that `tree` imports."""
     package = ["cutwork", *file.relative_to(ROOT).parts[:-1]]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            modules = [f"{module}.{alias.name}" for alias in node.names] if module == "cutwork" else [module]
+            names = [f"{module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for module in modules:
-            if module == "cutwork" or module.startswith("cutwork."):
-                yield (
-                    node.lineno,
-                    module.removeprefix("cutwork").removeprefix(".").split(".")[0] or "the package itself",
-                )
+        yield from ((node.lineno, name) for name in names if name == "cutwork" or name.startswith("cutwork."))
+
+
+def imported_parts(file: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line and the part of cutwork for every import in `tree`."""
+    for line, name in imported_names(file, tree):
+        yield line, name.removeprefix("cutwork").removeprefix(".").split(".")[0] or "the package itself"
 
 
 def broken_imports(file: Path, tree: ast.Module) -> list[str]:
@@ -91,6 +93,14 @@ def broken_imports(file: Path, tree: ast.Module) -> list[str]:
         elif here == "kernels" and there in MASK_COLUMN:
             broken.append(f"{place} imports {there}: kernels know products, not masks")
     return broken
+
+
+def file_of(name: str) -> Path | None:
+    """Return the file that a dotted name leads to; what is no file is a name inside of one."""
+    *parts, last = name.split(".")[1:]
+    folder = ROOT.joinpath(*parts)
+    places = folder / f"{last}.py", folder / last / "__init__.py", folder.with_suffix(".py"), folder / "__init__.py"
+    return next((place for place in places if place.exists()), None)
 
 
 def useless_calls(tree: ast.Module) -> list[int]:
@@ -112,6 +122,15 @@ def test_imports_point_down(file):
     assert part_of(file) in FLOOR_OF, f"{part_of(file)} has no floor yet; give it one in FLOORS"
     broken = broken_imports(file, ast.parse(file.read_text()))
     assert not broken, "\n".join(broken)
+
+
+def test_no_files_import_each_other_in_a_circle():
+    needed = {
+        file: {file_of(name) for _, name in imported_names(file, ast.parse(file.read_text()))} - {file, None}
+        for file in FILES[1:]
+    }
+    assert sum(map(len, needed.values())) > len(FILES)
+    TopologicalSorter(needed).prepare()
 
 
 def test_few_files_lie_outside_of_rooms():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork.layers.int8 import exchange
+from cutwork.layers.swap import exchange
 from cutwork.speed import layer_timing
 from cutwork.speed.forms import FORMS, Form, form_of
 from cutwork.speed.timing import Timing

@@ -1,1 +1,1 @@
-"""Other packages: names they know, files they wrote, and ways around where they do not fit together."""
+"""Working with other packages: their names, their files, and ways around where they do not fit together."""

@@ -9,7 +9,8 @@ from cutwork.files.compressed import tiling_of
 from cutwork.files.record import INT8, LayerRecord, write_pattern
 from cutwork.files.storage import State, Storage, check_absent, take_own, under
 from cutwork.layers.attention import disable_fused_paths
-from cutwork.layers.int8 import Int8Linear, exchange
+from cutwork.layers.int8 import Int8Linear
+from cutwork.layers.swap import exchange
 from cutwork.ops.int8_linear import STEP
 from cutwork.ops.topology import Topology
 from cutwork.patterns import parse

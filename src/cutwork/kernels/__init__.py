@@ -38,6 +38,6 @@ def survey() -> list[Kernel]:
     return [Kernel("dense", True, dense), *(kernel for device in DEVICES.values() for kernel in device.survey())]
 
 
-# Whoever imports this package may run a program that names operators, with no layer in sight.
+# A program may call the operators by name without importing any layer.
 for _device in DEVICES.values():
     _device.register()

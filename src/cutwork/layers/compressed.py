@@ -100,7 +100,7 @@ class Compressed(Sparse):
         if index.listener is None:
             matrix = dense_weight(values, *index.tensors, outputs, inputs)
         else:
-            # As a product of what may hear of its gradient.
+            # As a product, so that the listener is told of its gradient.
             unit = torch.eye(inputs, dtype=values.dtype, device=values.device)
             matrix = linear(unit, values, *index.tensors, outputs=outputs, ear=index.listener).T
         return from_matrix(matrix, index.weight_shape, transposed=index.transposed)

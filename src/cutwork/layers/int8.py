@@ -231,16 +231,6 @@ class Int8Linear(Sparse):
         )
 
 
-def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module into all places of a model where another stands."""
-    if old is model:
-        raise ValueError("the model itself cannot be exchanged for a layer in int8; put it into nn.Sequential first")
-    for module in model.modules():
-        for name, part in module._modules.items():
-            if part is old:
-                module._modules[name] = new
-
-
 def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
     """Say why a model has no sparse layers, or no compressed ones, and what to do."""
     names = [label(name) for name, module in model.named_modules() if isinstance(module, Int8Linear)]

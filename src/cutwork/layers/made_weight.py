@@ -1,4 +1,4 @@
-"""The weight of a layer that stores none: whoever only asks for its dtype, device or shape pays nothing."""
+"""The weight of a layer that stores none: its dtype, device and shape cost nothing to read."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -81,7 +81,7 @@ SETTERS = {Tensor.data.__set__, Tensor.grad.__set__, Tensor.requires_grad.__set_
 def make_weight(make: Callable[[], Tensor], described: str, *, shape: Shape, like: Tensor) -> Tensor:
     """Return a read-only tensor of this shape, in dtype and device like another, whose numbers `make` returns."""
     if torch.compiler.is_compiling():
-        # What nobody reads, a compiler leaves out.
+        # A compiler leaves out what is never read.
         return make()
     requires_grad = like.requires_grad and torch.is_grad_enabled()
     weight = torch.Tensor._make_wrapper_subclass(  # pyrefly: ignore
@@ -102,7 +102,7 @@ def _shares_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def read_only(described: str) -> ValueError:
-    """Return the error for whoever writes the weight of a layer that stores none."""
+    """Return the error for a write to the weight of a layer that stores none."""
     return ValueError(
         f"the weight of {described} is read-only: the layer stores only what its mask keeps; take the model as it was "
         "before pack(), or unpack() it, to write weights"

@@ -8,7 +8,7 @@ from torch import nn
 def read_parameter(layer: nn.Module, name: str) -> Any:
     """Return a parameter, past `nn.Module.__getattr__`, which takes as long as a small product.
 
-    Whoever computes a parameter anew, as weight norm does, has taken it away and left an attribute.
+    Code that computes a parameter anew, as weight norm does, has replaced it by an attribute.
     """
     parameters = layer._parameters
     return parameters[name] if name in parameters else getattr(layer, name)

@@ -13,7 +13,7 @@ from cutwork.patterns import Pattern
 @final
 @dataclass(frozen=True)
 class WeightFacts:
-    """The sparse weight of a layer, for whoever only reads about it.
+    """The facts about the sparse weight of a layer.
 
     `kind` is the name of the dense class that computes the same, `shape` that of the whole weight. What is kept lies
     in `numbers`, which layers that share a weight have in common, and takes `stored_bytes` with all that says where it

@@ -189,3 +189,13 @@ def _computed_by(owner: nn.Module, name: str) -> str:
 
 def _has_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d) or is_conv1d_class(type(module))
+
+
+def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module into all places of a model where another stands."""
+    if old is model:
+        raise ValueError("the model itself cannot be exchanged for another layer; put it into nn.Sequential first")
+    for module in model.modules():
+        for name, part in module._modules.items():
+            if part is old:
+                module._modules[name] = new

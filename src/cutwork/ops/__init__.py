@@ -1,4 +1,4 @@
-"""What is computed: operators with a schema, a reference, a fake and gradients; how is the matter of `kernels`.
+"""The operators on compressed weights, each with a schema, a reference, a fake and gradients.
 
 Importing this package registers every operator.
 """

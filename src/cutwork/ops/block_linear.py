@@ -2,7 +2,7 @@
 
 Each operator has a plain PyTorch reference, which is its meaning and runs wherever no kernel is registered. They take
 plain tensors: `values[units, columns, rows]`, `ptr[groups + 1]`, `col[units]` and `order[outputs]`, as in `Topology`.
-An `ear` is the number of somebody who wants to know of each product in backward (see `overhearing`); it changes no
+An `ear` is the number of a listener that is told of each product in backward (see `overhearing`); it changes no
 result. Legend: M tokens, I inputs, O outputs.
 """
 

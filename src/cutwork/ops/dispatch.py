@@ -27,7 +27,7 @@ def reference_of(operator: Any) -> Callable[..., Tensor]:
 
 
 def can_skip_dispatcher(x: Tensor) -> bool:
-    """Say whether nobody is looking on: no compiler or tracer, no mode, no transformation, no kind of tensor."""
+    """Say whether a call is plain and eager: no compiler, tracer, mode, transformation or tensor subclass."""
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor

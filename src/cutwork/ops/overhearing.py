@@ -1,4 +1,4 @@
-"""Telling in backward, to whoever wants to know, what the gradient of a whole weight is made of.
+"""Telling a listener, in backward, what the gradient of a whole weight is made of.
 
 A product with a compressed weight computes the gradient of what is kept only. The whole one is the sum, over all the
 products in which the weight takes part, of what the product read times the gradient of what it returned. Operators
@@ -17,7 +17,7 @@ from cutwork.ops.dispatch import can_skip_dispatcher
 
 
 class Listener(ABC):
-    """Somebody who is told of products while `is_open`, under the number in `ear`."""
+    """An object that is told of products while `is_open`, under the number in `ear`."""
 
     is_open: bool = False
 
@@ -50,7 +50,7 @@ def tell(
         # Whether anybody listens then, compiled code finds out when it runs.
         overhear(ear, activate(before, x.detach()), dy.detach(), numbers)
     elif (listener := _LISTENERS.get(int(ear))) is not None and listener.is_open:
-        # What no gradient goes through may be somebody's buffer, into which the next batch will be written.
+        # An input without a gradient may be a buffer into which the next batch will be written.
         is_fleeting = before == NONE and x.grad_fn is None
         read = x.clone() if is_fleeting else activate(before, x.detach())
         listener.overhear(read.detach(), dy.detach(), numbers)

@@ -57,7 +57,7 @@ class Pattern(ABC):
         return None
 
     def check(self, shape: Shape) -> None:  # noqa: B027
-        """Raise ValueError where a matrix of this shape has no legal mask; unless a pattern says otherwise, all have."""
+        """Raise ValueError where a matrix of this shape has no legal mask; most patterns fit every shape."""
 
     @abstractmethod
     def allows(self, mask: Tensor) -> bool:

@@ -6,7 +6,8 @@ from typing import final
 from torch import nn
 
 from cutwork.layers.compressed import CompressedLinear
-from cutwork.layers.int8 import Int8Linear, exchange
+from cutwork.layers.int8 import Int8Linear
+from cutwork.layers.swap import exchange
 from cutwork.speed.forms.base import Form
 from cutwork.speed.forms.tiles import give_tiles
 from cutwork.speed.forms.tiles_bf16 import why_not_linear_tiles
