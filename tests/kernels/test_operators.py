@@ -134,6 +134,8 @@ def test_linear_layers_come_out_equal(tmp_path):
 def test_convolutions_come_out_equal(tmp_path):
     cases = [conv_case(after=name) for name in ACTIVATIONS]
     cases += [conv_case(Shuffled(4, 4)), conv_case(stride=(2, 3), padding=(1, 2)), conv_case(dilation=(2, 1), groups=2)]
+    # A stride far beyond the image is no more work.
+    cases += [conv_case(stride=(10**9, 10**15), padding=(1, 2))]
     name, (x, *rest) = conv_case()
     check([*cases, (name, [x.contiguous(memory_format=torch.channels_last), *rest])], tmp_path)
 

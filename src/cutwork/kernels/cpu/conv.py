@@ -139,10 +139,7 @@ def _straddles(outputs: int, rows: int, order: Tensor | None, channel_groups: in
 def _locate_conv(values, ptr, col, order, tiles, outputs, x_shape, geometry) -> Any:
     images, channels, *size = x_shape
     kernel_size, stride, padding, dilation, channel_groups = geometry
-    sizes_out = ops.sizes_out(size, *geometry[:4])
-    # A longer step than the image has the same results; the kernels make a panel for each pixel of a step.
-    stride = [min(step, length + 2 * margin) for step, length, margin in zip(stride, size, padding, strict=True)]
-    down, across = zip(size, sizes_out, kernel_size, stride, padding, dilation, strict=True)
+    down, across = zip(size, kernel_size, stride, padding, dilation, strict=True)
     inputs = kernel_size[0] * kernel_size[1] * (channels // channel_groups)
     weight = locate_weight(values, ptr, col, order, tiles, outputs, inputs)
     return cpu.extension().Conv(weight, down, across, images, channels, channel_groups)

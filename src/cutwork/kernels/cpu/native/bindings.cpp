@@ -39,9 +39,9 @@ void define(nb::class_<Kernels> &bound, const char *name, void (*Kernels::*kerne
         nb::call_guard<nb::gil_scoped_release>());
 }
 
-using Sizes = std::array<int64_t, 6>;
+using Sizes = std::array<int64_t, 5>;
 
-Axis axis(const Sizes &sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]}; }
+Axis axis(const Sizes &sizes) { return axis_of(sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]); }
 
 }  // namespace
 
@@ -63,8 +63,8 @@ void bind_kernels(nb::module_ &module) {
         .def("int8_steps", [](const Weight &weight) { return num_steps(weight, INT8_STEP); },
              "Return how many steps its values have in int8.");
     nb::class_<Conv>(module, "Conv",
-                     "A convolution with a compressed weight: its axes down and across, each as size, outputs, kernel, "
-                     "stride, padding and dilation. Keeps nothing alive.")
+                     "A convolution with a compressed weight: its axes down and across, each as size, kernel, stride, "
+                     "padding and dilation. Keeps nothing alive.")
         .def("__init__", [](Conv *self, const Weight &weight, const Sizes &down, const Sizes &across, int64_t images,
                             int64_t channels, int64_t channel_groups) {
             new (self) Conv{weight, axis(down), axis(across), images, channels, channel_groups};

@@ -40,6 +40,13 @@ struct Axis {
     int64_t size, out, kernel, stride, padding, dilation;
 };
 
+// A stride beyond the image and its margins has the results of one as long as they are. It is cut to that, because
+// kernels sort the places of a stride one by one.
+[[maybe_unused]] static Axis axis_of(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+    const int64_t places = size + 2 * padding, room = places - dilation * (kernel - 1) - 1;
+    return {size, room < 0 ? 0 : room / stride + 1, kernel, stride < places ? stride : places, padding, dilation};
+}
+
 struct Conv {
     Weight weight;
     Axis down, across;

@@ -222,13 +222,12 @@ Tensor block_linear(const Call &call) {
 }
 
 Axis axis(const Call &call, size_t dim, int64_t size) {
-    const int64_t kernel = call.numbers("kernel_size").at(dim), stride = call.numbers("stride").at(dim);
-    const int64_t padding = call.numbers("padding").at(dim), dilation = call.numbers("dilation").at(dim);
-    const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
-    if (room < 0)
+    const Axis found = axis_of(size, call.numbers("kernel_size").at(dim), call.numbers("stride").at(dim),
+                               call.numbers("padding").at(dim), call.numbers("dilation").at(dim));
+    if (found.out < 1)
         call.refuse("an image has " + std::to_string(size) + " rows or columns, which is less than the kernel takes; " +
                     "give a larger one");
-    return {size, room / stride + 1, kernel, stride, padding, dilation};
+    return found;
 }
 
 // The strides of images of these sizes that lie pixel by pixel.
