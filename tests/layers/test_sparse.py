@@ -67,3 +67,11 @@ def test_its_operations_are_counted(model, counting):
     sparse = cw.flops(model, torch.rand(3, 8), counting=counting)
     assert sparse.dense == dense.dense
     assert sparse.layers[0].sparse < 0.6 * sparse.layers[0].dense
+
+
+def test_it_is_measured_beside_the_dense_layer(model):
+    dense = copy.deepcopy(model)
+    model[0] = EverySecond(model[0])
+    comparison = cw.benchmark(model, against=dense, inputs=torch.rand(3, 8), seconds=0.2)
+    assert comparison.forms["0"] == "other"
+    assert all(row.equal for row in comparison.results.rows)

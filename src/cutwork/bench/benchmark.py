@@ -12,7 +12,7 @@ from cutwork.bench.results import Measurement, Results, time_of
 from cutwork.bench.run import Candidate, Group, Run, Runnable, tensor_of
 from cutwork.evaluation import Call, call_of, in_evaluation
 from cutwork.layers.sparse import Sparse
-from cutwork.speed.forms import DENSE, FORMS, form_of
+from cutwork.speed.forms import DENSE, find_precisions, form_of
 from cutwork.speed.layer_timing import find_usages
 from cutwork.speed.tolerance import MEASURED, loosest
 from cutwork.text import in_columns
@@ -113,7 +113,7 @@ def _group(row: Measurement, dense: Any, sparse: Any, *, model: nn.Module) -> Gr
     # Of a whole model the layers that are not sparse count too, so one over the density is none of its limits.
     ideal = 1 / density if row.what == "layer" else 1.0
     described = replace(row, pattern=patterns, density=density, form=SPARSE, ideal=ideal)
-    tolerances = loosest(MEASURED, [row.precision, *(FORMS[form_of(layer)].precision for layer in layers)])
+    tolerances = loosest(MEASURED, [row.precision, *find_precisions(map(form_of, layers))])
     tolerance = tolerances.model if row.what == "model" else tolerances.layer
 
     def results(call: Any) -> list[Tensor]:

@@ -8,8 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutwork.layers.int8 import why_none
-from cutwork.layers.swap import sparse_layers
+from cutwork.layers.swap import sparse_layers, why_none
 from cutwork.sparsity.base import Sparsity
 from cutwork.text import shorten
 

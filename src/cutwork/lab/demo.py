@@ -22,7 +22,7 @@ from cutwork.data import load_data
 from cutwork.data.digits import Digits
 from cutwork.files.checkpoint import load, save
 from cutwork.lab.demo_result import BATCH_SIZE, DemoResult, Packed, Side
-from cutwork.layers.storage import compress, why_not_compressed
+from cutwork.layers.storage import compress, why_not_compress
 from cutwork.layers.swap import sparse_layers
 from cutwork.methods import Method, find_method
 from cutwork.patterns import parse
@@ -137,7 +137,7 @@ def _moving_often(method: Any, steps: int) -> Method:
 def _compress_if_possible(network: nn.Module) -> str:
     """Turn the sparse layers to compressed storage if all of them can; return the storage they have."""
     layers = sparse_layers(network)
-    if any(why_not_compressed(layer) for layer in layers.values()):
+    if any(why_not_compress(layer) for layer in layers.values()):
         return "dense"
     compress(layers)
     return "compressed"

@@ -9,7 +9,7 @@ from torch import nn
 from cutwork.layers.storage import become_compressed
 
 
-def why_not_initialised(kind: type[nn.Module]) -> str:
+def why_not_initialise(kind: type[nn.Module]) -> str:
     """Say why layers of a class cannot be given their first numbers, and what to do; empty where they can."""
     if callable(getattr(kind, "reset_parameters", None)):
         return ""

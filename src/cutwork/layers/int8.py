@@ -230,16 +230,3 @@ class Int8Linear(Sparse):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"pattern={self.pattern}, kernel={self.kernel}"
         )
-
-
-def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
-    """Say why a model has no sparse layers, or no compressed ones, and what to do."""
-    names = [label(name) for name, module in model.named_modules() if isinstance(module, Int8Linear)]
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        return (
-            f"{what} has no {kind} layer any more: {names[0]}{more} compute in int8, for inference only, and the "
-            "weights they were rounded from are gone; take the model as it was before pack(precisions=['int8']), or "
-            "load its checkpoint anew"
-        )
-    return f"{what} has no {kind} layer; {otherwise or 'sparsify() it or load a sparse checkpoint first'}"

@@ -27,7 +27,7 @@ def is_conv1d_class(kind: type) -> bool:
     return kind is SparseConv1D or (kind.__module__, kind.__name__) == CONV1D
 
 
-def why_not_sparse(kind: type[nn.Module]) -> str:
+def why_not_sparsify(kind: type[nn.Module]) -> str:
     """Say why linear layers or convolutions of a class cannot be sparse, and what to do; empty where they can.
 
     A subclass can where it computes what its parent does.

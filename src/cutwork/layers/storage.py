@@ -15,7 +15,7 @@ from cutwork.sparsity.fixed import Fixed
 from cutwork.text import label
 
 
-def why_not_compressed(layer: nn.Module) -> str:
+def why_not_compress(layer: nn.Module) -> str:
     """Say why a sparse layer cannot be compressed as it is, and what to do; empty where it can."""
     if reason := why_not_store(layer.sparsity.pattern):  # pyrefly: ignore
         return reason
@@ -36,7 +36,7 @@ def why_not_compressed(layer: nn.Module) -> str:
 def compress(layers: Mapping[str, nn.Module]) -> None:
     """Turn layers with fixed masks from dense storage into compressed, in place; those that share a weight together."""
     for name, layer in layers.items():
-        if reason := why_not_compressed(layer):
+        if reason := why_not_compress(layer):
             raise ValueError(f"{label(name)}: {reason}")
     groups = _by_sparsity(layers)
     indices = [_index_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
@@ -69,7 +69,7 @@ def store(sharers: Sequence[Any], index: FixedIndex) -> None:
 def expand(layers: Mapping[str, nn.Module]) -> None:
     """Undo `compress`."""
     for name, layer in layers.items():
-        if reason := why_not_expanded(layer):
+        if reason := why_not_expand(layer):
             raise ValueError(f"{label(name)}: {reason}")
     for index, sharers in _by_sparsity(layers).items():
         assert isinstance(index, FixedIndex)
@@ -89,7 +89,7 @@ def expand(layers: Mapping[str, nn.Module]) -> None:
             _become_expanded(layer, fixed, weight)
 
 
-def why_not_expanded(layer: nn.Module) -> str:
+def why_not_expand(layer: nn.Module) -> str:
     """Say why a compressed layer cannot go back to dense storage, and what to do; empty where it can."""
     if any(vars(layer).get(when, NONE) != NONE for when in ("before", "after")):
         return (

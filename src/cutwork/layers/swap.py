@@ -27,11 +27,13 @@ from cutwork.layers.attention import (
 )
 from cutwork.layers.compressed import Compressed, CompressedConv2d, CompressedLinear
 from cutwork.layers.conv2d import SparseConv2d
+from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.linear import SparseConv1D, SparseLinear
-from cutwork.layers.sparse_class import TAKEN, dense_class, is_conv1d_class, sparse_class, why_not_sparse
+from cutwork.layers.sparse_class import TAKEN, dense_class, is_conv1d_class, sparse_class, why_not_sparsify
 from cutwork.layers.storage import expand
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.layout import Layout
+from cutwork.text import label
 
 # How each way of computing a weight anew is undone; the hook of one of the old ways runs before forward.
 UNDONE_BY: dict[type, str] = {
@@ -96,7 +98,7 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
 
 def can_swap(kind: type[nn.Module]) -> bool:
     """Say whether layers of this class can be made sparse; a subclass may compute something else."""
-    return not why_not_sparse(kind)
+    return not why_not_sparsify(kind)
 
 
 def weight_of(model: nn.Module, candidate: Candidate) -> Tensor:
@@ -201,3 +203,16 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, part in module._modules.items():
             if part is old:
                 module._modules[name] = new
+
+
+def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
+    """Say why a model has no sparse layers, or no compressed ones, and what to do."""
+    names = [label(name) for name, module in model.named_modules() if isinstance(module, Int8Linear)]
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return (
+            f"{what} has no {kind} layer any more: {names[0]}{more} compute in int8, for inference only, and the "
+            "weights they were rounded from are gone; take the model as it was before pack(precisions=['int8']), or "
+            "load its checkpoint anew"
+        )
+    return f"{what} has no {kind} layer; {otherwise or 'sparsify() it or load a sparse checkpoint first'}"

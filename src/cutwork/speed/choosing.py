@@ -9,8 +9,7 @@ from torch import nn
 from cutwork.evaluation import call_of
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.layers.conv2d import SparseConv2d
-from cutwork.layers.int8 import why_none
-from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.layers.swap import SparseLayer, sparse_layers, why_none
 from cutwork.speed.cache import TimingCache, cache_file
 from cutwork.speed.forms import DENSE, FORMS, TILES
 from cutwork.speed.layer_timing import FormTimer, Usage, find_usages

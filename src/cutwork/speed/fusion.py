@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from cutwork.evaluation import Call, call_of, hooked, in_evaluation
 from cutwork.layers.compressed import Compressed, CompressedLinear
-from cutwork.layers.int8 import why_none
+from cutwork.layers.swap import why_none
 
 Module = nn.Module
 

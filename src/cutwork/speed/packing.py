@@ -9,9 +9,8 @@ from torch import nn
 
 from cutwork.evaluation import call_of
 from cutwork.layers.compressed import Compressed
-from cutwork.layers.int8 import why_none
 from cutwork.layers.storage import expand
-from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.layers.swap import SparseLayer, sparse_layers, why_none
 from cutwork.speed.choosing import AS_ASKED, Wishes, choose_forms
 from cutwork.speed.forms import DENSE, FORMS, TILES, form_of
 from cutwork.speed.plan import Plan, check_free, group_by_weight

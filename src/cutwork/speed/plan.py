@@ -7,8 +7,7 @@ from typing import final
 
 from torch import nn
 
-from cutwork.layers.int8 import why_none
-from cutwork.layers.swap import SparseLayer, sparse_layers
+from cutwork.layers.swap import SparseLayer, sparse_layers, why_none
 from cutwork.speed.forms import DENSE, FORMS
 from cutwork.text import in_columns, label
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from cutwork.evaluation import Call, in_evaluation
-from cutwork.speed.forms import FORMS, form_of
+from cutwork.speed.forms import find_precisions, form_of
 from cutwork.speed.tolerance import PACKED, loosest, precision_of
 
 
@@ -82,7 +82,7 @@ class Trial:
         if self._expected is None:
             return ""
         forms = {form_of(place.module) for first in changed for place in self._after[first]}
-        computed_in = [*(precision_of(output.dtype) for output in found), *(FORMS[form].precision for form in forms)]
+        computed_in = [*(precision_of(output.dtype) for output in found), *find_precisions(forms)]
         error = _difference(found, self._expected)
         return (
             ""

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.layers.compressed import Compressed
-from cutwork.layers.int8 import why_none
-from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of
+from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of, why_none
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed

@@ -8,8 +8,8 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from cutwork.layers.initialised import why_not_initialised
-from cutwork.layers.sparse_class import why_not_sparse
+from cutwork.layers.initialised import why_not_initialise
+from cutwork.layers.sparse_class import why_not_sparsify
 from cutwork.layers.swap import Candidate, candidates, sparse_layers
 from cutwork.patterns import Pattern, parse
 from cutwork.sparsity.layout import Layout
@@ -171,7 +171,7 @@ def _find_divided(
 
 def _why_not(candidate: Candidate, pattern: Pattern, device: torch.device | None) -> str:
     """Say why a layer cannot be sparse in this pattern; empty where it can."""
-    if reason := candidate.obstacle or why_not_sparse(candidate.kind):
+    if reason := candidate.obstacle or why_not_sparsify(candidate.kind):
         return reason
     if candidate.is_meta and device is None:
         return (
@@ -183,7 +183,7 @@ def _why_not(candidate: Candidate, pattern: Pattern, device: torch.device | None
             f"{label(candidate.attention)} is on the meta device, and its parts get their first numbers together; "
             "materialise it, with to_empty() and _reset_parameters(), then sparsify"
         )
-    if candidate.is_meta and (reason := why_not_initialised(candidate.kind)):
+    if candidate.is_meta and (reason := why_not_initialise(candidate.kind)):
         return f"it is on the meta device, and {reason}"
     try:
         pattern.check(candidate.layout.matrix_shape)

@@ -7,7 +7,7 @@ from torch import nn
 
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.dense import DenseStorage
-from cutwork.layers.storage import expand, why_not_expanded
+from cutwork.layers.storage import expand, why_not_expand
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.rest import Rest
 from cutwork.speed.forms.base import Form
@@ -21,7 +21,7 @@ class Dense(Form):
         return isinstance(layer, DenseStorage)
 
     def why_not(self, name: str, layer: nn.Module) -> str:
-        return why_not_expanded(layer) if isinstance(layer, Compressed) else ""
+        return why_not_expand(layer) if isinstance(layer, Compressed) else ""
 
     def give(self, model: nn.Module, names: Sequence[str], *, training: bool) -> None:
         layers = {name: model.get_submodule(name) for name in names}

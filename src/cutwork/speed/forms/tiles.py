@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from cutwork.layers.compressed import Compressed
-from cutwork.layers.storage import compress, why_not_compressed
+from cutwork.layers.storage import compress, why_not_compress
 from cutwork.speed.forms.base import Form
 
 
@@ -26,7 +26,7 @@ class Tiles(Form):
 
 def why_not_tiles(layer: nn.Module) -> str:
     """Say why a sparse layer has no tiles, and what to do; empty where it has."""
-    return "" if isinstance(layer, Compressed) else why_not_compressed(layer)
+    return "" if isinstance(layer, Compressed) else why_not_compress(layer)
 
 
 def give_tiles(model: nn.Module, names: Sequence[str]) -> None:
