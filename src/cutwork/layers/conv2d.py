@@ -4,12 +4,12 @@ from typing import final
 
 from torch import Tensor, nn
 
-from cutwork.layers.dense import DenseStorage
+from cutwork.layers.masked import MaskedLayer
 from cutwork.layers.parameter import read_parameter, rests
 
 
 @final
-class SparseConv2d(DenseStorage, nn.Conv2d):
+class SparseConv2d(MaskedLayer, nn.Conv2d):
     """An `nn.Conv2d`, with all its options, that multiplies with what its `sparsity` makes of the weight."""
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]

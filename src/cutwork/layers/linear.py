@@ -5,12 +5,12 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutwork.layers.dense import DenseStorage
+from cutwork.layers.masked import MaskedLayer
 from cutwork.layers.parameter import read_parameter, rests
 
 
 @final
-class SparseLinear(DenseStorage, nn.Linear):
+class SparseLinear(MaskedLayer, nn.Linear):
     """An `nn.Linear` that multiplies with what its `sparsity` makes of the weight."""
 
     weight: nn.Parameter  # pyrefly: ignore[bad-override-mutable-attribute]
@@ -23,7 +23,7 @@ class SparseLinear(DenseStorage, nn.Linear):
 
 
 @final
-class SparseConv1D(DenseStorage):
+class SparseConv1D(MaskedLayer):
     """The layer of this name in transformers, a linear one whose weight is stored `[in, out]`, with a sparse weight."""
 
     bias: nn.Parameter

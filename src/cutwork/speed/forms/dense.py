@@ -6,7 +6,7 @@ from typing import final
 from torch import nn
 
 from cutwork.layers.compressed import Compressed
-from cutwork.layers.dense import DenseStorage
+from cutwork.layers.masked import MaskedLayer
 from cutwork.layers.storage import expand, why_not_expand
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.rest import Rest
@@ -18,7 +18,7 @@ class Dense(Form):
     """The whole weight, which layers that do not train read as it lies there while it is zero outside the mask."""
 
     def is_form_of(self, layer: nn.Module) -> bool:
-        return isinstance(layer, DenseStorage)
+        return isinstance(layer, MaskedLayer)
 
     def why_not(self, name: str, layer: nn.Module) -> str:
         return why_not_expand(layer) if isinstance(layer, Compressed) else ""
@@ -27,5 +27,5 @@ class Dense(Form):
         layers = {name: model.get_submodule(name) for name in names}
         expand({name: layer for name, layer in layers.items() if isinstance(layer, Compressed)})
         for layer in layers.values():
-            if isinstance(layer, DenseStorage):
+            if isinstance(layer, MaskedLayer):
                 layer.sparsity.rest = Rest() if isinstance(layer.sparsity, Fixed) and not training else None

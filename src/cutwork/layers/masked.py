@@ -8,7 +8,7 @@ from cutwork.layers.sparse import Sparse, WeightFacts
 from cutwork.sparsity.masked import Masked
 
 
-class DenseStorage(Sparse):
+class MaskedLayer(Sparse):
     """A layer that multiplies with what its `sparsity` makes of the weight."""
 
     weight: nn.Parameter
