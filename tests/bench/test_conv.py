@@ -51,7 +51,7 @@ def test_operations_and_bytes_are_those_of_what_is_kept():
         ({"shapes": ["64x32"]}, "unknown shape '64x32'; write channels@heightxwidth, for example 64@32x32"),
         ({"shapes": ["64:0@3x3"]}, "unknown shape '64:0@3x3'"),
         ({"kernels": [0]}, "kernel 0; give at least 1"),
-        ({"densities": [1.5]}, "density 1.5"),
+        ({"densities": [1.5]}, "density=1.5 is outside"),
     ],
 )
 def test_a_wrong_choice_says_so_before_anything_is_measured(choice, message):
