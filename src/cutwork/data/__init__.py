@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Data sets, loaded by their names."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

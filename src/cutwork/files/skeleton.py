@@ -1,4 +1,4 @@
-"""A model without its numbers, to try out what shall become of the model."""
+"""A copy of a model without its numbers, on which a change can be tried first."""
 
 import copy
 from collections.abc import Mapping

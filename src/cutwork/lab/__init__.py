@@ -1,1 +1,1 @@
-"""Programs built on everything else."""
+"""Programs that use the whole package, such as the demonstration."""

@@ -1,4 +1,4 @@
-"""Layers on the meta device, which has shapes but no numbers: copies of them that have, one at a time."""
+"""Initialised copies of layers on the meta device, where tensors have shapes but no numbers; one layer at a time."""
 
 import copy
 from typing import Any

@@ -21,7 +21,7 @@ from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.protected import version_of
 from cutwork.text import label
 
-# What a layer has instead of a weight, as its state dict names it; the order only where outputs are shuffled.
+# The tensors that stand for the weight in a state dict; `order` only where outputs are shuffled.
 INT8_KEYS = ("integers", "scales", "ptr", "col", "order")
 
 
@@ -145,7 +145,7 @@ class Int8Linear(Sparse):
         self._look_again()
         flat = activate(self.before, x.detach()).reshape(-1, self.in_features)
         if self._read is not None:
-            # What nothing reads must not take part in the range of a row.
+            # Inputs that no weight reads must not widen the range of a row.
             flat = torch.where(self._read, flat, 0)
         # Kernels know float32 and bfloat16.
         flat = flat.float() if x.dtype == torch.float16 else flat

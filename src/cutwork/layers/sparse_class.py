@@ -10,7 +10,7 @@ from cutwork.layers.conv2d import SparseConv2d
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 
 SPARSE_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
-# transformers is never imported for its own sake; a model that holds its layer has brought it along.
+# transformers is not imported here: whoever holds one of its layers has imported it already.
 CONV1D = ("transformers.pytorch_utils", "Conv1D")
 # What a subclass must have from its parent: what computes, what finds the weight, and what makes and copies a layer.
 INHERITED = (
@@ -18,7 +18,7 @@ INHERITED = (
     *("weight", "bias", "__getattr__", "__getattribute__"),
     *("__new__", "__slots__", "__reduce__", "__reduce_ex__"),
 )
-# What a sparse layer calls its own.
+# Names that a sparse layer needs for itself.
 TAKEN = ("sparsity", "trained", "describe_weight", "values", "is_resting")
 
 
@@ -47,7 +47,7 @@ def why_not_sparsify(kind: type[nn.Module]) -> str:
 
 
 def sparse_class(dense: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of a sparse layer that was of this class; of a subclass it remains an instance.
+    """Return the class that a layer of this class has while it is sparse; that of a subclass derives from it too.
 
     >>> sparse_class(nn.Linear).__name__
     'SparseLinear'

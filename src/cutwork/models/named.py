@@ -13,7 +13,7 @@ from cutwork.memory import check_memory
 from cutwork.models.torchvision import import_torchvision
 from cutwork.text import arrow, did_you_mean, shape_of
 
-# They decode from a cache, in which nothing trains.
+# They decode from a cache, and are measured for inference only.
 FORWARD_ONLY = ("llama-small",)
 # What a small language model has seen before the token that is measured.
 PAST_TOKENS = 128
@@ -70,7 +70,7 @@ class OneToken(nn.Module):
 
 
 def make_subject(name: str) -> Subject:
-    """Return the model of a name.
+    """Return the model with this name.
 
     >>> make_subject("mlp:16x64").inputs(3)[0].shape
     torch.Size([3, 16])

@@ -1,4 +1,4 @@
-"""Where the kept tiles of a matrix are, and the way of its numbers into a compressed tensor and back."""
+"""Where the kept tiles of a matrix are, and how its numbers get into a compressed tensor and back."""
 
 from dataclasses import dataclass
 from typing import final

@@ -102,7 +102,7 @@ class Pattern(ABC):
 
     @final
     def regrow(self, mask: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        """Return the mask after a fraction of its units, the lowest in `drop`, made place for the highest in `grow`.
+        """Return the mask after exchanging a fraction of its units: the lowest in `drop` for the highest in `grow`.
 
         A unit that has just been dropped may grow again. With `fraction=1` and the same scores twice the mask is
         chosen anew at its old density.

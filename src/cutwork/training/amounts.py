@@ -1,4 +1,4 @@
-"""How much of each chosen layer is kept, as it was asked for."""
+"""How much of each chosen layer is kept: one density for all, or one for each."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
