@@ -93,7 +93,7 @@ def why_not_expand(layer: nn.Module) -> str:
     """Say why a compressed layer cannot go back to dense storage, and what to do; empty where it can."""
     if any(vars(layer).get(when, NONE) != NONE for when in ("before", "after")):
         return (
-            "since fuse() it does an activation itself, which its dense form could not, and there is no way back; "
+            "fuse() gave it an activation, which its dense form cannot compute, and that cannot be undone; "
             "unpack() a copy made before fuse(), or build the model anew and load its checkpoint"
         )
     if vars(layer).get("converts"):

@@ -160,8 +160,8 @@ def _obstacle(owner: nn.Module, name: str) -> str:
         return f"its weight is computed anew {_computed_by(owner, name)}"
     if "forward" in vars(owner):
         return (
-            "its forward was replaced by a function that would go on to read the bare weight, as accelerate's hooks "
-            "do; take it off (accelerate.hooks.remove_hook_from_module), sparsify, then put it on"
+            "its forward was replaced by a function that would still read the weight without its mask, as accelerate's "
+            "hooks do; take it off (accelerate.hooks.remove_hook_from_module), sparsify, then put it on"
         )
     if taken := [each for each in TAKEN if each in {**vars(owner), **owner._modules, **owner._buffers}]:
         return f"it has a {taken[0]!r}, which is what a sparse layer has too; rename it"

@@ -29,7 +29,7 @@ GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def activate(name: str, x: Tensor) -> Tensor:
     """Return the activation of `x`."""
-    number(name)
+    activation_code(name)
     return ACTIVATIONS[name](x)
 
 
@@ -38,7 +38,7 @@ def backward(name: str, dy: Tensor, x: Tensor) -> Tensor:
     return GRADIENTS[name](dy, x)
 
 
-def number(name: str) -> int:
+def activation_code(name: str) -> int:
     """Return the place of an activation in the kernels' enumeration."""
     activation = NUMBERS.get(name)
     if activation is None:

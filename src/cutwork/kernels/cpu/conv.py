@@ -13,7 +13,7 @@ from torch import Tensor
 from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, choose, contiguous, locate_weight
 from cutwork.ops import block_conv2d as ops
-from cutwork.ops.activations import number
+from cutwork.ops.activations import activation_code
 from cutwork.ops.dispatch import reference_of, register_kernel
 
 
@@ -47,7 +47,7 @@ def forward(
         x.data_ptr(),
         address(bias),
         y.data_ptr(),
-        number(after),
+        activation_code(after),
         cpu.num_threads(),
     )
     return y

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, contiguous, locate_weight
-from cutwork.ops.activations import number
+from cutwork.ops.activations import activation_code
 from cutwork.ops.dispatch import register_kernel
 from cutwork.ops.int8_linear import int8_linear
 
@@ -52,7 +52,7 @@ def forward(
         address(bias_O),
         y_MO.data_ptr(),
         tokens,
-        number(after),
+        activation_code(after),
         cpu.num_threads(),
     )
     return y_MO

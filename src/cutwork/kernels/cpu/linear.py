@@ -11,7 +11,7 @@ from torch import Tensor
 from cutwork.kernels import cpu
 from cutwork.kernels.cpu.arguments import address, check, choose, contiguous, locate_weight
 from cutwork.ops import block_linear as ops
-from cutwork.ops.activations import NONE, activate, backward, number
+from cutwork.ops.activations import NONE, activate, activation_code, backward
 from cutwork.ops.dispatch import reference_of, register_kernel
 
 
@@ -44,8 +44,8 @@ def forward(
         address(residual_MO),
         y_MO.data_ptr(),
         tokens,
-        number(before),
-        number(after),
+        activation_code(before),
+        activation_code(after),
         cpu.num_threads(),
     )
     return y_MO
@@ -74,7 +74,7 @@ def input_gradient(
         address(x_MI),
         dx_MI.data_ptr(),
         tokens,
-        number(before),
+        activation_code(before),
         cpu.num_threads(),
     )
     return dx_MI
@@ -128,7 +128,7 @@ def weight_gradient(
         dy_MO.data_ptr(),
         dvalues.data_ptr(),
         tokens,
-        number(before),
+        activation_code(before),
         cpu.num_threads(),
     )
     return dvalues
