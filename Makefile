@@ -75,6 +75,7 @@ $(VENV)/.packages: $(VENV)/.python always
 
 $(VENV)/.installed: $(VENV)/.python $(VENV)/.packages $(BUILT_FROM)
 	$(PIP) install --quiet -c constraints.txt -e '.[cli]'
+	@$(BIN)/python -c 'from cutwork.kernels import cpu; cpu.is_built() or print("make: the C++ kernels were not built, so all runs in plain PyTorch; why: $(PIP) install -v -c constraints.txt -e .")'
 	@touch $@
 
 # Order matters: a dependency that the group shares with the package must already be there at its pinned version.
