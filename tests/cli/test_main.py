@@ -110,7 +110,7 @@ def test_a_reader_that_goes_away_is_no_error(given):
     assert (done.returncode, done.stderr) == (UNREAD, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
 def test_a_full_disk_is_one_line_and_exit_code_2():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

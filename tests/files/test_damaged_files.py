@@ -365,7 +365,7 @@ GREEDY = {
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process to a limit of memory")
 def test_a_small_file_takes_little_memory(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = mlp()

@@ -8,32 +8,20 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cutwork.kernels import cpu
+from cutwork.kernels import DEVICES, cpu
 from cutwork.ops import block_conv2d as ops
 from cutwork.ops.dispatch import reference_of
 from cutwork.patterns import Block, Shuffled
 from cutwork.sparsity.compressed import index_of
 
 if not cpu.has_tiles():
-    reason = cpu.why_missing() or "the compiler was neither GCC nor Clang"
-    pytest.skip(f"tile kernels not built: {reason}", allow_module_level=True)
+    pytest.skip(DEVICES["cpu"].survey()[0].reason, allow_module_level=True)
 
 from cutwork.kernels.cpu import conv
 
-pytestmark = pytest.mark.grid
+pytestmark = [pytest.mark.grid, pytest.mark.usefixtures("poisoned_memory")]
 
 TILES = [(16, 16), (16, 1), (32, 32), (32, 1), (64, 1), (64, 64), (8, 8), (4, 4), (5, 3), (24, 2), (1, 1), (48, 4)]
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
-    """Fill what kernels get to write on with nan, so that a place they forget shows."""
-    plain = torch.Tensor.new_empty
-
-    def poisoned(tensor, *size, **options):
-        return plain(tensor, *size, **options).fill_(torch.nan)
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
 
 
 def problem(outputs, channels, kernel, pattern, density, groups=1):

@@ -1,14 +1,18 @@
 """The compiled extension: what it reports is checked against the operating system and against torch."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cutwork.kernels import cpu
+from cutwork.kernels import DEVICES, cpu
 
-needs_extension = pytest.mark.skipif(not cpu.is_built(), reason=f"extension not built: {cpu.why_missing()}")
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+WHY_REFERENCE = DEVICES["cpu"].survey()[0].reason
+needs_extension = pytest.mark.skipif(not cpu.is_built(), reason=WHY_REFERENCE)
 CPUINFO = Path("/proc/cpuinfo")
 KNOWN_TO_PROBE = {
     *("avx", "f16c", "fma", "avx2", "avx_vnni"),
@@ -24,8 +28,16 @@ def cpuinfo_flags() -> set[str]:
     return set()
 
 
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here, and cutwork runs in plain PyTorch without one")
+def test_where_there_is_a_compiler_the_kernels_are_built():
+    # Otherwise a compile error would only make the tests of the kernels skip.
+    assert cpu.has_tiles(), f"{WHY_REFERENCE}; the compiler says why in: pip install -v -c constraints.txt -e ."
+    if sys.platform == "linux":
+        assert cpu.operator_library().exists()
+
+
 @needs_extension
-@pytest.mark.skipif(not CPUINFO.exists() or not cpuinfo_flags(), reason="compares with the flags line of /proc/cpuinfo")
+@pytest.mark.skipif(not CPUINFO.exists() or not cpuinfo_flags(), reason="only Linux on x86 lists flags")
 def test_features_are_those_that_linux_lists():
     assert set(cpu.extension().features()) == KNOWN_TO_PROBE & cpuinfo_flags()
 
@@ -43,8 +55,8 @@ def test_threads_refuses_less_than_one(wanted):
         cpu.extension().threads(wanted)
 
 
-@pytest.mark.skipif(not cpu.has_tiles(), reason="kernels not built")
-@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc/self/task")
+@pytest.mark.skipif(not cpu.has_tiles(), reason=WHY_REFERENCE)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the threads of a process, in /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_small_product_wakes_no_other_threads(dtype):
     code = f"""
@@ -74,7 +86,7 @@ assert run(64) > before
 
 
 @needs_extension
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists the libraries of a process, in /proc")
 @pytest.mark.parametrize("order", ["import torch", "import cutwork.kernels.cpu"])
 def test_extension_and_torch_share_one_openmp_library(order):
     code = (

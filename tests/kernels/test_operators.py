@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
-    pytest.skip("operators without Python take text since PyTorch 2.10", allow_module_level=True)
+    pytest.skip("programs without Python need PyTorch 2.10: before, no text reaches operators", allow_module_level=True)
 
 OPERATORS = ("block_linear", "block_conv2d", "int8_linear")
 BLOCK = Block(4, 4)
