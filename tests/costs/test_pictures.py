@@ -56,7 +56,7 @@ def test_a_coarse_mask_holds_true_means(shape):
 
 
 def test_a_model_without_masks_cannot_be_drawn(tmp_path):
-    with pytest.raises(ValueError, match="draw_masks: the model has no sparse layer; sparsify"):
+    with pytest.raises(ValueError, match=r"^the model has no sparse layer; sparsify"):
         cw.draw_masks(nn.Linear(4, 4), tmp_path / "masks.png")
 
 

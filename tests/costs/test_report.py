@@ -106,7 +106,7 @@ def test_the_cost_of_a_training_step_is_that_of_the_method():
 
 
 def test_a_method_without_inputs_is_refused():
-    with pytest.raises(ValueError, match=r"report: method='rigl' needs inputs .*; pass report\(model, x"):
+    with pytest.raises(ValueError, match=r"^method='rigl' needs inputs .*; pass them: report\(model, x, method"):
         cw.report(sparse_model(), method="rigl")
 
 

@@ -207,7 +207,7 @@ def flops(model: nn.Module, *inputs: Any, counting: str = "products") -> Flops:
         _tally_operations(model, call, tally, rules)
     if not tally.dense:
         raise ValueError(
-            f"flops: nothing in this {type(model).__name__} was counted by counting={counting!r}; pass inputs that "
+            f"nothing in this {type(model).__name__} was counted by counting={counting!r}; pass inputs that "
             "make it compute, or another counting"
         )
     layers, unseen = [], []

@@ -30,7 +30,7 @@ def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
     """
     layers = sparse_layers(model)
     if not layers:
-        raise ValueError(f"draw_masks: {why_none(model)}")
+        raise ValueError(why_none(model))
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -100,7 +100,9 @@ def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -
     ...
     """
     if method is not None and not inputs:
-        raise ValueError(f"report: method={method!r} needs inputs to count a training step by; pass report(model, x)")
+        raise ValueError(
+            f"method={method!r} needs inputs to count a training step by; pass them: report(model, x, method=...)"
+        )
     cost = flops(model, *inputs) if inputs else None
     rows = _rows(model, {} if cost is None else {layer.name: layer for layer in cost.layers})
     total = _total(rows, cost)

@@ -106,9 +106,7 @@ def propose(
     """Return the pattern that reaches a speedup of the whole model with most weights left."""
     goal, offered, amounts = _goal(speedup), _patterns(patterns), _densities(densities)
     if not inputs:
-        raise ValueError(
-            "plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)"
-        )
+        raise ValueError("how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)")
     call = call_of(model, inputs)
     chosen, left_out = _choose(model, layers)
     # A copy: hooks may count calls, and the mode of each module is its own.
@@ -160,14 +158,12 @@ def _choose(model: nn.Module, layers: str | Sequence[str]) -> tuple[list[str], d
     """Return the layers to make sparse, and of those that cannot be the reasons."""
     wanted = _matching(candidates(model), layers)
     if not wanted:
-        raise ValueError(
-            "plan: no layer of this model could be made sparse: it has no dense linear layer or 2-d convolution"
-        )
+        raise ValueError("no layer of this model could be made sparse: it has no dense linear layer or 2-d convolution")
     left_out: dict[str, str] = {}
     try:
         match_layers(model, _only(wanted, "unstructured"), left_out)
     except ValueError as error:
-        raise ValueError(f"plan: no layer of this model could be made sparse: {error}") from error
+        raise ValueError(f"no layer of this model could be made sparse: {error}") from error
     return [name for name in wanted if name not in left_out], left_out
 
 
@@ -180,7 +176,7 @@ def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
     """Return the names that globs choose, of which the last that matches decides; one after '!' leaves layers out."""
     if not isinstance(layers, str | Sequence) or not all(isinstance(glob, str) for glob in layers) or not layers:
         raise TypeError(
-            f"plan: layers={layers!r} ({type(layers).__name__}); give a glob over layer names or several, with "
+            f"layers={layers!r} ({type(layers).__name__}); give a glob over layer names or several, with "
             "'!' before those to leave out"
         )
     globs = [layers] if isinstance(layers, str) else list(layers)
@@ -189,7 +185,7 @@ def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
         matched = [name for name in is_wanted if fnmatchcase(name, glob.removeprefix("!"))]
         if not matched and is_wanted:
             raise ValueError(
-                f"plan: no layer that could be sparse matches {glob!r}; they are {', '.join(map(repr, is_wanted))}"
+                f"no layer that could be sparse matches {glob!r}; they are {', '.join(map(repr, is_wanted))}"
             )
         is_wanted |= dict.fromkeys(matched, not glob.startswith("!"))
     return [name for name, wanted in is_wanted.items() if wanted]
@@ -197,24 +193,24 @@ def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
 
 def _goal(speedup: float) -> float:
     if not isinstance(speedup, int | float) or not 1 < speedup < math.inf:
-        raise ValueError(f"plan: speedup={speedup!r}; give a number above 1, such as 1.5")
+        raise ValueError(f"speedup={speedup!r}; give a number above 1, such as 1.5")
     return speedup
 
 
 def _patterns(patterns: str | Pattern | Sequence[str | Pattern]) -> list[str]:
     given = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else list(patterns)
     if not given:
-        raise ValueError(f"plan: patterns={patterns!r}; name at least one, such as 'block:16'")
+        raise ValueError(f"patterns={patterns!r}; name at least one, such as 'block:16'")
     return [str(parse(pattern)) for pattern in given]
 
 
 def _densities(densities: float | Sequence[float]) -> list[float]:
     given = [densities] if isinstance(densities, str) or not isinstance(densities, Iterable) else list(densities)
     if not given:
-        raise ValueError(f"plan: densities={densities!r}; give at least one, such as 0.2")
+        raise ValueError(f"densities={densities!r}; give at least one, such as 0.2")
     for density in given:
         if not isinstance(density, int | float) or not 0 < density <= 1:
-            raise ValueError(f"plan: {density!r} among the densities; one is a number above 0 and up to 1")
+            raise ValueError(f"{density!r} is among the densities; each is a number above 0 and up to 1")
     return given
 
 

@@ -142,10 +142,13 @@ def _by_glob(shapes: Shapes, amounts: Mapping[str, float], skipped: Iterable[str
     for glob, amount in amounts.items():
         names = [name for name in shapes if fnmatchcase(name, glob)]
         if not names and not any(fnmatchcase(name, glob) for name in skipped):
-            raise ValueError(f"density: no chosen layer matches {glob!r}; the layers are {', '.join(shapes)}")
+            raise ValueError(
+                f"an amount is given for {glob!r}, which matches no chosen layer; the chosen ones are "
+                f"{', '.join(map(label, shapes))}"
+            )
         densities.update(dict.fromkeys(names, _read_amount(amount)))
     if missing := [label(name) for name in shapes if name not in densities]:
-        raise ValueError(f"density: no glob of {list(amounts)} gives one to {', '.join(missing)}")
+        raise ValueError(f"none of the globs {list(amounts)} gives an amount to {', '.join(missing)}; add one")
     return densities
 
 

@@ -105,7 +105,7 @@ class _Beginning:
     def choose_mask(self, name: str, weight: Tensor) -> Tensor:
         """Return the first mask of a layer, as a matrix; that takes the time, so the log says how far it is."""
         names = list(self.choices)
-        logger.info("sparsify: %d of %d layers, %s", names.index(name) + 1, len(names), label(name))
+        logger.info("making layer %d of %d sparse: %s", names.index(name) + 1, len(names), label(name))
         if self.masks is not None:
             return self.choices[name].layout.to_matrix(self.masks[name].to(weight.device))
         try:
