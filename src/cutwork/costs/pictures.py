@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutwork.layers.swap import sparse_layers, why_none
+from cutwork.layers.swap import sparse_layers, why_not_find
 from cutwork.sparsity.base import Sparsity
 from cutwork.text import shorten
 
@@ -30,7 +30,7 @@ def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
     """
     layers = sparse_layers(model)
     if not layers:
-        raise ValueError(why_none(model))
+        raise ValueError(why_not_find(model))
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

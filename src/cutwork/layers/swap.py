@@ -205,7 +205,7 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 module._modules[name] = new
 
 
-def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
+def why_not_find(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
     """Say why a model has no sparse layers, or no compressed ones, and what to do."""
     names = [label(name) for name, module in model.named_modules() if isinstance(module, Int8Linear)]
     if names:

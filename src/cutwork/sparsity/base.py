@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.patterns import Pattern
-from cutwork.sparsity.estimate import GAIN_OF_SQUARES, Energies, measure_energies, why_too_narrow
+from cutwork.sparsity.estimate import GAIN_OF_SQUARES, Energies, measure_energies, why_not_estimate
 from cutwork.sparsity.layout import Layout
 
 # Forms the gradient of a whole weight as a matrix, when it is called.
@@ -154,8 +154,8 @@ class Sparsity(nn.Module):
 
     @final
     def _expect_estimate(self, on: bool) -> None:
-        if on and (reason := why_too_narrow(self.energies)):
-            raise ValueError(f"a layer was {reason}")
+        if on and (reason := why_not_estimate(self.energies)):
+            raise ValueError(f"a layer cannot estimate its dense gradient: {reason}")
         self._set_gain(GAIN_OF_SQUARES * on)
 
     @final

@@ -26,13 +26,13 @@ def make_energies(inputs: int, outputs: int, *, dtype: torch.dtype, device: torc
     return energy_in, energy_out
 
 
-def why_too_narrow(energies: Energies | None) -> str:
-    """Say why sums of squares would overflow in these parameters, and what to do; empty where they would not."""
+def why_not_estimate(energies: Energies | None) -> str:
+    """Say why the gradients of these parameters cannot be sums of squares, and what to do; empty where they can."""
     if energies is None or energies[0].dtype != torch.float16:
         return ""
     return (
-        "turned to float16 after sparsify(), too narrow for the sums of squares that estimate=True needs; call half() "
-        "before sparsify()"
+        "it was turned to float16 after sparsify(), too narrow for the sums of squares that estimate=True needs; call "
+        "half() before sparsify()"
     )
 
 

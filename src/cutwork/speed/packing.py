@@ -10,7 +10,7 @@ from torch import nn
 from cutwork.evaluation import call_of
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.storage import expand
-from cutwork.layers.swap import SparseLayer, sparse_layers, why_none
+from cutwork.layers.swap import SparseLayer, sparse_layers, why_not_find
 from cutwork.speed.choosing import AS_ASKED, Wishes, choose_forms
 from cutwork.speed.forms import DENSE, FORMS, TILES, form_of
 from cutwork.speed.plan import Plan, check_free, group_by_weight
@@ -71,7 +71,7 @@ def unpack(model: Model, layers: str | Iterable[str] | None = None) -> Model:
     found = {name: layer for name, layer in sparse_layers(model).items() if isinstance(layer, Compressed)}
     chosen = found if layers is None else _match(found, layers)
     if not chosen:
-        raise ValueError(why_none(model, kind="compressed", otherwise="pack() it first"))
+        raise ValueError(why_not_find(model, kind="compressed", otherwise="pack() it first"))
     check_free(chosen)
     for sharers in group_by_weight(found).values():
         if len({name in chosen for name in sharers}) > 1:

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import nn
 
-from cutwork.layers.swap import SparseLayer, sparse_layers, why_none
+from cutwork.layers.swap import SparseLayer, sparse_layers, why_not_find
 from cutwork.speed.forms import DENSE, FORMS
 from cutwork.text import in_columns, label
 
@@ -55,7 +55,7 @@ class Plan:
         """Give the layers of a model, in place, the forms chosen for them."""
         layers = sparse_layers(model)
         if not layers:
-            raise ValueError(why_none(model))
+            raise ValueError(why_not_find(model))
         if missing := [row.layer for row in self.rows if row.layer not in layers]:
             raise ValueError(
                 f"the plan is for a model with a sparse layer {missing[0]!r}; this one has none; make a plan "

@@ -24,7 +24,7 @@ from cutwork.speed.profile import Profile, profile
 from cutwork.speed.timing import MARGIN, STEADY_SPREAD
 from cutwork.speed.trial import Trial
 from cutwork.text import in_columns, label
-from cutwork.training.amounts import why_too_coarse
+from cutwork.training.amounts import why_not_give
 from cutwork.training.selection import describe_reasons, match_layers
 from cutwork.training.sparsify import sparsify
 
@@ -139,7 +139,7 @@ def propose(
         obstacles={
             pattern: reason
             for pattern in offered
-            if (reason := _why_none_faster([tried[pattern, density] for density in amounts]))
+            if (reason := _why_not_gain([tried[pattern, density] for density in amounts]))
         },
         dense_s=shown.whole_s,
         outside=shown.dense.outside_s / max(shown.dense.total_s, 1e-12),
@@ -285,14 +285,14 @@ def _pack(
 ) -> tuple[nn.Module, dict[str, str]]:
     """Return a copy of a model with layers as tiles in a pattern, and the reasons of those that stay dense."""
     shaped = sparse_layers(trial)
-    obstacles = {name: reason for name in names if (reason := _why_not_masked(shaped[name], pattern, density))}
+    obstacles = {name: reason for name in names if (reason := _why_not_mask(shaped[name], pattern, density))}
     packed = _copy(model)
     # Those that stay dense have masks too, so that the same attentions are open.
     sparsify(packed, _only(names, pattern) | _only(obstacles, "unstructured"), density=density)
     layers = sparse_layers(packed)
     groups = group_by_weight({name: layers[name] for name in names})
     for first, sharers in groups.items():
-        if first not in obstacles and (reason := _why_not_tiles(first, layers[first], pattern, density)):
+        if first not in obstacles and (reason := _why_not_tile(first, layers[first], pattern, density)):
             obstacles |= dict.fromkeys(sharers, reason)
     able = {first: sharers for first, sharers in groups.items() if first not in obstacles}
     tried = Trial(packed, call, able, training=False)
@@ -303,23 +303,23 @@ def _pack(
     return packed, obstacles
 
 
-def _why_not_masked(layer: SparseLayer, pattern: Pattern, density: float) -> str:
+def _why_not_mask(layer: SparseLayer, pattern: Pattern, density: float) -> str:
     """Say why a layer cannot have a mask of a pattern at a density; empty where it can."""
     try:
         pattern.check(tuple(layer.sparsity.mask_matrix().shape))
     except ValueError as error:
         return str(error)
-    return why_too_coarse(pattern, layer.sparsity.layout, density)
+    return why_not_give(pattern, layer.sparsity.layout, density)
 
 
-def _why_not_tiles(name: str, layer: SparseLayer, pattern: Pattern, density: float) -> str:
-    """Say why a layer with such a mask gains nothing as tiles, or has none; empty where it may."""
+def _why_not_tile(name: str, layer: SparseLayer, pattern: Pattern, density: float) -> str:
+    """Say why a layer with such a mask cannot be tiles, or cannot gain by it; empty where it may."""
     if density < 1 and layer.sparsity.mask_matrix().all():
         return f"{pattern} is too coarse for its {'x'.join(map(str, layer.trained.shape))} weight and keeps all of it"
     return FORMS[TILES].why_not(name, layer)
 
 
-def _why_none_faster(trials: Sequence[_Trial]) -> str:
+def _why_not_gain(trials: Sequence[_Trial]) -> str:
     """Say why no layer is faster in a pattern at any density; empty where one is."""
     names = list(trials[0].dense.layers)
     if any(trial.gains(name) for trial in trials for name in names):

@@ -37,7 +37,7 @@ def give_densities(
         coarse = {
             each: reason
             for choice in choices.values()
-            if (reason := why_too_coarse(choice.pattern, choice.layout, choice.density))
+            if (reason := why_not_give(choice.pattern, choice.layout, choice.density))
             for each in choice.names
         }
         if not coarse:
@@ -64,8 +64,8 @@ def as_density(density: Amounts | None, sparsity: Amounts | None) -> Amounts | N
     return _to_density(sparsity)
 
 
-def why_too_coarse(pattern: Pattern, layout: Layout, density: float) -> str:
-    """Say so where the one unit that is always kept would be more than twice what was asked for; empty elsewhere."""
+def why_not_give(pattern: Pattern, layout: Layout, density: float) -> str:
+    """Say why a pattern cannot give a weight this density, and what to do; empty where it can."""
     num_units = pattern.num_units(layout.matrix_shape)
     if pattern.density is not None or density * num_units >= LEAST_UNITS:
         return ""

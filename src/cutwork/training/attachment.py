@@ -11,7 +11,7 @@ from cutwork.distributed import is_distributed, is_sharded, processes_agree, sam
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method
 from cutwork.sparsity.compressed import FixedIndex
-from cutwork.sparsity.estimate import why_too_narrow
+from cutwork.sparsity.estimate import why_not_estimate
 from cutwork.sparsity.reprojected import Reprojected
 from cutwork.text import label
 
@@ -196,8 +196,8 @@ def _check_held(layers: Layers, optimizers: Optimizers) -> None:
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             if not all(any(holds(optimizer, parameter) for optimizer in optimizers) for parameter in trained):
                 missing[what].append(name)
-        if reason := why_too_narrow(layer.sparsity.energies):
-            raise ValueError(f"{label(name)} was {reason}")
+        if reason := why_not_estimate(layer.sparsity.energies):
+            raise ValueError(f"{label(name)}: {reason}")
     for what, names in missing.items():
         if names:
             raise ValueError(

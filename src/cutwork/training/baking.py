@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.layers.compressed import Compressed
-from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of, why_none
+from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of, why_not_find
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
@@ -27,7 +27,7 @@ def bake(model: nn.Module) -> dict[str, Tensor]:
     """
     layers = sparse_layers(model)
     if not layers:
-        raise ValueError(why_none(model))
+        raise ValueError(why_not_find(model))
     masks = {}
     with torch.no_grad():
         for name, layer in layers.items():
@@ -80,7 +80,7 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
     """
     given, taking = sparse_layers(source), sparse_layers(target)
     if not given:
-        raise ValueError(why_none(source, "the source"))
+        raise ValueError(why_not_find(source, "the source"))
     if missing := [name for name in (*given, *taking) if name not in given or name not in taking]:
         raise ValueError(
             f"source and target must have the same sparse layers; they differ in "
