@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cutwork.layers.attention import disable_fused_paths
-from cutwork.layers.initialised import initialised, take_over
+from cutwork.layers.initialised import make_initialised, take_over
 from cutwork.layers.storage import store, to_index
 from cutwork.layers.swap import SparseLayer, make_sparse, open_attentions, weight_of
 from cutwork.methods import Method, View, generator_for
@@ -86,7 +86,7 @@ def _index_or_twins(
     name = choice.candidate.name
     if device is None or not choice.candidate.is_meta:
         return beginning.make_index(name, weight_of(model, choice.candidate).detach())
-    twins = [initialised(model.get_submodule(each), device) for each in choice.names]
+    twins = [make_initialised(model.get_submodule(each), device) for each in choice.names]
     store(twins, beginning.make_index(name, twins[0].weight.detach()))
     return twins
 
