@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from textwrap import wrap
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -67,14 +68,18 @@ class Training:
 @final
 @dataclass(frozen=True)
 class Report:
-    """A row for each layer that computes or holds a weight matrix, one for the rest if there is any, and the total."""
+    """A row for each layer that computes or holds a weight matrix, one for the rest if there is any, and the total.
+
+    `skipped` says of layers that were to be sparse and could not why they stay dense.
+    """
 
     rows: tuple[Row, ...]
     total: Row
     training: Training | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Write the report as a table that is at most 120 columns wide."""
+        """Write the report as a table, and sentences below it, at most 120 columns wide."""
         return "\n".join(_lines(self))
 
     def to_json(self) -> str:
@@ -82,12 +87,18 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
-def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -> Report:
+def report(
+    model: nn.Module,
+    *inputs: Any,
+    method: str | Method | None = None,
+    skipped: Mapping[str, str] | None = None,
+) -> Report:
     """Return what is sparse in a model and how much of it; given inputs, also the operations of a pass over these.
 
-    A mapping given last holds what the model takes by name. `method` adds what a training step by it costs. Parameters
-    that only serve to learn masks do not count; one that several layers share counts for the first. Operations are
-    those of `flops` with its "products".
+    A mapping given last holds what the model takes by name. `method` adds what a training step by it costs. `skipped`,
+    which a sparsifier has, adds why layers stay dense; the model itself does not know. Parameters that only serve to
+    learn masks do not count; one that several layers share counts for the first. Operations are those of `flops` with
+    its "products".
 
     >>> from cutwork.training.sparsify import sparsify
     >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
@@ -106,10 +117,12 @@ def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -
     cost = flops(model, *inputs) if inputs else None
     rows = _rows(model, {} if cost is None else {layer.name: layer for layer in cost.layers})
     total = _add_up(rows, cost)
-    if cost is None or method is None:
-        return Report(rows, total)
-    chosen = find_method(method)
-    return Report(rows, total, Training(type(chosen).__name__, cost.dense_training, cost.sparse_training(chosen)))
+    training = None if cost is None or method is None else _count_training(cost, find_method(method))
+    return Report(rows, total, training, dict(skipped or {}))
+
+
+def _count_training(cost: Flops, method: Method) -> Training:
+    return Training(type(method).__name__, cost.dense_training, cost.sparse_training(method))
 
 
 def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
@@ -193,6 +206,8 @@ def _lines(report: Report) -> Iterator[str]:
             f"A training step by {cost.method} needs {_abbreviate(cost.kept_flops)} of {_abbreviate(cost.flops)} "
             f"FLOPs, {cost.kept_flops / cost.flops:.3g} of a dense one."
         )
+    for name, reason in report.skipped.items():
+        yield from wrap(f"{label(name)} stays dense: {reason}", WIDTH, subsequent_indent=GAP)
 
 
 def _cells(row: Row) -> list[str]:
