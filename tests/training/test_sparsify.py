@@ -99,7 +99,7 @@ BAD = {
         "^0: scores hold nan",
     ),
     "sparsity glob": (lambda m: cw.sparsify(m, "block:4", sparsity={"*": 1.0}), r"sparsity=1.0 is outside \[0, 1\)"),
-    "no zeros": (cw.freeze_zeros, "none of 2 layers has a unit of zeros"),
+    "no zeros": (cw.freeze_zeros, "of 2 layers none has a unit of zeros"),
     "unknown storage": (
         lambda m: cw.sparsify(m, "block:4", density=0.5, storage="packed"),
         "unknown storage 'packed'; write 'dense', 'compressed'",

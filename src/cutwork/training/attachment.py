@@ -13,7 +13,7 @@ from cutwork.methods import Method
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.estimate import why_not_estimate
 from cutwork.sparsity.reprojected import Reprojected
-from cutwork.text import label
+from cutwork.text import counted, label
 
 Layers = Mapping[str, SparseLayer]
 Optimizers = Sequence[Optimizer]
@@ -201,8 +201,8 @@ def _check_held(layers: Layers, optimizers: Optimizers) -> None:
     for what, names in missing.items():
         if names:
             raise ValueError(
-                f"the optimizer does not hold the {what} of {len(names)} layers (first: {names[0]}); build "
-                "the optimizer after sparsify()"
+                f"the optimizer does not hold the {what} of {counted(len(names), 'layer')} (first: {label(names[0])}); "
+                "build the optimizer after sparsify()"
             )
 
 

@@ -8,7 +8,7 @@ from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_o
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
-from cutwork.text import label
+from cutwork.text import counted, label
 from cutwork.training.selection import Patterns, match_layers
 from cutwork.training.sparsifier import Sparsifier
 from cutwork.training.sparsify import sparsify
@@ -58,7 +58,7 @@ def freeze_zeros(model: nn.Module, patterns: Patterns = "unstructured") -> "Spar
         if not mask.all():
             masks[name] = choice.layout.from_matrix(mask)
     if not masks:
-        raise ValueError(f"none of {len(choices)} layers has a unit of zeros to keep; sparsify() makes some")
+        raise ValueError(f"of {counted(len(choices), 'layer')} none has a unit of zeros to keep; sparsify() makes some")
     kept = {sharer: choices[name].pattern for name in masks for sharer in (name, *choices[name].tied)}
     return sparsify(model, kept, masks=masks)
 
