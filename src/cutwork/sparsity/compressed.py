@@ -85,17 +85,17 @@ class FixedIndex(Sparsity):
                 index.check()
             except ValueError as error:
                 raise ValueError(
-                    f"the index of a compressed {self._described()} was changed from outside and is damaged: {error}; "
+                    f"the index of a compressed {self._describe()} was changed from outside and is damaged: {error}; "
                     "load what save() or state_dict() has written"
                 ) from error
         self._versions = _versions_of(self._index)
 
-    def _described(self) -> str:
+    def _describe(self) -> str:
         return f"{'x'.join(map(str, self.shape))} weight in {self.pattern}"
 
     def _show(self) -> None:
         """Let others find the index among the buffers, where no average can change it."""
-        what = f"of a compressed {self._described()}"
+        what = f"of a compressed {self._describe()}"
         held = (self._buffers[name] for name in INDEX)
         shown: Any = tuple(
             tensor if tensor is None else protect(tensor, f"the index {name} {what}", may_follow=False)
@@ -295,7 +295,7 @@ class FixedIndex(Sparsity):
                 "after casting, loading with assign=True and the like"
             )
         index = self.topology
-        total *= _scale_between(index.gather(total), gradient.to(wide))
+        total *= _find_scale(index.gather(total), gradient.to(wide))
         return torch.where(index.to_mask(), index.scatter(gradient.to(wide)), total)
 
 
@@ -340,7 +340,7 @@ def _is_same(one: Topology, other: Topology) -> bool:
     return orders_agree and torch.equal(one.ptr, other.ptr) and torch.equal(one.col, other.col)
 
 
-def _scale_between(one: Tensor, other: Tensor) -> float:
+def _find_scale(one: Tensor, other: Tensor) -> float:
     """Return the number that brings one tensor closest to the other."""
     scale = float((one.double() * other.double()).sum() / one.double().square().sum())
     # Without any gradient at what is kept there is nothing to go by, and only the order matters.
