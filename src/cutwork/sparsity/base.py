@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.patterns import Pattern
-from cutwork.sparsity.estimate import GAIN_OF_SQUARES, Energies, measure_energies, why_too_narrow
+from cutwork.sparsity.estimate import GAIN_OF_SQUARES, Energies, measure_energies, why_not_estimate
 from cutwork.sparsity.gradient import DenseGradient
 from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.numbers import Mask, Numbers
@@ -40,8 +40,8 @@ class Sparsity(nn.Module):
     estimate = False
     energy_in: nn.Parameter
     energy_out: nn.Parameter
-    # How loud the gradient outside the mask is in the coming step, zero if nobody asks: as a number, which spares a
-    # device a question each step, and in a buffer, which compiled code reads.
+    # How loud the gradient outside the mask is in the coming step, zero if nobody asks: as a number, so that no step
+    # has to ask a device for it, and in a buffer, for compiled code.
     _gain: float
     gain: Tensor
 
@@ -128,7 +128,7 @@ class Sparsity(nn.Module):
 
     @abstractmethod
     def reorders(self, condensed: Any) -> bool:
-        """Say whether after a move to this mask a place in the trained parameter would be another weight's."""
+        """Say whether after a move to this mask a place in the trained parameter would belong to another weight."""
 
     @abstractmethod
     def move(self, condensed: Any, trained: nn.Parameter, states: States) -> None:
@@ -148,7 +148,7 @@ class Sparsity(nn.Module):
 
     @final
     def restart(self, device: torch.device) -> None:
-        """Make on a device what is in no file, in a layer that came from the meta device."""
+        """Make what no file holds, on a device: a layer may have come from the meta device."""
         self._gain = 0.0
         self.register_buffer("gain", torch.zeros((), device=device), persistent=False)
 
@@ -159,8 +159,8 @@ class Sparsity(nn.Module):
 
     @final
     def _expect_estimate(self, on: bool) -> None:
-        if on and (reason := why_too_narrow(self.energies)):
-            raise ValueError(f"a layer was {reason}")
+        if on and (reason := why_not_estimate(self.energies)):
+            raise ValueError(f"a layer cannot estimate its dense gradient: {reason}")
         self._set_gain(GAIN_OF_SQUARES * on)
 
     @final
@@ -174,7 +174,7 @@ class Sparsity(nn.Module):
         return f"{self.pattern}, density {self.mask.float().mean():.4g}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of a copy who follows, and that this step brings the dense gradient: nobody follows the copy."""
+        """Leave out that a sparsifier follows, and the gain that it has set: nobody follows a copy."""
         # A tensor made for this moment could not be sent to another process: it would be gone before it is read.
         buffers = {name: buffer for name, buffer in self._buffers.items() if name != "gain"}
         return {**vars(self), "_buffers": buffers, "is_followed": False, "needs_gradient": False}

@@ -88,17 +88,17 @@ class FixedIndex(Sparsity):
                 index.check()
             except ValueError as error:
                 raise ValueError(
-                    f"the index of a compressed {self._described()} was changed from outside and is damaged: {error}; "
+                    f"the index of a compressed {self._describe()} was changed from outside and is damaged: {error}; "
                     "load what save() or state_dict() has written"
                 ) from error
         self._versions = _versions_of(self._index)
 
-    def _described(self) -> str:
+    def _describe(self) -> str:
         return f"{'x'.join(map(str, self.shape))} weight in {self.pattern}"
 
     def _show(self) -> None:
         """Let others find the index among the buffers, where no average can change it."""
-        what = f"of a compressed {self._described()}"
+        what = f"of a compressed {self._describe()}"
         held = (self._buffers[name] for name in INDEX)
         shown: Any = tuple(
             tensor if tensor is None else protect(tensor, f"the index {name} {what}", may_follow=False)

@@ -10,8 +10,8 @@ from cutwork.ops.dispatch import is_transformed
 from cutwork.ops.topology import Topology
 from cutwork.sparsity.gradient import GradientOfKept, Rows, all_finite
 
-# How loud the sums of squares are, which travel as gradients: so quiet that no norm notices them, and of them only the
-# order matters. They are larger than gradients, so this is smaller than the gain of these.
+# Sums of squares travel as gradients, so quiet that no norm notices them; only their order matters. They are larger
+# than gradients, so this is smaller than the gain of a gradient.
 GAIN_OF_SQUARES = 2.0**-40
 
 # Two parameters of a layer, whose gradients are the sums of squares of its inputs and of its outputs' gradients.
@@ -26,13 +26,13 @@ def make_energies(inputs: int, outputs: int, *, dtype: torch.dtype, device: torc
     return energy_in, energy_out
 
 
-def why_too_narrow(energies: Energies | None) -> str:
-    """Say why sums of squares would overflow in these parameters, and what to do; empty where they would not."""
+def why_not_estimate(energies: Energies | None) -> str:
+    """Say why the gradients of these parameters cannot be sums of squares, and what to do; empty where they can."""
     if energies is None or energies[0].dtype != torch.float16:
         return ""
     return (
-        "turned to float16 after sparsify(), too narrow for the sums of squares that estimate=True needs; call half() "
-        "before sparsify()"
+        "it was turned to float16 after sparsify(), too narrow for the sums of squares that estimate=True needs; call "
+        "half() before sparsify()"
     )
 
 
@@ -100,13 +100,13 @@ class _Energies(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor):
         (grad_y,), (x, gain) = grad_outputs, ctx.saved_tensors
-        energy_in, energy_out = (_sum_of_squares(tensor, ctx.channel_dim) * gain for tensor in (x, grad_y))
+        energy_in, energy_out = (_sum_squares(tensor, ctx.channel_dim) * gain for tensor in (x, grad_y))
         # The groups of a convolution share one row of inputs.
         energy_in = energy_in.view(-1, ctx.num_inputs).sum(0)
         return grad_y, None, energy_in, energy_out, None, None
 
 
-def _sum_of_squares(tensor: Tensor, channel_dim: int) -> Tensor:
+def _sum_squares(tensor: Tensor, channel_dim: int) -> Tensor:
     wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
     others = [dim for dim in range(tensor.dim()) if dim != channel_dim % tensor.dim()]
     # A compiler may have assumed other strides than a convolution returns, so nothing is flattened here.

@@ -85,7 +85,7 @@ class Fixed(Masked):
         old = self.mask.clone()
         self.set_mask(condensed)
         stay = old & self.mask
-        for tensor in (trained, *per_entry(states, trained)):
+        for tensor in (trained, *find_per_entry(states, trained)):
             tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
 
     def fits(self, trained: Tensor) -> bool:
@@ -116,7 +116,7 @@ class _GivenGradient(DenseGradient):
         return self._fixed.matrix(self._gradient)
 
 
-def per_entry(states: States, trained: Tensor) -> list[Tensor]:
+def find_per_entry(states: States, trained: Tensor) -> list[Tensor]:
     """Return every tensor of any optimizer's state that has a number for each entry of the parameter."""
     values = [value for state in states for value in state.values()]
     return [value for value in values if isinstance(value, Tensor) and value.shape == trained.shape]

@@ -18,7 +18,7 @@ class Ear(Listener):
     """Collects, while it is open, the pairs whose products add up to what is in the gradient of a parameter.
 
     A pair counts once its backward pass has reached `.grad` of the parameter, and no longer when that is cleared: so
-    accumulation, gradients that were thrown away, and steps that a gradient scaler skips are what they are to `.grad`.
+    gradients that accumulate, are thrown away, or overflow in a skipped step count here as they do in `.grad`.
     """
 
     def __init__(self) -> None:

@@ -53,7 +53,7 @@ class Masked(Sparsity):
 
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the effective weight, zero outside the mask, and remember in `was_used` to have been asked."""
+        """Return the effective weight, zero outside the mask, and remember in `was_used` that it was asked for."""
 
     @final
     def rests(self, weight: Tensor | None) -> bool:

@@ -79,7 +79,7 @@ class Sparsifier:
         optimizer, as accelerate does, may be given too. The mask of a layer that is frozen does not move.
         """
         if self._optimizers:
-            raise ValueError("attach: this sparsifier is attached already; detach() it first")
+            raise ValueError("this sparsifier is attached already; detach() it first")
         optimizers = tuple(map(unwrap, optimizers))
         check_attachable(self.layers, self.method, optimizers, hooks=hooks)
         self.state_key = self._free_key(optimizers)
@@ -134,7 +134,10 @@ class Sparsifier:
     def step(self) -> None:
         """Count one update of the weights, and move the masks if it is due. The hooks of `attach` call this."""
         if not self._optimizers:
-            raise ValueError("step: call attach(optimizer) first; moving a mask must move the optimizer's state too")
+            raise ValueError(
+                "this sparsifier follows no optimizer; call attach(optimizer) first, because what optimizers remember "
+                "moves along with the masks"
+            )
         if not self._handles:
             check_parameters(self.layers, self._trained)
         for name, layer in self.layers.items():
