@@ -1,6 +1,9 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Shuffled
 from cutwork.patterns.shuffled import group_rows
 
@@ -65,6 +68,17 @@ def test_regrowth_leaves_the_groups_alone_and_exchanges_the_fraction():
     runs = 0.25 * 8 * 16
     assert int((mask & ~new).sum()) <= 0.5 * runs * 16
     assert int((mask & ~new).sum()) > 0.25 * runs * 16
+
+
+@given(outputs=st.integers(1, 30), inputs=st.integers(1, 5), rows=st.integers(1, 6), seed=st.integers(0, 2**31))
+def test_groups_that_came_to_be_alike_share_their_rows_as_the_mask_alone_tells(outputs, inputs, rows, seed):
+    generator, rows = torch.Generator().manual_seed(seed), min(rows, outputs)
+    kept = torch.rand(-(-outputs // rows), inputs, generator=generator) < 0.5
+    order = torch.randperm(outputs, generator=generator)
+    topology = Topology.from_kept(kept, (outputs, inputs), rows, 1, order)
+    settled = Shuffled(rows, 1).settle(topology)
+    assert torch.equal(settled.to_mask(), topology.to_mask())
+    assert torch.equal(settled.order, Shuffled(rows, 1).tiling.order(topology.to_mask()).int())
 
 
 def test_a_full_group_gives_up_its_short_run_first():

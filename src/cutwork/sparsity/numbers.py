@@ -20,7 +20,7 @@ Mask = Tensor | Topology
 EntryScore = Callable[[Tensor, Tensor | None], Tensor]
 
 # So many scores of entries are there at once: they stay in a cache, and their memory is used again.
-SCORES_AT_ONCE = 2**18
+SCORES_AT_ONCE = 2**20
 
 
 class Numbers(ABC):
