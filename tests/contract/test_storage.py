@@ -255,7 +255,7 @@ class Largest(TorchDispatchMode):
 def test_a_move_makes_nothing_of_dense_size(method_name, pattern, monkeypatch):
     if pattern == "shuffled:8" and method_name not in {"rigl", "rigl by estimate", "set"}:
         pytest.skip("these form the groups anew, by all weights")
-    monkeypatch.setattr(numbers, "SCORES_AT_ONCE", 2**13)
+    monkeypatch.setattr(numbers, "NUMBERS_AT_ONCE", 2**13)
     outputs, inputs = 512, 384
     model = nn.Linear(inputs, outputs)
     method = METHODS[method_name]

@@ -36,11 +36,12 @@ def both(text):
     return whole, KeptNumbers(pattern, index, index.gather(weight), Given(grad, mask))
 
 
-@pytest.mark.parametrize("at_once", [1, 100, 2**18])
+@pytest.mark.parametrize("at_once", [(1, 1), (400, 100), (2**20, 2**16)])
 @pytest.mark.parametrize("score", [magnitude, gradient, taylor])
 @pytest.mark.parametrize("text", PATTERNS)
 def test_tiles_are_scored_alike_however_much_of_the_weight_is_there(text, score, at_once, monkeypatch):
-    monkeypatch.setattr(numbers, "SCORES_AT_ONCE", at_once)
+    for name, value in zip(("NUMBERS_AT_ONCE", "SCORES_AT_ONCE"), at_once, strict=True):
+        monkeypatch.setattr(numbers, name, value)
     whole, kept = both(text)
     tiles = whole.tiles
     scores = score(whole.weight, whole.whole_gradient)

@@ -180,7 +180,8 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
 def exchange_units(select: Select, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
     """Exchange a fraction of the kept units where `select` alone says which of them may stand together."""
     count = int(kept.sum())
-    survivors = keep_largest(drop.masked_fill(~kept, -torch.inf), count - int(fraction * count))
+    survivors = torch.zeros_like(kept)
+    survivors[kept] = keep_largest(drop[kept], count - int(fraction * count))
     return select(grow.masked_fill(survivors, torch.inf), count)
 
 
