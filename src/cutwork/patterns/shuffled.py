@@ -87,23 +87,24 @@ class Shuffled(Pattern):
     def exchange_tiles(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         num_runs = int((-(-kept.sum(1) // min(self.columns, kept.shape[1]))).sum())
         number = int(fraction * num_runs)
-        survivors = self._best_runs(drop, kept, num_runs - number)
+        survivors = self._best_runs_of_kept(drop, kept, num_runs - number)
         return survivors | self._best_runs(grow, ~survivors, number)
 
     def settle(self, topology: Topology) -> Topology:
-        """Return the index in the order that `group_rows` finds in its mask: groups that are alike share their rows."""
+        """Return the index in the order that `tiling` reads from its mask: groups that are alike share their rows."""
         assert topology.order is not None
         kept, order = topology.kept, topology.order.long()
+        rows = torch.arange(len(order), device=order.device)
         _, kind_of_group = kept.unique(dim=0, return_inverse=True)
         kinds = kind_of_group.repeat_interleave(topology.rows)[: len(order)]
         kinds = torch.empty_like(kinds).index_copy_(0, order, kinds)
-        first = torch.full_like(kinds, len(order)).scatter_reduce_(0, kinds, torch.arange(len(order)), "amin")
+        first = torch.full_like(kinds, len(order)).scatter_reduce_(0, kinds, rows, "amin")
         settled = first[kinds].argsort(stable=True)
         # The rows of the short group are the last of their kind.
         if short := len(order) % topology.rows:
             rest = (kinds == kinds[order[-1]]).nonzero()[-short:, 0]
             settled = torch.cat([settled[~torch.isin(settled, rest)], rest])
-        group_of_row = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)) // topology.rows)
+        group_of_row = torch.empty_like(order).index_copy_(0, order, rows // topology.rows)
         groups = group_of_row[first[kinds[settled[:: topology.rows]]]]
         return Topology.from_kept(kept[groups], topology.shape, topology.rows, topology.columns, settled)
 
@@ -114,6 +115,18 @@ class Shuffled(Pattern):
         mask = torch.empty(len(order), columns.shape[1], dtype=torch.bool, device=columns.device)
         mask[order] = columns.repeat_interleave(min(self.rows, len(order)), 0)[: len(order)]
         return mask
+
+    def _best_runs_of_kept(self, scores: Tensor, kept: Tensor, count: int) -> Tensor:
+        """Do what `_best_runs` does, where few columns are allowed: put these side by side before they are sorted."""
+        group, column = kept.nonzero(as_tuple=True)
+        counts = kept.sum(1)
+        place = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]
+        beside = scores.new_zeros(len(kept), max(1, int(counts.max())))
+        allowed = torch.zeros_like(beside, dtype=torch.bool)
+        beside[group, place], allowed[group, place] = scores[group, column], True
+        chosen = torch.zeros_like(kept)
+        chosen[group, column] = self._best_runs(beside, allowed, count)[group, place]
+        return chosen
 
     def _best_runs(self, scores: Tensor, allowed: Tensor, count: int) -> Tensor:
         """Mark the columns of the `count` best runs; a run takes the best allowed columns its group has left."""

@@ -21,7 +21,7 @@ EntryScore = Callable[[Tensor, Tensor | None], Tensor]
 
 # Rows are formed in strips of so many numbers, in which products are fast, and scored in pieces, which stay in a cache
 # and whose memory is used again.
-NUMBERS_AT_ONCE, SCORES_AT_ONCE = 2**20, 2**16
+NUMBERS_AT_ONCE, SCORES_AT_ONCE = 2**21, 2**18
 
 
 class Numbers(ABC):
