@@ -124,7 +124,7 @@ def _candidates(
             _sparse(replace(row, form=form), prepare, inputs, few) for form in (PACKED, FUSED) if form in choices.forms
         ]
         if MOVING in choices.forms and precision == "fp32":
-            found.append(_moving(replace(row, form=MOVING), dense, names, pattern, inputs))
+            found.append(_moving(replace(row, form=MOVING), prepare, dense, names, pattern, inputs))
     return found
 
 
@@ -198,27 +198,28 @@ def _sparse(
 
 
 def _moving(
-    row: Measurement, dense: nn.Module, names: Sequence[str], pattern: Pattern, inputs: tuple[Tensor, ...]
+    row: Measurement,
+    prepare: Callable[[], Prepared],
+    dense: nn.Module,
+    names: Sequence[str],
+    pattern: Pattern,
+    inputs: tuple[Tensor, ...],
 ) -> Candidate:
     """Return a sparse model that moves its masks in each step; the right results are those of dense storage."""
 
     def train(storage: Literal["dense", "compressed"]) -> Runnable:
-        model = copy.deepcopy(dense)
-        method = RigL(every=1, until=10**9)
-        sparsifier = sparsify(model, dict.fromkeys(names, pattern), density=row.density, method=method, storage=storage)
-        kept = [
-            (layer.describe_weight().num_kept, layer.describe_weight().num_weights)
-            for layer in sparsifier.layers.values()
-        ]
-        density = sum(one for one, _ in kept) / sum(whole for _, whole in kept)
-        known = Candidate(replace(row, density=density), lambda: ready, expected, tolerance=_tolerance(row))
-        ready = replace(_runnable("step", model, inputs, DENSE, sparsifier), candidate=known)
-        return ready
+        model, method = copy.deepcopy(dense), RigL(every=1, until=10**9)
+        patterns = dict.fromkeys(names, pattern)
+        sparsifier = sparsify(model, patterns, density=row.density, method=method, storage=storage)
+        return _runnable("step", model, inputs, DENSE, sparsifier)
 
     expected = cache(lambda: train("dense").results())
-    return Candidate(
-        row, lambda: train("compressed" if pattern.tiling else "dense"), expected, tolerance=_tolerance(row)
-    )
+
+    def build() -> Runnable:
+        known = Candidate(replace(prepare().row, form=row.form), build, expected, tolerance=_tolerance(row))
+        return replace(train("compressed" if pattern.tiling else "dense"), candidate=known)
+
+    return Candidate(row, build, expected, tolerance=_tolerance(row))
 
 
 def _candidate(
