@@ -45,6 +45,7 @@ from cutwork.training.allocation import uniform as uniform
 from cutwork.training.baking import bake as bake
 from cutwork.training.baking import copy_masks as copy_masks
 from cutwork.training.baking import freeze_zeros as freeze_zeros
+from cutwork.training.dsb import dsb_layers as dsb_layers
 from cutwork.training.exploration import Exploration as Exploration
 from cutwork.training.sparsifier import Sparsifier as Sparsifier
 from cutwork.training.sparsify import sparsify as sparsify

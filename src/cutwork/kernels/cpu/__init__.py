@@ -76,6 +76,12 @@ def narrow_kernels(instruction_set: str) -> Any:
     return _kernels(instruction_set).narrow
 
 
+@functools.cache
+def grouping_kernels(instruction_set: str) -> Any:
+    """Return the grouping of rows, in an instruction set."""
+    return _kernels(instruction_set).grouping
+
+
 def _kernels(instruction_set: str) -> Any:
     return next(found for found in extension().instruction_sets() if found.name == instruction_set)
 

@@ -98,3 +98,12 @@ struct NarrowKernels {
     void (*int8_forward_bf16)(const Weight &, const float *scales, const uint16_t *x, const float *bias, uint16_t *y,
                               int64_t tokens, Activation after, int threads);
 };
+
+// Groups of rows whose bits agree; where the bits of a mask say which weights are kept, such rows can share them.
+struct GroupingKernels {
+    // order[rows]: a group begins at the first row that is left, and takes again and again the row whose overlap with
+    // all it has, times its scale, is largest; of equal ones the first. bits[rows, words]; the overlap with each row
+    // of a group counts as many times as that row's scale. The last group may have fewer than `size` rows.
+    void (*group)(const uint64_t *bits, const int64_t *scale, int64_t rows, int64_t words, int64_t size,
+                  int64_t *order, int threads);
+};
