@@ -22,6 +22,7 @@ from cutwork.methods.base import (
 )
 from cutwork.methods.schedules import cubic
 from cutwork.methods.scores import Score, magnitude
+from cutwork.sparsity.numbers import Mask
 
 
 @final
@@ -51,9 +52,9 @@ class Gradual(Method):
     def due(self, step: int) -> bool:
         return step == self.until or falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
-    def move(self, view: View) -> Tensor:
-        if view.grad is None and self.needs_gradient:
-            return view.mask
+    def move(self, view: View) -> Mask:
+        if self.needs_gradient and not view.has_gradient:
+            return view.unmoved
         return thin_out(view, self.drop, self.start_density, progress(view.step, begin=self.begin, until=self.until))
 
     @property
@@ -65,7 +66,8 @@ class Gradual(Method):
         return share_of_moves(self.every) if self.needs_gradient else 0.0
 
 
-def thin_out(view: View, drop: Score, start_density: float, share: float) -> Tensor:
+def thin_out(view: View, drop: Score, start_density: float, share: float) -> Mask:
     """Return the mask, drawn from the present one, of the density that a cubic curve has reached."""
     density = cubic(max(start_density, view.density), view.density)(share)
-    return view.pattern.project(rank_within(view, view.score(drop)), density)
+    count = view.pattern.count(view.layout.matrix_shape, density)
+    return view.keep(view.pattern.select(rank_within(view, view.units(drop)), count))

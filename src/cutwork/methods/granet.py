@@ -1,7 +1,7 @@
 """Gradual pruning that also regrows at every move."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -24,6 +24,7 @@ from cutwork.methods.base import (
 from cutwork.methods.gradual import thin_out
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import Score, gradient, magnitude
+from cutwork.sparsity.numbers import Mask
 
 
 @final
@@ -59,16 +60,16 @@ class GraNet(Method):
     def due(self, step: int) -> bool:
         return step == self.thin_until or falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
-    def move(self, view: View) -> Tensor:
-        if view.grad is None and needs_gradient(self.drop):
-            return view.mask
+    def move(self, view: View) -> Mask:
+        if needs_gradient(self.drop) and not view.has_gradient:
+            return view.unmoved
         if view.step <= self.thin_until:
             share = progress(view.step, begin=self.begin, until=self.thin_until)
-            view = replace(view, mask=thin_out(view, self.drop, self.start_density, share))
-        if view.grad is None and needs_gradient(self.grow):
-            return view.mask
+            view = view.under(thin_out(view, self.drop, self.start_density, share))
+        if needs_gradient(self.grow) and not view.has_gradient:
+            return view.unmoved
         fraction = fraction_at(self.fraction, progress(view.step, begin=self.begin, until=self.until))
-        return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)
+        return view.exchange(self.drop, self.grow, fraction)
 
     @property
     def needs_gradient(self) -> bool:

@@ -1,7 +1,7 @@
 """The mask of one layer, and what each step of training does with it."""
 
 from abc import abstractmethod
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, final
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from cutwork.patterns import Pattern
 from cutwork.sparsity.estimate import GAIN_OF_SQUARES, Energies, measure_energies, why_not_estimate
+from cutwork.sparsity.gradient import DenseGradient
 from cutwork.sparsity.layout import Layout
+from cutwork.sparsity.numbers import Mask, Numbers
 
-# Forms the gradient of a whole weight as a matrix, when it is called.
-DenseGradient = Callable[[], Tensor]
 # What optimizers remember of one parameter, by their names for it.
 States = Sequence[MutableMapping[str, Any]]
 
@@ -26,9 +26,10 @@ class Sparsity(nn.Module):
         follow(needs_gradient=...)            a sparsifier is attached; will it ever ask for the dense gradient?
         expect_gradient(trained, on)          the coming step ends in a move that looks at the dense gradient, or not
         observe(x, y, channel_dim)            a forward pass: the layer was used, and this is what it read and returns
-        before_update(trained, loss_scale)    the gradient is complete: returns what forms the dense one, if expected
+        before_update(trained, loss_scale)    the gradient is complete: returns the dense one, if expected
         after_update(trained)                 the optimizer has written: the parameter goes back into its legal form
-        condense(matrix), move(...)           a method has chosen another mask
+        numbers(trained, gradient)            a method is about to choose another mask, and looks at these
+        condense(mask), move(...)             it has chosen
         release(trained)                      the sparsifier is detached
 
     The dense gradient is that of the whole weight, also where the mask is zero. A layer whose mask is not fixed has it
@@ -107,15 +108,19 @@ class Sparsity(nn.Module):
 
     @abstractmethod
     def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
-        """Return what forms the dense gradient, if it was expected, and leave `trained.grad` fit for the optimizer."""
+        """Return the dense gradient, if it was expected, and leave `trained.grad` fit for the optimizer."""
 
     @abstractmethod
     def after_update(self, trained: nn.Parameter) -> None:
         """Put the parameter, just updated, back into its legal form."""
 
     @abstractmethod
-    def condense(self, matrix: Tensor) -> Any:
-        """Return a mask, given as a matrix, in the form in which it waits for `move`."""
+    def numbers(self, trained: nn.Parameter, gradient: Any) -> Numbers:
+        """Return what a method looks at; the gradient is what `before_update` has returned."""
+
+    @abstractmethod
+    def condense(self, mask: Mask) -> Any:
+        """Return a mask in the form in which it waits for `move`."""
 
     @abstractmethod
     def resizes(self, condensed: Any) -> bool:

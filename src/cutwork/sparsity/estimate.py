@@ -1,14 +1,14 @@
 """Estimating the dense gradient of a layer by the sizes of its inputs and of the gradients of its outputs."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from cutwork.distributed import whole
 from cutwork.ops.dispatch import is_transformed
+from cutwork.ops.topology import Topology
+from cutwork.sparsity.gradient import GradientOfKept, Rows, all_finite
 
 # Sums of squares travel as gradients, so quiet that no norm notices them; only their order matters. They are larger
 # than gradients, so this is smaller than the gain of a gradient.
@@ -42,8 +42,28 @@ def measure_energies(y: Tensor, x: Tensor, energies: Energies, gain: Tensor, cha
     return _Energies.apply(y, x, *energies, gain, channel_dim)
 
 
-def take_estimate(energies: Energies, columns: int) -> Callable[[], Tensor] | None:
-    """Return what forms the estimate of a dense gradient from the gradients of two energies, and take these away."""
+@final
+class EstimatedGradient(GradientOfKept):
+    """The size of a dense gradient as the outer product of two vectors of norms."""
+
+    def __init__(self, norms_O: Tensor, norms_I: Tensor) -> None:
+        self._norms_O, self._norms_I = norms_O, norms_I
+
+    def is_finite(self) -> bool:
+        """Say whether the norms are finite."""
+        return all_finite(self._norms_O) and all_finite(self._norms_I)
+
+    def rows(self, outputs: Rows) -> Tensor:
+        """Multiply some rows out."""
+        return torch.outer(self._norms_O[outputs], self._norms_I)
+
+    def kept(self, index: Topology) -> Tensor:
+        """Return it at the units that are stored."""
+        return index.outer(self._norms_O, self._norms_I)
+
+
+def take_estimate(energies: Energies, columns: int) -> EstimatedGradient | None:
+    """Return the estimate of a dense gradient that the gradients of two energies tell, and take these away."""
     energy_in, energy_out = energies
     if energy_out.grad is None:
         return None
@@ -52,7 +72,7 @@ def take_estimate(energies: Energies, columns: int) -> Callable[[], Tensor] | No
         norms.append(whole(torch.zeros_like(energy) if energy.grad is None else energy.grad).sqrt())
         energy.grad = None
     # A convolution reads a channel at every place of its kernel.
-    return partial(torch.outer, norms[0], norms[1].repeat(columns // len(energy_in)))
+    return EstimatedGradient(norms[0], norms[1].repeat(columns // len(energy_in)))
 
 
 def check_not_transformed() -> None:

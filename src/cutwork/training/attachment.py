@@ -10,8 +10,10 @@ from torch.optim import Optimizer
 from cutwork.distributed import is_distributed, is_sharded, processes_agree, same_on_all_ranks, whole
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method
+from cutwork.ops.topology import Topology
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.estimate import why_not_estimate
+from cutwork.sparsity.numbers import Mask
 from cutwork.sparsity.reprojected import Reprojected
 from cutwork.text import counted, label
 
@@ -166,16 +168,18 @@ def check_state(
         )
 
 
-def check_mask(layer: SparseLayer, matrix: Tensor) -> None:
+def check_mask(layer: SparseLayer, mask: Mask) -> None:
     """Raise ValueError where a method has returned something that is no mask of this layer."""
-    expected = layer.sparsity.mask_matrix()
-    if matrix.dtype != expected.dtype or matrix.shape != expected.shape:
+    # Tiles of the layer's own grid are whole units.
+    if isinstance(mask, Topology):
+        return
+    expected, pattern = layer.sparsity.layout.matrix_shape, layer.sparsity.pattern
+    if mask.dtype != torch.bool or mask.shape != expected:
         raise ValueError(
-            f"the method returned {matrix.dtype} of shape {tuple(matrix.shape)} as a mask; it must be a bool "
-            f"matrix of shape {tuple(expected.shape)}"
+            f"the method returned {mask.dtype} of shape {tuple(mask.shape)} as a mask; it must be a bool matrix of "
+            f"shape {expected}"
         )
-    pattern = layer.sparsity.pattern
-    if pattern.every_choice_is_legal and not pattern.allows(matrix):
+    if pattern.every_choice_is_legal and not pattern.allows(mask):
         raise ValueError(f"the method returned a mask that cuts the units of {pattern}; project() keeps them whole")
 
 

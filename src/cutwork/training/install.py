@@ -17,6 +17,7 @@ from cutwork.methods.scores import Score
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
+from cutwork.sparsity.numbers import WholeNumbers
 from cutwork.text import label
 from cutwork.training.rescaling import look_trained, rescale
 from cutwork.training.selection import Choice
@@ -156,14 +157,13 @@ class _Beginning:
     def _view(self, name: str, weight: Tensor) -> View:
         choice = self.choices[name]
         matrix = choice.layout.to_matrix(weight)
+        # One number, expanded: it takes no memory.
+        mask = torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape)
         return View(
             pattern=choice.pattern,
             density=choice.density,
             layout=choice.layout,
-            weight=matrix,
-            # One number, expanded: it takes no memory.
-            mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
-            grad=None,
+            numbers=WholeNumbers(choice.pattern, matrix, mask),
             learned=None,
             step=0,
             generator=self.chances[name],

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
-from cutwork.sparsity.base import DenseGradient
 from cutwork.training.attachment import (
     check_attachable,
     check_mask,
@@ -60,7 +59,7 @@ class Sparsifier:
         self._trained: dict[str, nn.Parameter] = {}
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
-        self._gradients: dict[str, DenseGradient | None] = {}
+        self._gradients: dict[str, Any] = {}
         self.state_key = f"{STATE_KEY}:{next(iter(self.layers))}"
         self._is_first_step = True
         self._averages: list[dict[str, SparseLayer]] = []
@@ -269,7 +268,7 @@ class Sparsifier:
             layer.sparsity.expect_gradient(layer.trained, due and not layer.sparsity.is_frozen(layer.trained))
 
     def _move_all(self, step: int) -> None:
-        """Decide where all masks move, and only then move them; only one layer at a time is formed in full."""
+        """Decide where all masks move, and only then move them; the gradient of one layer at a time is formed."""
         last = list(self.layers)[-1]
         moving = {name: layer for name, layer in self.layers.items() if not layer.sparsity.is_frozen(layer.trained)}
         self._say_frozen(set(self.layers) - set(moving))
@@ -292,27 +291,22 @@ class Sparsifier:
 
     def _decide(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> Any:
         try:
-            matrix = self.method.move(self._view(name, layer, step, is_last=is_last))
-            check_mask(layer, matrix)
-            return layer.sparsity.condense(matrix)
+            view = self._view(name, layer, step, is_last=is_last)
+            view.check_gradient()
+            mask = self.method.move(view)
+            check_mask(layer, mask)
+            return layer.sparsity.condense(mask)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
     def _view(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> View:
-        sparsity, form_gradient = layer.sparsity, self._gradients.get(name)
-        grad = None if form_gradient is None else form_gradient()
-        if grad is not None and not grad.isfinite().all():
-            raise ValueError(
-                f"the gradient of step {step} is not finite, so the mask cannot move; lower the learning rate, or "
-                "scale the loss with torch.amp.GradScaler"
-            )
+        sparsity = layer.sparsity
         return View(
             pattern=sparsity.pattern,
             density=sparsity.density,
             layout=sparsity.layout,
-            weight=sparsity.matrix(layer.trained),
-            mask=sparsity.mask_matrix(),
-            grad=grad,
+            # What the gradient is formed from is needed no longer than this view.
+            numbers=sparsity.numbers(layer.trained, self._gradients.pop(name, None)),
             learned=sparsity.learned_scores(),
             step=step,
             generator=generator_for(self._seed, step, name),
