@@ -28,7 +28,8 @@ OPTIONS = {
     "avx512vnni": [*AVX512, "-mavx512vnni"],
     "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
-KERNELS = {"linear": ["generic", "avx2", "avx512"], "conv": ["generic", "avx2", "avx512"], "narrow": list(OPTIONS)}
+FLOAT32 = ["generic", "avx2", "avx512"]
+KERNELS = {"linear": FLOAT32, "conv": FLOAT32, "narrow": list(OPTIONS), "selection": FLOAT32}
 
 
 def can_sanitize(folder):

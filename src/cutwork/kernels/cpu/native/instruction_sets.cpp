@@ -14,20 +14,23 @@ const std::vector<InstructionSet> COMPILED = {
      {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx512_vnni", "avx512_bf16"},
      nullptr,
      nullptr,
-     &avx512bf16::NARROW},
+     &avx512bf16::NARROW,
+     nullptr},
     {"avx512vnni",
      {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx512_vnni"},
      nullptr,
      nullptr,
-     &avx512vnni::NARROW},
+     &avx512vnni::NARROW,
+     nullptr},
     {"avx512",
      {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"},
      &avx512::LINEAR,
      &avx512::CONV,
-     &avx512::NARROW},
-    {"avx2", {"avx2", "fma"}, &avx2::LINEAR, &avx2::CONV, &avx2::NARROW},
+     &avx512::NARROW,
+     &avx512::SELECTION},
+    {"avx2", {"avx2", "fma"}, &avx2::LINEAR, &avx2::CONV, &avx2::NARROW, &avx2::SELECTION},
 #endif
-    {"generic", {}, &generic::LINEAR, &generic::CONV, &generic::NARROW},
+    {"generic", {}, &generic::LINEAR, &generic::CONV, &generic::NARROW, &generic::SELECTION},
 };
 
 std::vector<InstructionSet> find() {
