@@ -29,7 +29,7 @@ OPTIONS = {
     "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
 WIDE = ["generic", "avx2", "avx512"]
-KERNELS = {"linear": WIDE, "conv": WIDE, "grouping": WIDE, "narrow": list(OPTIONS)}
+KERNELS = {"linear": WIDE, "conv": WIDE, "grouping": WIDE, "selection": WIDE, "narrow": list(OPTIONS)}
 
 
 def can_sanitize(folder):

@@ -15,22 +15,25 @@ const std::vector<InstructionSet> COMPILED = {
      nullptr,
      nullptr,
      &avx512bf16::NARROW,
+     nullptr,
      nullptr},
     {"avx512vnni",
      {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx512_vnni"},
      nullptr,
      nullptr,
      &avx512vnni::NARROW,
+     nullptr,
      nullptr},
     {"avx512",
      {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"},
      &avx512::LINEAR,
      &avx512::CONV,
      &avx512::NARROW,
-     &avx512::GROUPING},
-    {"avx2", {"avx2", "fma"}, &avx2::LINEAR, &avx2::CONV, &avx2::NARROW, &avx2::GROUPING},
+     &avx512::GROUPING,
+     &avx512::SELECTION},
+    {"avx2", {"avx2", "fma"}, &avx2::LINEAR, &avx2::CONV, &avx2::NARROW, &avx2::GROUPING, &avx2::SELECTION},
 #endif
-    {"generic", {}, &generic::LINEAR, &generic::CONV, &generic::NARROW, &generic::GROUPING},
+    {"generic", {}, &generic::LINEAR, &generic::CONV, &generic::NARROW, &generic::GROUPING, &generic::SELECTION},
 };
 
 std::vector<InstructionSet> find() {

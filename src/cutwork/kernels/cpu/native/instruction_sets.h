@@ -15,6 +15,7 @@ struct InstructionSet {
     const ConvKernels *conv;
     const NarrowKernels *narrow;
     const GroupingKernels *grouping;
+    const SelectionKernels *selection;
 };
 
 // Those that this CPU can run, the one with the most instructions first.
@@ -25,6 +26,7 @@ extern const LinearKernels LINEAR;
 extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
 extern const GroupingKernels GROUPING;
+extern const SelectionKernels SELECTION;
 }  // namespace generic
 
 namespace avx2 {
@@ -32,6 +34,7 @@ extern const LinearKernels LINEAR;
 extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
 extern const GroupingKernels GROUPING;
+extern const SelectionKernels SELECTION;
 }  // namespace avx2
 
 namespace avx512 {
@@ -39,6 +42,7 @@ extern const LinearKernels LINEAR;
 extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
 extern const GroupingKernels GROUPING;
+extern const SelectionKernels SELECTION;
 }  // namespace avx512
 
 namespace avx512vnni {

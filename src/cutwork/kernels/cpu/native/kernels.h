@@ -80,6 +80,16 @@ struct ConvKernels {
     void (*weight_gradient)(const Conv &, const float *x, const float *dy, float *dvalues, int threads);
 };
 
+// From scores[outputs, inputs] in float32, none of them nan, to a mask of the same shape, a byte for each entry.
+struct SelectionKernels {
+    // of every `m` neighbours, `count` times, the `n` largest; of equal ones the first
+    void (*groups)(const float *scores, uint8_t *mask, int64_t count, int64_t n, int64_t m, int threads);
+    // in every 4x4 tile the best choice of `n` in each row and column; of equal ones the first in row-major order
+    void (*best_tiles)(const float *scores, uint8_t *mask, int64_t outputs, int64_t inputs, int64_t n, int threads);
+    // in every 4x4 tile entries by descending score while there is room, up to `n` in each row and column
+    void (*greedy_tiles)(const float *scores, uint8_t *mask, int64_t outputs, int64_t inputs, int64_t n, int threads);
+};
+
 // In numbers narrower than float32: bfloat16, handed over as their bits, with sums in float32; and int8, with sums in
 // int32, which are exact.
 struct NarrowKernels {
