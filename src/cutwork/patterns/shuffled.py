@@ -19,7 +19,8 @@ class Shuffled(Pattern):
 
     The rows of a group have identical mask rows, so the mask alone says which rows belong together. The last group and
     the last run of a group are short where the shape does not divide. `project` forms the groups anew, from the rows
-    whose largest scores stand in the same places; `regrow` leaves them as they are.
+    whose largest scores stand in the same places; so does `regrow`, from what rows would keep if each entry were
+    exchanged by itself.
 
     >>> import torch
     >>> scores = torch.tensor([[9., 0., 9., 0.], [0., 8., 0., 8.], [9., 0., 9., 0.], [0., 8., 0., 8.]])
@@ -78,11 +79,16 @@ class Shuffled(Pattern):
         return self._ungroup(self._best_runs(self._group_means(units, order), everywhere, count), order)
 
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        order = read_groups(kept, self.rows)
-        columns = kept[order][:: min(self.rows, len(kept))]
+        columns = kept[read_groups(kept, self.rows)][:: min(self.rows, len(kept))]
         num_runs = int((-(-columns.sum(1) // min(self.columns, kept.shape[1]))).sum())
         number = int(fraction * num_runs)
-        survivors = self._best_runs(self._group_means(drop, order), columns, num_runs - number)
+        if number == 0:
+            return kept
+        order = group_rows(_exchanged_entries(kept, drop, grow, fraction), self.rows)
+        # What a row does not keep counts as the least that any keeps.
+        drop = drop.where(kept, drop[kept].min()) if kept.any() else drop
+        is_kept = self._group_means(kept.to(drop.dtype), order) > 0
+        survivors = self._best_runs(self._group_means(drop, order), is_kept, num_runs - number)
         grown = self._best_runs(self._group_means(grow, order), ~survivors, number)
         return self._ungroup(survivors | grown, order)
 
@@ -105,6 +111,15 @@ class Shuffled(Pattern):
         width = scores.shape[1]
         chosen = keep_largest(runs, count).repeat_interleave(min(self.columns, width), 1)[:, :width] & allowed
         return torch.zeros_like(allowed).scatter(1, order, chosen)
+
+
+def _exchanged_entries(kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+    """Exchange a fraction of the kept entries, each by itself."""
+    count = int(kept.count_nonzero())
+    number = int(fraction * count)
+    survivors = kept.clone()
+    survivors[kept] = keep_largest(drop[kept], count - number)
+    return survivors | keep_largest(grow.masked_fill(survivors, -torch.inf), number)
 
 
 def _about_largest(scores: Tensor, share: float) -> Tensor:
