@@ -95,11 +95,8 @@ class View:
 
     def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
         """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
-        tiles = self.numbers.tiles
-        if tiles is None:
-            return self.keep(self.pattern.exchange(self.kept, self.units(drop), self.units(grow), fraction))
-        scores = {score: self._score(tiles, score) for score in (drop, grow)}
-        return self.numbers.keeping(self.pattern.exchange_tiles(tiles.kept, scores[drop], scores[grow], fraction))
+        scores = {score: self.units(score) for score in (drop, grow)}
+        return self.keep(self.pattern.exchange(self.kept, scores[drop], scores[grow], fraction))
 
     def under(self, mask: Mask) -> "View":
         """Return the same layer, as if it had this mask."""

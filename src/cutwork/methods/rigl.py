@@ -36,7 +36,7 @@ class RigL(Method):
     The fraction follows its schedule from `begin` to `anneal_until`, which is `until` unless given; a number falls to
     zero along a cosine, as in the paper, and `constant` holds it. With
     `estimate=True` growth looks at the outer product of input and output-gradient norms, and the dense gradient is
-    never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks.
+    never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks, whose rows change groups as they move.
 
     Reference: Evci et al., Rigging the lottery, 2020.
     """

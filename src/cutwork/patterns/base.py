@@ -90,10 +90,6 @@ class Pattern(ABC):
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         """Drop a fraction of the kept units, the smallest in `drop`, then grow as many, the largest in `grow`."""
 
-    def exchange_tiles(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        """Do what `exchange` does on the grid of tiles; that is the grid of units, unless a pattern says otherwise."""
-        return self.exchange(kept, drop, grow, fraction)
-
     def settle(self, topology: Topology) -> Topology:
         """Return the index that a layer with this mask has: in the order that the mask itself tells."""
         tiling = self.tiling
