@@ -119,8 +119,9 @@ class Pattern(ABC):
         chosen anew at its old density.
         """
         self.check(mask.shape)
-        drop, grow = self.pool(comparable(drop)), self.pool(comparable(grow))
-        return self.spread(self.exchange(self.units(mask), drop, grow, fraction), mask.shape)
+        drops = self.pool(comparable(drop))
+        grows = drops if grow is drop else self.pool(comparable(grow))
+        return self.spread(self.exchange(self.units(mask), drops, grows, fraction), mask.shape)
 
     @final
     def units(self, mask: Tensor) -> Tensor:
@@ -175,7 +176,9 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
 
 def exchange_units(select: Select, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
     """Exchange a fraction of the kept units where `select` alone says which of them may stand together."""
-    count = int(kept.sum())
+    count = int(kept.count_nonzero())
+    if fraction == 1:
+        return select(grow, count)
     survivors = keep_largest(drop.masked_fill(~kept, -torch.inf), count - int(fraction * count))
     return select(grow.masked_fill(survivors, torch.inf), count)
 
