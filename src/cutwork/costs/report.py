@@ -82,12 +82,13 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
-def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -> Report:
+def report(model: nn.Module, *inputs: Any, method: str | Method | None = None, steps: int | None = None) -> Report:
     """Return what is sparse in a model and how much of it; given inputs, also the operations of a pass over these.
 
-    A mapping given last holds what the model takes by name. `method` adds what a training step by it costs. Parameters
-    that only serve to learn masks do not count; one that several layers share counts for the first. Operations are
-    those of `flops` with its "products".
+    A mapping given last holds what the model takes by name. `method` adds what a training step by it costs; one that is
+    dense for a part of the run needs its length in `steps`, unless it speaks in shares. Parameters that only serve to
+    learn masks do not count; one that several layers share counts for the first. Operations are those of `flops` with
+    its "products".
 
     >>> from cutwork.training.sparsify import sparsify
     >>> model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
@@ -107,7 +108,8 @@ def report(model: nn.Module, *inputs: Any, method: str | Method | None = None) -
     if cost is None or method is None:
         return Report(rows, total)
     chosen = find_method(method)
-    return Report(rows, total, Training(type(chosen).__name__, cost.dense_training, cost.sparse_training(chosen)))
+    training = Training(type(chosen).__name__, cost.dense_training, cost.sparse_training(chosen, steps))
+    return Report(rows, total, training)
 
 
 def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:

@@ -91,6 +91,11 @@ class Method(ABC):
         """Say whether training may begin with a mask that somebody else has chosen."""
         return True
 
+    @property
+    def sparse_span(self) -> tuple[Steps, Steps | None]:
+        """Return from which step to which layers are sparse; before and after it every mask is whole."""
+        return 0, None
+
     def hold(self, mask: Tensor, weight: Parameter, *, view: View) -> Sparsity:
         """Return the module that will hold the mask of a layer: unless a method says otherwise, fixed between moves."""
         return hold_fixed(mask, weight, view=view)

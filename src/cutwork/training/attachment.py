@@ -234,9 +234,9 @@ def _check_compressed(layers: Layers, method: Method) -> None:
                 f"attach: {name} is compressed and sharded by fully_shard(), where only static masks work; got "
                 f'{type(method).__name__}; use storage="dense", or DistributedDataParallel'
             )
-        if _is_on_its_way(index) and method.moves and not is_sharded(layer.trained):
+        if _will_be_resized(index, method) and method.moves and not is_sharded(layer.trained):
             raise ValueError(
-                f"attach: {name} keeps {index.topology.num_units} units on the way to density {index.density:.4g}, and "
+                f"attach: {name} keeps {index.topology.num_units} units now and will keep another number, and "
                 "DistributedDataParallel cannot follow a parameter that changes its size; use a method that keeps "
                 'the number of units, such as RigL, or storage="dense"'
             )
@@ -247,8 +247,10 @@ def _check_compressed(layers: Layers, method: Method) -> None:
             )
 
 
-def _is_on_its_way(index: FixedIndex) -> bool:
-    """Say whether a mask does not have the density that it will have in the end."""
+def _will_be_resized(index: FixedIndex, method: Method) -> bool:
+    """Say whether a mask does not have the density that it will have in the end, or is whole for a part of the run."""
+    if method.sparse_span != (0, None):
+        return True
     pattern = index.pattern
     return pattern.every_choice_is_legal and index.topology.num_units != pattern.count(index.shape, index.density)
 
