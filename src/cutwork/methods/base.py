@@ -92,6 +92,11 @@ class Method(ABC):
         return True
 
     @property
+    def replaces_update(self) -> bool:
+        """Say whether a move stands in for the update of its step, in which the optimizer then changes nothing."""
+        return False
+
+    @property
     def sparse_span(self) -> tuple[Steps, Steps | None]:
         """Return from which step to which layers are sparse; before and after it every mask is whole."""
         return 0, None

@@ -35,6 +35,8 @@ class SRigL(Method):
     `min_salient=0`. A row with more units to keep than its fan-in keeps the largest weights, and not the first ones as
     in the authors' code. Patterns that fix their rows themselves (n:m, shuffled) take the nearest legal mask.
 
+    With `replaces_update=True` a move stands in for the update of its step, as in `RigL`, and in the authors' code.
+
     Reference: Lasby et al., Dynamic sparse training with structured sparsity, 2023.
     """
 
@@ -43,6 +45,7 @@ class SRigL(Method):
     begin: Steps = 0
     fraction: Schedule | float = cosine(0.3)  # noqa: RUF009
     min_salient: float = 0.3
+    replaces_update: bool = False
 
     step_fields: ClassVar[Sequence[str]] = ("until", "begin")
 

@@ -69,6 +69,10 @@ class Switch(Method):
         return not self.sparse_from and self.method.takes_first_mask
 
     @property
+    def replaces_update(self) -> bool:
+        return self.method.replaces_update
+
+    @property
     def needs_gradient(self) -> bool:
         return self.method.needs_gradient
 

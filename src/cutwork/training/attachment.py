@@ -36,7 +36,7 @@ def check_attachable(layers: Layers, method: Method, optimizers: Optimizers, *, 
     if hooks:
         _check_calls_hooks(optimizers)
     else:
-        _check_works_after_updates(layers)
+        _check_works_after_updates(layers, method)
     _check_held(layers, optimizers)
     _check_compressed(layers, method)
     _check_masks_agree(layers)
@@ -54,6 +54,16 @@ def is_skipping(optimizer: Optimizer) -> bool:
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return (found_inf is not None and bool(found_inf)) or _is_rehearsal(optimizer)
+
+
+def hide_gradients(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    """Take away all gradients from an optimizer, so that it passes over its parameters, and return them."""
+    hidden = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                hidden[parameter], parameter.grad = parameter.grad, None
+    return hidden
 
 
 def _is_rehearsal(optimizer: Optimizer) -> bool:
@@ -211,7 +221,12 @@ def _trained_name(layer: SparseLayer) -> str:
     return next(name for name, parameter in layer.named_parameters() if parameter is layer.trained)
 
 
-def _check_works_after_updates(layers: Layers) -> None:
+def _check_works_after_updates(layers: Layers, method: Method) -> None:
+    if method.replaces_update:
+        raise ValueError(
+            f"attach: with replaces_update=True {type(method).__name__} keeps optimizers from updating in some steps, "
+            "which takes hooks; leave out hooks=False"
+        )
     for name, layer in layers.items():
         if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
             raise ValueError(

@@ -6,7 +6,7 @@ from itertools import chain, count
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cutwork.layers.swap import SparseLayer
@@ -20,6 +20,7 @@ from cutwork.training.attachment import (
     check_state,
     check_used,
     find_in_average,
+    hide_gradients,
     holds,
     is_skipping,
     unwrap,
@@ -61,6 +62,8 @@ class Sparsifier:
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
         self._gradients: dict[str, DenseGradient | None] = {}
+        # What an optimizer must not see in a step whose move stands in for the update.
+        self._hidden: dict[int, dict[Tensor, Tensor]] = {}
         self.state_key = f"{STATE_KEY}:{next(iter(self.layers))}"
         self._is_first_step = True
         self._averages: list[dict[str, SparseLayer]] = []
@@ -176,7 +179,8 @@ class Sparsifier:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
-        lists, tables = ("_optimizers", "_handles", "_averages"), ("_owners", "_trained", "_gradients")
+        lists = ("_optimizers", "_handles", "_averages")
+        tables = ("_owners", "_trained", "_gradients", "_hidden")
         fresh = {name: [] for name in lists} | {name: {} for name in tables}
         return {**vars(self), **fresh, "_waiting": set()}
 
@@ -234,8 +238,12 @@ class Sparsifier:
         for name, layer in self.layers.items():
             if self._owners[name] is optimizer:
                 self._gradients[name] = layer.sparsity.before_update(layer.trained, loss_scale)
+        if self.method.replaces_update and self.method.due(self.steps_done + 1):
+            self._hidden[id(optimizer)] = hide_gradients(optimizer)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        for parameter, gradient in self._hidden.pop(id(optimizer), {}).items():
+            parameter.grad = gradient
         if is_skipping(optimizer):
             return
         self._waiting.discard(id(optimizer))
