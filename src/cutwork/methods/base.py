@@ -2,7 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self, TypeGuard, final
@@ -71,6 +71,14 @@ class Method(ABC):
     @abstractmethod
     def due(self, step: int) -> bool:
         """Say whether this step ends in a move."""
+
+    def share_out(self, step: int, views: Iterable[View]) -> Sequence[float] | None:
+        """Return how dense each layer is to be after a move in which they compete; None where each has its own density.
+
+        It is asked before the layers move, and what it returns is the `density` that `move` finds in their views.
+        `views` forms one layer after the other, without a gradient.
+        """
+        return None
 
     @abstractmethod
     def move(self, view: View) -> Tensor:
@@ -216,6 +224,15 @@ def check_scores(**scores: Score) -> None:
             raise TypeError(
                 f"{name}={score!r} is no function; pass cutwork.magnitude, cutwork.random or one of your own"
             )
+
+
+def check_across_layers(method: Method, *, across_layers: bool, drop: Score) -> None:
+    """Raise ValueError where layers would have to be compared by gradients, which are formed one at a time."""
+    if across_layers and needs_gradient(drop):
+        raise ValueError(
+            f"{type(method).__name__}(across_layers=True, drop={getattr(drop, '__name__', drop)}) compares layers, of "
+            "which only one at a time has its gradient formed; drop by cutwork.magnitude or cutwork.random"
+        )
 
 
 def check_start_density(density: float) -> None:

@@ -1,6 +1,6 @@
 """Dense training before or after sparse training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -56,6 +56,9 @@ class Switch(Method):
         if view.step == self.sparse_from:
             return self.method.start(view, magnitude)
         return self.method.move(view)
+
+    def share_out(self, step: int, views: Iterable[View]) -> Sequence[float] | None:
+        return self.method.share_out(step, views) if self._is_sparse(step) else None
 
     def _is_sparse(self, step: int) -> bool:
         return step > self.sparse_from and (self.dense_from is None or step < self.dense_from)

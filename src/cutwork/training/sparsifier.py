@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any, final
 
@@ -278,7 +279,13 @@ class Sparsifier:
         last = list(self.layers)[-1]
         moving = {name: layer for name, layer in self.layers.items() if not layer.sparsity.is_frozen(layer.trained)}
         self._say_frozen(set(self.layers) - set(moving))
-        masks = {name: self._decide(name, layer, step, is_last=name == last) for name, layer in moving.items()}
+        views = (self._view(name, layer, step, is_last=name == last) for name, layer in moving.items())
+        shared = self.method.share_out(step, views)
+        densities = {} if shared is None else dict(zip(moving, shared, strict=True))
+        masks = {
+            name: self._decide(name, layer, step, is_last=name == last, density=densities.get(name))
+            for name, layer in moving.items()
+        }
         for name, layer in moving.items():
             reorders, resizes = layer.sparsity.reorders(masks[name]), layer.sparsity.resizes(masks[name])
             check_state(name, layer, self._optimizers, reorders=reorders, resizes=resizes)
@@ -295,16 +302,25 @@ class Sparsifier:
             logger.warning("the masks of frozen layers do not move: %s", ", ".join(name or "the model" for name in new))
         self._frozen |= names
 
-    def _decide(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> Any:
+    def _decide(self, name: str, layer: SparseLayer, step: int, *, is_last: bool, density: float | None) -> Any:
         try:
-            matrix = self.method.move(self._view(name, layer, step, is_last=is_last))
+            view = self._view(name, layer, step, is_last=is_last, form_gradient=self._gradients.get(name))
+            matrix = self.method.move(view if density is None else replace(view, density=density))
             check_mask(layer, matrix)
             return layer.sparsity.condense(matrix)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
-    def _view(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> View:
-        sparsity, form_gradient = layer.sparsity, self._gradients.get(name)
+    def _view(
+        self,
+        name: str,
+        layer: SparseLayer,
+        step: int,
+        *,
+        is_last: bool,
+        form_gradient: DenseGradient | None = None,
+    ) -> View:
+        sparsity = layer.sparsity
         grad = None if form_gradient is None else form_gradient()
         if grad is not None and not grad.isfinite().all():
             raise ValueError(
