@@ -97,14 +97,6 @@ def test_a_wrong_choice_says_so_before_anything_is_measured(choice, message):
         linear_groups(**SMALL | choice)
 
 
-def test_a_pattern_too_coarse_for_the_densities_is_measured_once_and_said_so():
-    one = {"shapes": ["32x32"], "patterns": ["block:64"], "precisions": ["fp32"], "passes": ["forward"]}
-    (group,) = linear_groups(**SMALL | one | {"densities": [0.5, 0.2, 0.1]})
-    dense, tile = group.candidates()
-    assert tile.row.density == 1
-    assert dense.note == "block:64 on linear 32->32 is too coarse: 0.5, 0.2, 0.1 all keep 1; one is measured."
-
-
 def test_shapes_say_which_side_comes_in():
     one = {"patterns": ["block:4"], "precisions": ["fp32"], "passes": ["forward"], "shapes": ["20x18", "20->18"]}
     groups = linear_groups(**SMALL | one)

@@ -88,9 +88,9 @@ def test_a_choice_that_fails_late_keeps_what_was_measured_before(tmp_path, capsy
         (["--seconds", "0"], "seconds 0; give more than 0"),
         (["--seconds", "nan"], "seconds nan; give more than 0, and a finite number"),
         (["--seed", "99999999999999999999999"], "seed 99999999999999999999999; give a whole number"),
-        (["--passes"], "pass: nothing is given; name at least one, for example forward"),
-        (["--precisions"], "precision: nothing is given; name at least one, for example fp32"),
-        (["--shapes"], "shape: nothing is given"),
+        (["--passes"], "nothing is given for pass; name at least one, for example forward"),
+        (["--precisions"], "nothing is given for precision; name at least one, for example fp32"),
+        (["--shapes"], "nothing is given for shape"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(options, message, capsys):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork.costs.pictures import CELLS, _coarse, draw_in_text
+from cutwork.costs.pictures import CELLS, _coarsen, draw_in_text
 
 
 def test_pictures_are_png_and_svg(tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def test_a_picture_shows_title_size_and_mask_of_each_layer(monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (256, 257), (300, 2000), (1000, 64)])
 def test_a_coarse_mask_holds_true_means(shape):
     mask = np.random.default_rng(0).random(shape) < 0.3
-    coarse = _coarse(mask)
+    coarse = _coarsen(mask)
     assert coarse.shape == tuple(min(size, CELLS) for size in shape)
     rows, columns = (
         np.linspace(0, size, cells + 1).astype(int) for size, cells in zip(shape, coarse.shape, strict=True)
@@ -56,7 +56,7 @@ def test_a_coarse_mask_holds_true_means(shape):
 
 
 def test_a_model_without_masks_cannot_be_drawn(tmp_path):
-    with pytest.raises(ValueError, match="draw_masks: the model has no sparse layer; sparsify"):
+    with pytest.raises(ValueError, match=r"^the model has no sparse layer; sparsify"):
         cw.draw_masks(nn.Linear(4, 4), tmp_path / "masks.png")
 
 

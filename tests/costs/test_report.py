@@ -105,8 +105,20 @@ def test_the_cost_of_a_training_step_is_that_of_the_method():
     assert cw.report(sparse, x).training is None
 
 
+def test_layers_that_were_skipped_are_shown_with_the_reason():
+    tied = nn.ModuleDict({"embed": nn.Embedding(64, 128), "middle": nn.Linear(128, 128), "head": nn.Linear(128, 64)})
+    tied["head"].weight = tied["embed"].weight
+    sparsifier = cw.sparsify(tied, "block:16", density=0.25, skip=True)
+    report = cw.report(tied, skipped=sparsifier.skipped)
+    below = str(report).split("costs b.\n")[1].splitlines()
+    assert below[0].startswith("head stays dense: it shares its weight with embed (Embedding), which would stay dense;")
+    assert all(len(line) <= 120 for line in below)
+    assert json.loads(report.to_json())["skipped"] == sparsifier.skipped
+    assert "stays dense" not in str(cw.report(tied))
+
+
 def test_a_method_without_inputs_is_refused():
-    with pytest.raises(ValueError, match=r"report: method='rigl' needs inputs .*; pass report\(model, x"):
+    with pytest.raises(ValueError, match=r"^method='rigl' needs inputs .*; pass them: report\(model, x, method"):
         cw.report(sparse_model(), method="rigl")
 
 

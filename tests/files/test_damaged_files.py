@@ -20,7 +20,7 @@ from torch import nn
 import cutwork as cw
 from cutwork.files import tensor_file
 from cutwork.files.tensor_file import read_file, write_file
-from cutwork.layers.compressed import Compressed, checked_topology
+from cutwork.layers.compressed import Compressed, read_topology
 from cutwork.layers.int8 import Int8Linear
 
 SHARE = float(os.environ.get("CUTWORK_DAMAGED", "0.03"))
@@ -398,7 +398,7 @@ def check_layers(model, before, given):
     for name, layer in model.named_modules():
         if isinstance(layer, Compressed):
             index = layer.sparsity
-            checked_topology(
+            read_topology(
                 *(name, index.shape, index.pattern),
                 values=layer.values,
                 ptr=index.ptr,

@@ -109,6 +109,6 @@ def hidden_extension(monkeypatch):
 
 def test_without_the_extension_the_reason_is_told(hidden_extension):
     assert not cpu.is_built()
-    assert "cutwork.kernels.cpu._cpu" in cpu.why_missing()
+    assert "cutwork.kernels.cpu._cpu" in cpu.why_not_load()
     with pytest.raises(ImportError, match="install a C\\+\\+17 compiler and reinstall cutwork, or leave it"):
         cpu.extension()

@@ -38,7 +38,7 @@ DAMAGES = {
     "a falling ptr": ("0.ptr", lambda ptr: ptr.flip(0), "ptr must rise from 0"),
     "whole numbers for scales": ("0.scales", lambda scales: scales.int(), "scales must be contiguous torch.float32"),
     "a bias of another length": ("0.bias", lambda bias: bias[1:], "bias must be contiguous torch.float32"),
-    "no tensor": ("0.ptr", lambda ptr: 3, "it holds something else than tensors"),
+    "no tensor": ("0.ptr", lambda ptr: 3, "it holds something that is no tensor"),
 }
 
 

@@ -32,7 +32,7 @@ def test_it_is_the_weight_of_the_dense_layer(layer, pattern):
 
 def test_dtype_device_and_shape_are_free(monkeypatch):
     model, _ = compressed()
-    monkeypatch.setattr(type(model[0]), "_whole_weight", lambda layer: pytest.fail("the numbers were made"))
+    monkeypatch.setattr(type(model[0]), "_form_weight", lambda layer: pytest.fail("the numbers were made"))
     weight = model[0].weight
     assert weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.shape == (12, 20)
     assert weight.size(1) == 20 and weight.numel() == 240 and weight.ndim == 2 and len(weight) == 12

@@ -162,11 +162,15 @@ def test_a_convolution_that_pads_otherwise_is_refused():
 
 @pytest.mark.parametrize("name", ["sparsity", "trained"])
 def test_a_name_that_sparse_layers_need_is_not_taken_from_anybody(name):
-    with pytest.raises(ValueError, match=f"^0: .*Loud has a '{name}', which is what a sparse layer has too; rename"):
+    with pytest.raises(
+        ValueError, match=f"^0: .*Loud has a '{name}' of its own, and a sparse layer needs that name; rename"
+    ):
         cw.sparsify(nn.Sequential(has(name, 0.5)(8, 8)), "block:4", density=0.5)
     layer = nn.Linear(8, 8)
     setattr(layer, name, 0.5)
-    with pytest.raises(ValueError, match=f"^0: it has a '{name}', which is what a sparse layer has too; rename it"):
+    with pytest.raises(
+        ValueError, match=f"^0: it has a '{name}' of its own, and a sparse layer needs that name; rename it"
+    ):
         cw.sparsify(nn.Sequential(layer), "block:4", density=0.5)
     assert getattr(layer, name) == 0.5
 

@@ -98,11 +98,12 @@ def test_annealing_may_outlast_the_moves():
 def view_at(*, step, weight, mask, grad):
     from cutwork.methods import View, generator_for
     from cutwork.patterns import Unstructured
+    from cutwork.sparsity.gradient import WholeGradient
     from cutwork.sparsity.layout import Layout
+    from cutwork.sparsity.numbers import WholeNumbers
 
-    return View(
-        Unstructured(), 0.5, Layout.of(weight), weight, mask, grad, None, step, generator_for(0, step, "a"), False
-    )
+    numbers = WholeNumbers(Unstructured(), weight, mask, None if grad is None else WholeGradient(grad))
+    return View(Unstructured(), 0.5, Layout.of(weight), numbers, None, step, generator_for(0, step, "a"), False)
 
 
 def test_set_grows_by_chance_and_needs_no_gradient():

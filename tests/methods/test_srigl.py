@@ -9,13 +9,14 @@ from torch import nn
 import cutwork as cw
 from cutwork.methods import SRigL, View, generator_for
 from cutwork.patterns import parse
+from cutwork.sparsity.gradient import WholeGradient
 from cutwork.sparsity.layout import Layout
+from cutwork.sparsity.numbers import WholeNumbers
 
 
 def view(weight, mask, grad, *, pattern="unstructured", density=0.25, step=10, is_last=False):
-    return View(
-        parse(pattern), density, Layout.of(weight), weight, mask, grad, None, step, generator_for(0, step, "a"), is_last
-    )
+    numbers = WholeNumbers(parse(pattern), weight, mask, None if grad is None else WholeGradient(grad))
+    return View(parse(pattern), density, Layout.of(weight), numbers, None, step, generator_for(0, step, "a"), is_last)
 
 
 def test_every_row_starts_with_the_same_fan_in():

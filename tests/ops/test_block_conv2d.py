@@ -103,16 +103,16 @@ def test_under_autocast_it_computes_as_a_convolution_does(kernel):
 
 @pytest.mark.parametrize(("pattern", "groups"), [("block:4", 1), ("vector:4", 2), ("shuffled:4", 1)])
 def test_gradients_of_every_operator_are_right_to_second_order(pattern, groups):
-    _, index, values, x, bias = problem(pattern, outputs=4, channels=4, groups=groups, size=(4, 5))
+    _, index, values, x, bias = problem(pattern, outputs=4, channels=2, groups=groups, size=(3, 4))
     geometry = ([3, 3], [2, 1], [1, 1], [1, 1], groups)
-    dy = torch.randn(2, 4, 2, 5, dtype=torch.float64, requires_grad=True)
+    dy = torch.randn(2, 4, 2, 4, dtype=torch.float64, requires_grad=True)
     # What hangs over an edge has no meaning, so the check must not move it.
     inside = index.gather(torch.ones(index.shape, dtype=torch.float64))
     options = {"outputs": 4, "kernel_size": (3, 3), "stride": (2, 1), "padding": (1, 1), "groups": groups}
     cases = [
         (lambda x, v, b: block_conv2d(x, v * inside, *at(index), b, 4, *geometry, "none"), (x, values, bias)),
         (lambda x, v, b: conv2d(x, v * inside, *at(index), b, **options), (x, values, bias)),
-        (lambda d, v: input_gradient(d, v * inside, *at(index), [4, 4, 5], *geometry), (dy, values)),
+        (lambda d, v: input_gradient(d, v * inside, *at(index), [2, 3, 4], *geometry), (dy, values)),
         (lambda d, x: weight_gradient(d, x, *at(index), index.rows, index.columns, *geometry), (dy, x)),
     ]
     for function, inputs in cases:
@@ -169,4 +169,5 @@ def test_a_stride_far_beyond_the_image_is_no_more_work():
     near, far = (conv2d(x, values, *at(index), stride=stride, **options) for stride in ((50, 50), (10**9, 10**15)))
     assert torch.equal(far, near)
     for one, other in zip(*(torch.autograd.grad(y.sum(), (x, values)) for y in (far, near)), strict=True):
-        assert torch.equal(one, other)
+        # Plain PyTorch adds in another order for another stride.
+        torch.testing.assert_close(one, other)

@@ -28,13 +28,13 @@ def test_chance_does_not_favour_the_tiles_cut_by_an_edge():
     from cutwork.methods import View, generator_for
     from cutwork.methods.scores import random
     from cutwork.sparsity.layout import Layout
+    from cutwork.sparsity.numbers import WholeNumbers
 
     pattern, hits = Block(8, 8), torch.zeros(3, 5)
     for seed in range(2000):
         weight = torch.zeros(17, 33)
-        view = View(
-            pattern, 0.2, Layout.of(weight), weight, weight > 0, None, None, 0, generator_for(seed, 0, "a"), False
-        )
+        numbers = WholeNumbers(pattern, weight, weight > 0)
+        view = View(pattern, 0.2, Layout.of(weight), numbers, None, 0, generator_for(seed, 0, "a"), False)
         hits += pattern.units(pattern.project(view.score(random), 0.2))
     expected = 2000 * 0.2
     assert ((hits - expected).abs() < 5 * (expected * 0.8) ** 0.5).all()

@@ -81,13 +81,13 @@ def test_a_proposal_takes_one_pattern_and_one_density_alone(pass_clock):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"densities": [-0.1]}, "plan: -0.1 among the densities; one is a number above 0 and up to 1"),
-        ({"densities": [0.5, 0]}, "plan: 0 among the densities"),
-        ({"densities": [1.5]}, "1.5 among the densities"),
-        ({"densities": [math.nan]}, "nan among the densities"),
-        ({"densities": ["a"]}, "'a' among the densities"),
-        ({"densities": "a"}, "'a' among the densities"),
-        ({"densities": None}, "None among the densities"),
+        ({"densities": [-0.1]}, "^-0.1 is among the densities; each is a number above 0 and up to 1"),
+        ({"densities": [0.5, 0]}, "^0 is among the densities"),
+        ({"densities": [1.5]}, "1.5 is among the densities"),
+        ({"densities": [math.nan]}, "nan is among the densities"),
+        ({"densities": ["a"]}, "'a' is among the densities"),
+        ({"densities": "a"}, "'a' is among the densities"),
+        ({"densities": None}, "None is among the densities"),
         ({"seconds": "a"}, "seconds='a'; give some time"),
         ({"densities": []}, r"densities=\[\]; give at least one"),
         ({"patterns": []}, r"patterns=\[\]; name at least one"),
@@ -177,7 +177,7 @@ def test_a_proposal_needs_a_goal_inputs_and_no_forms():
         cw.plan(model, speedup=2)
     with pytest.raises(ValueError, match="predicted for inference at the model's own precision"):
         cw.plan(model, torch.ones(1, 4), speedup=2, training=True)
-    with pytest.raises(ValueError, match="forms are for a sparse model"):
+    with pytest.raises(ValueError, match="forms are for a model that is sparse"):
         cw.plan(model, torch.ones(1, 4), speedup=2, forms="tiles")
 
 
@@ -252,17 +252,18 @@ def test_layers_of_a_proposal_are_chosen_by_globs():
     assert chosen(["!*", "more", "bod?"]) == ["body", "more"]
     # A weight is shared by all who have it.
     assert "one: it shares its weight with other" in str(cw.plan(model, x, layers="!other", **OPTIONS))
-    with pytest.raises(ValueError, match=r"plan: no layer that could be sparse matches '!tail'; they are 'body', "):
+    with pytest.raises(ValueError, match=r"^no layer that could be sparse matches '!tail'; they are 'body', "):
         chosen(["*", "!tail"])
-    with pytest.raises(ValueError, match=r"plan: no layer of this model could be made sparse: head: it shares its"):
+    with pytest.raises(ValueError, match=r"^no layer of this model could be made sparse: head: it shares its"):
         chosen("head")
     with pytest.raises(ValueError, match="could be made sparse: it has no dense linear layer"):
         cw.plan(nn.ReLU(), x, **OPTIONS)
     for layers in (5, [5], [], None):
-        with pytest.raises(TypeError, match=r"plan: layers=.*give a glob over layer names or several"):
+        with pytest.raises(TypeError, match=r"^layers=.*give a glob over layer names or several"):
             chosen(layers)
     with pytest.raises(
-        ValueError, match="layers are for a speedup; to choose forms of sparse layers by name, use forms"
+        ValueError,
+        match="layers says which layers a speedup may make sparse; to choose forms of sparse ones by name, use forms",
     ):
         cw.plan(nn.Sequential(nn.Linear(64, 64)), torch.randn(5, 64), layers="0")
 

@@ -140,7 +140,7 @@ def test_a_form_asked_for_by_name_is_refused_where_the_model_breaks_with_it_and_
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(
         ValueError,
-        match=r"pack: 1\.layer cannot take the form 'tiles': the model fails with it: KeyError: 'weight'; leave",
+        match=r"^1\.layer cannot take the form 'tiles': the model fails with it: KeyError: 'weight'; leave",
     ):
         cw.pack(model, x, forms={"1.*": "tiles"})
     assert forms_of(model) == ["dense"] * 3

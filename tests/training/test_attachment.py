@@ -32,7 +32,7 @@ def test_an_optimizer_without_the_scores_is_refused():
     model = nn.Sequential(nn.Linear(16, 16))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sparsifier = cw.sparsify(model, "block:4", density=0.5, method="supermask")
-    with pytest.raises(ValueError, match="does not hold the score parameters of 1 layers"):
+    with pytest.raises(ValueError, match="does not hold the score parameters of 1 layer "):
         sparsifier.attach(optimizer)
 
 

@@ -19,7 +19,10 @@ def mlp():
 def test_a_call_that_takes_long_says_in_the_log_how_far_it_is(caplog):
     with caplog.at_level("INFO", logger="cutwork"):
         cw.sparsify(mlp(), "block:4", density=0.25)
-    assert [record.message for record in caplog.records] == ["sparsify: 1 of 2 layers, 0", "sparsify: 2 of 2 layers, 2"]
+    assert [record.message for record in caplog.records] == [
+        "making layer 1 of 2 sparse: 0",
+        "making layer 2 of 2 sparse: 2",
+    ]
 
 
 # In a process of its own: the peak is that of its whole life. The first call loads what it needs.

@@ -94,7 +94,7 @@ def test_a_gradient_penalty_counts_in_what_a_move_looks_at(storage, monkeypatch)
 
 def test_attaching_needs_an_optimizer_and_happens_once():
     model, sparsifier = prepared()
-    with pytest.raises(ValueError, match="pass the optimizer"):
+    with pytest.raises(ValueError, match=r"attach\(\) got no optimizer; pass the one"):
         sparsifier.attach()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sparsifier.attach(optimizer)

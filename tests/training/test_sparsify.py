@@ -42,9 +42,9 @@ BAD = {
     "no steps": (lambda m: cw.sparsify(m, "block:4", density=0.1, method="rigl"), "pass steps=... to sparsify"),
     "density glob": (
         lambda m: cw.sparsify(m, "block:4", density={"0": 0.1, "x": 0.2}),
-        "density: no chosen layer matches 'x'",
+        "an amount is given for 'x', which matches no chosen layer; the chosen ones are 0, 2",
     ),
-    "density missing": (lambda m: cw.sparsify(m, "block:4", density={"0": 0.1}), "gives one to 2"),
+    "density missing": (lambda m: cw.sparsify(m, "block:4", density={"0": 0.1}), "gives an amount to 2; add one"),
     "masks and density": (lambda m: cw.sparsify(m, "block:4", density=0.1, masks={}), "masks bring their own density"),
     "masks and init": (lambda m: cw.sparsify(m, "block:4", init="random", masks={}), "leave density, sparsity, alloc"),
     "masks and allocation": (lambda m: cw.sparsify(m, "block:4", allocation="erk", masks={}), "need no scores"),
@@ -109,7 +109,7 @@ BAD = {
         "^0: scores hold nan",
     ),
     "sparsity glob": (lambda m: cw.sparsify(m, "block:4", sparsity={"*": 1.0}), r"sparsity=1.0 is outside \[0, 1\)"),
-    "no zeros": (cw.freeze_zeros, "none of 2 layers has a unit of zeros"),
+    "no zeros": (cw.freeze_zeros, "of 2 layers none has a unit of zeros"),
     "unknown storage": (
         lambda m: cw.sparsify(m, "block:4", density=0.5, storage="packed"),
         "unknown storage 'packed'; write 'dense', 'compressed'",

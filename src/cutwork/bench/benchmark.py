@@ -72,9 +72,9 @@ def benchmark(model: nn.Module, *, against: nn.Module, inputs: Any, seconds: flo
     call = call_of(model, inputs if isinstance(inputs, tuple | list) else (inputs,))
     layers = _sparse_layers(model)
     if not layers:
-        raise ValueError("benchmark: the model has no sparse layer; sparsify() it, or load a sparse checkpoint")
+        raise ValueError("the model has no sparse layer; sparsify() it, or load a sparse checkpoint")
     if seconds <= 0:
-        raise ValueError(f"benchmark: seconds={seconds:g}; give more than 0")
+        raise ValueError(f"seconds={seconds:g}; give more than 0")
     with in_evaluation(model), in_evaluation(against):
         seen = find_usages(model, layers, call)
         run = Run()
@@ -145,7 +145,7 @@ def _precision(tensor: Tensor) -> str:
         if tensor.dtype == dtype:
             return name
     raise ValueError(
-        f"benchmark: the model computes in {tensor.dtype}; measured are {', '.join(map(str, DTYPES.values()))}"
+        f"the model computes in {tensor.dtype}; what can be measured is {', '.join(map(str, DTYPES.values()))}"
     )
 
 

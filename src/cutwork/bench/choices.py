@@ -29,14 +29,14 @@ def tiles(text: str) -> Pattern:
     if pattern.tiling is None:
         raise ValueError(why_not_store(pattern))
     if max(pattern.tiling.rows, pattern.tiling.columns) > LARGEST_TILE:
-        raise ValueError(f"pattern {text!r}: its tiles are larger than any layer; give sides up to {LARGEST_TILE}")
+        raise ValueError(f"the tiles of {text!r} are larger than any layer; give sides up to {LARGEST_TILE}")
     return pattern
 
 
 def check_given(what: str, choices: Sequence[object], example: str) -> None:
     """Raise ValueError if a list of choices is empty: then there would be nothing to measure."""
     if not choices:
-        raise ValueError(f"{what}: nothing is given; name at least one, for example {example}")
+        raise ValueError(f"nothing is given for {what}; name at least one, for example {example}")
 
 
 def check_densities(densities: Sequence[float]) -> None:

@@ -63,7 +63,7 @@ class Flops:
 
     @property
     def dense_training(self) -> int:
-        """Return the operations of a dense training step: backward counts twice a forward pass."""
+        """Return the operations of a dense training step: backward counts as two forward passes."""
         return 3 * self.dense
 
     def sparse_training(self, method: str | Method, steps: int | None = None) -> float:
@@ -149,18 +149,18 @@ def _normalisation(num_elements: int, num_groups: int) -> Operations:
 
 
 def _max_pool(layer: nn.MaxPool2d, x: Tensor, y: Tensor) -> Operations:
-    return Operations(rest=y.numel() * (_window(layer.kernel_size) - 1))
+    return Operations(rest=y.numel() * (_count_window(layer.kernel_size) - 1))
 
 
 def _average_pool(layer: nn.AvgPool2d, x: Tensor, y: Tensor) -> Operations:
-    return Operations(rest=y.numel() * _window(layer.kernel_size))
+    return Operations(rest=y.numel() * _count_window(layer.kernel_size))
 
 
 def _adaptive_average_pool(layer: nn.AdaptiveAvgPool2d, x: Tensor, y: Tensor) -> Operations:
     return Operations(rest=x.numel())
 
 
-def _window(kernel_size: int | tuple[int, int]) -> int:
+def _count_window(kernel_size: int | tuple[int, int]) -> int:
     return kernel_size**2 if isinstance(kernel_size, int) else math.prod(kernel_size)
 
 
@@ -228,7 +228,7 @@ def flops(model: nn.Module, *inputs: Any, counting: str = "products") -> Flops:
         _tally_operations(model, call, tally, rules)
     if not tally.dense:
         raise ValueError(
-            f"flops: nothing in this {type(model).__name__} was counted by counting={counting!r}; pass inputs that "
+            f"nothing in this {type(model).__name__} was counted by counting={counting!r}; pass inputs that "
             "make it compute, or another counting"
         )
     layers, unseen = [], []
@@ -325,7 +325,7 @@ def _tally_operations(model: nn.Module, call: Call, tally: _Tally, rules: Mappin
         tally.ran.add(module)
 
     def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        rule = _rule_for(module, rules)
+        rule = _find_rule(module, rules)
         if rule is not None:
             x = first_input(args, kwargs)
             tally.add(module, rule(module, x, output if isinstance(output, Tensor) else output[0]))
@@ -333,7 +333,7 @@ def _tally_operations(model: nn.Module, call: Call, tally: _Tally, rules: Mappin
     _evaluate(model, call, enter, leave)
 
 
-def _rule_for(module: nn.Module, rules: Mapping[type[nn.Module], Rule]) -> Rule | None:
+def _find_rule(module: nn.Module, rules: Mapping[type[nn.Module], Rule]) -> Rule | None:
     if isinstance(module, Sparse):
         return OF_WEIGHTS[len(module.describe_weight().shape)]
     if is_conv1d_class(type(module)):
@@ -342,7 +342,7 @@ def _rule_for(module: nn.Module, rules: Mapping[type[nn.Module], Rule]) -> Rule 
 
 
 def _evaluate(model: nn.Module, call: Call, enter: Callable, leave: Callable) -> None:
-    """Run the model once, calling `enter` and `leave` around the forward of each module, and undo all traces."""
+    """Run the model once, calling `enter` and `leave` around the forward of each module, and leave no trace."""
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         # The fused transformer layer neither calls its parts nor shows its products.

@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutwork.layers.swap import sparse_layers, why_none
+from cutwork.layers.swap import sparse_layers, why_not_find
 from cutwork.sparsity.base import Sparsity
 from cutwork.text import shorten
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # The most cells a side of a drawn mask has; each shows the mean density of the weights under it.
 CELLS = 256
-# In text, by the halves of a character that are filled: the upper one counts two, the lower one.
+# Two points in one character, by what is filled: 2 for the upper one and 1 for the lower one, added up.
 HALVES = " ▄▀█"
 
 
@@ -30,7 +30,7 @@ def draw_masks(model: nn.Module, path: str | PathLike[str]) -> None:
     """
     layers = sparse_layers(model)
     if not layers:
-        raise ValueError(f"draw_masks: {why_none(model)}")
+        raise ValueError(why_not_find(model))
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -81,7 +81,7 @@ def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":
     panel.set_ylabel("outputs", fontsize=7, labelpad=-12)
     panel.set_box_aspect(1)
     return panel.imshow(
-        _coarse(mask),
+        _coarsen(mask),
         cmap="YlGnBu",
         vmin=0,
         vmax=1,
@@ -91,8 +91,8 @@ def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":
     )
 
 
-def _coarse(mask: np.ndarray) -> np.ndarray:
-    """Return the mean of a mask over each of at most `CELLS` x `CELLS` rectangles that part it."""
+def _coarsen(mask: np.ndarray) -> np.ndarray:
+    """Return the mean of a mask over each of at most `CELLS` x `CELLS` rectangles that divide it."""
     sums, area = mask, 1
     for axis, size in enumerate(mask.shape):
         edges = np.linspace(0, size, min(size, CELLS) + 1).astype(int)

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from textwrap import wrap
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -67,14 +68,18 @@ class Training:
 @final
 @dataclass(frozen=True)
 class Report:
-    """A row for each layer that computes or holds a weight matrix, one for the rest if there is any, and the total."""
+    """A row for each layer that computes or holds a weight matrix, one for the rest if there is any, and the total.
+
+    `skipped` says of layers that were to be sparse and could not why they stay dense.
+    """
 
     rows: tuple[Row, ...]
     total: Row
     training: Training | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Write the report as a table that is at most 120 columns wide."""
+        """Write the report as a table, and sentences below it, at most 120 columns wide."""
         return "\n".join(_lines(self))
 
     def to_json(self) -> str:
@@ -82,11 +87,18 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
-def report(model: nn.Module, *inputs: Any, method: str | Method | None = None, steps: int | None = None) -> Report:
+def report(
+    model: nn.Module,
+    *inputs: Any,
+    method: str | Method | None = None,
+    steps: int | None = None,
+    skipped: Mapping[str, str] | None = None,
+) -> Report:
     """Return what is sparse in a model and how much of it; given inputs, also the operations of a pass over these.
 
     A mapping given last holds what the model takes by name. `method` adds what a training step by it costs; one that is
-    dense for a part of the run needs its length in `steps`, unless it speaks in shares. Parameters that only serve to
+    dense for a part of the run needs its length in `steps`, unless it speaks in shares. `skipped`, which a sparsifier
+    has, adds why layers stay dense; the model itself does not know. Parameters that only serve to
     learn masks do not count; one that several layers share counts for the first. Operations are those of `flops` with
     its "products".
 
@@ -101,15 +113,18 @@ def report(model: nn.Module, *inputs: Any, method: str | Method | None = None, s
     ...
     """
     if method is not None and not inputs:
-        raise ValueError(f"report: method={method!r} needs inputs to count a training step by; pass report(model, x)")
+        raise ValueError(
+            f"method={method!r} needs inputs to count a training step by; pass them: report(model, x, method=...)"
+        )
     cost = flops(model, *inputs) if inputs else None
     rows = _rows(model, {} if cost is None else {layer.name: layer for layer in cost.layers})
-    total = _total(rows, cost)
-    if cost is None or method is None:
-        return Report(rows, total)
-    chosen = find_method(method)
-    training = Training(type(chosen).__name__, cost.dense_training, cost.sparse_training(chosen, steps))
-    return Report(rows, total, training)
+    total = _add_up(rows, cost)
+    training = None if cost is None or method is None else _count_training(cost, find_method(method), steps)
+    return Report(rows, total, training, dict(skipped or {}))
+
+
+def _count_training(cost: Flops, method: Method, steps: int | None) -> Training:
+    return Training(type(method).__name__, cost.dense_training, cost.sparse_training(method, steps))
 
 
 def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
@@ -117,7 +132,7 @@ def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
     taken: set[Tensor] = set()
     for name, module in model.named_modules():
         weight = module.describe_weight() if isinstance(module, Sparse) else None
-        own = [tensor for tensor in _counted(module, weight) if tensor not in taken]
+        own = [tensor for tensor in _find_counted(module, weight) if tensor not in taken]
         if weight is not None or has_matrix(module) or name in costs:
             rows.append(_row(name, module, weight, own, costs.get(name)))
             taken.update(own)
@@ -127,7 +142,7 @@ def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:
     return (*rows, _row(REST, None, None, rest, None)) if rest else tuple(rows)
 
 
-def _counted(module: nn.Module, weight: WeightFacts | None) -> list[Tensor]:
+def _find_counted(module: nn.Module, weight: WeightFacts | None) -> list[Tensor]:
     """Return the tensors that count as parameters of a module: also what a layer that does not train has instead."""
     buffers = [] if weight is None else [weight.numbers, module._buffers.get("bias")]
     return [*module.parameters(recurse=False), *(each for each in buffers if each is not None)]
@@ -158,7 +173,7 @@ def _row(
     )
 
 
-def _total(rows: Sequence[Row], cost: Flops | None) -> Row:
+def _add_up(rows: Sequence[Row], cost: Flops | None) -> Row:
     parameters, kept = sum(row.parameters for row in rows), sum(row.kept_parameters for row in rows)
     return Row(
         layer="total",
@@ -190,9 +205,11 @@ def _lines(report: Report) -> Iterator[str]:
     if report.training is not None:
         cost = report.training
         yield (
-            f"A training step by {cost.method} needs {_short(cost.kept_flops)} of {_short(cost.flops)} FLOPs, "
-            f"{cost.kept_flops / cost.flops:.3g} of a dense one."
+            f"A training step by {cost.method} needs {_abbreviate(cost.kept_flops)} of {_abbreviate(cost.flops)} "
+            f"FLOPs, {cost.kept_flops / cost.flops:.3g} of a dense one."
         )
+    for name, reason in report.skipped.items():
+        yield from wrap(f"{label(name)} stays dense: {reason}", WIDTH, subsequent_indent=GAP)
 
 
 def _cells(row: Row) -> list[str]:
@@ -202,21 +219,21 @@ def _cells(row: Row) -> list[str]:
         "x".join(map(str, row.shape)),
         row.pattern,
         f"{row.density:.4g}",
-        _of(row.kept_parameters, row.parameters),
-        "" if row.flops is None or row.kept_flops is None else _of(row.kept_flops, row.flops),
-        _of(row.kept_bytes, row.bytes),
+        _write_share(row.kept_parameters, row.parameters),
+        "" if row.flops is None or row.kept_flops is None else _write_share(row.kept_flops, row.flops),
+        _write_share(row.kept_bytes, row.bytes),
         row.kernel,
     ]
 
 
-def _of(kept: int, total: int) -> str:
-    return _short(total) if kept == total else f"{_short(kept)}/{_short(total)}"
+def _write_share(kept: int, total: int) -> str:
+    return _abbreviate(total) if kept == total else f"{_abbreviate(kept)}/{_abbreviate(total)}"
 
 
-def _short(number: float) -> str:
+def _abbreviate(number: float) -> str:
     """Write a number with three digits and a unit.
 
-    >>> _short(1), _short(1536), _short(999_500), _short(4.089e9), _short(2e15)
+    >>> _abbreviate(1), _abbreviate(1536), _abbreviate(999_500), _abbreviate(4.089e9), _abbreviate(2e15)
     ('1', '1.54k', '1M', '4.09G', '2P')
     """
     for unit in ("", "k", "M", "G", "T"):

@@ -18,7 +18,7 @@ from cutwork.files.storage import (
     under,
 )
 from cutwork.layers.attention import disable_fused_paths
-from cutwork.layers.compressed import Compressed, checked_topology
+from cutwork.layers.compressed import Compressed, read_topology
 from cutwork.layers.storage import become_compressed
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Tiling, parse
@@ -80,7 +80,7 @@ class CompressedStorage(Storage):
         check_absent(name, record, index.topology, values)
         ptr, col = (state[under(name, key)] for key in ("sparsity.ptr", "sparsity.col"))
         order = state.get(under(name, "sparsity.order"))
-        checked_topology(name, index.shape, index.pattern, values=values, ptr=ptr, col=col, order=order)
+        read_topology(name, index.shape, index.pattern, values=values, ptr=ptr, col=col, order=order)
 
 
 def tiling_of(record: LayerRecord) -> Tiling:

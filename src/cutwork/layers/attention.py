@@ -55,7 +55,7 @@ class OpenAttention(nn.MultiheadAttention):
         elif self.batch_first:
             query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
         out, weights = self._attend(
-            query, key, value, self._bias(query, key, key_padding_mask, attn_mask), need_weights
+            query, key, value, self._make_bias(query, key, key_padding_mask, attn_mask), need_weights
         )
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
@@ -67,8 +67,8 @@ class OpenAttention(nn.MultiheadAttention):
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         q = self._split_heads(self.q_proj(query))
-        k = self._split_heads(self._with_extra(self.k_proj(key), self.bias_k))
-        v = self._split_heads(self._with_extra(self.v_proj(value), self.bias_v))
+        k = self._split_heads(self._append_extra(self.k_proj(key), self.bias_k))
+        v = self._split_heads(self._append_extra(self.v_proj(value), self.bias_v))
         if self.add_zero_attn:
             k, v = (F.pad(tensor, (0, 0, 0, 1)) for tensor in (k, v))
         dropout = self.dropout if self.training else 0.0
@@ -85,18 +85,18 @@ class OpenAttention(nn.MultiheadAttention):
         length, batch, _ = tensor.shape
         return tensor.view(length, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
 
-    def _with_extra(self, tensor: Tensor, extra: Tensor | None) -> Tensor:
+    def _append_extra(self, tensor: Tensor, extra: Tensor | None) -> Tensor:
         return tensor if extra is None else torch.cat([tensor, extra.expand(1, tensor.shape[1], -1)])
 
-    def _bias(
+    def _make_bias(
         self, query: Tensor, key: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None
     ) -> Tensor | None:
         """Return what is added to the logits, shaped to broadcast to [batch, heads, queries, keys]."""
-        bias = None if attn_mask is None else _additive(attn_mask, query.dtype)
+        bias = None if attn_mask is None else _to_bias(attn_mask, query.dtype)
         if bias is not None and bias.dim() == 3:
             bias = bias.view(query.shape[1], self.num_heads, *bias.shape[1:])
         if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, query.dtype)[:, None, None]
+            padding = _to_bias(key_padding_mask, query.dtype)[:, None, None]
             bias = padding if bias is None else bias + padding
         extra = (self.bias_k is not None) + self.add_zero_attn
         return bias if bias is None or not extra else F.pad(bias, (0, extra))
@@ -124,11 +124,11 @@ def close_attention(attention: nn.Module) -> None:
     parts = [attention.get_submodule(name) for name in PROJECTIONS[:3]]
     weights: list[Any] = [part.weight for part in parts]
     if attention._qkv_same_embed_dim:
-        attention.in_proj_weight = _joined(weights)
+        attention.in_proj_weight = _join(weights)
     else:
         attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight = weights
     if parts[0].bias is not None:
-        attention.in_proj_bias = _joined([part.bias for part in parts])
+        attention.in_proj_bias = _join([part.bias for part in parts])
     for name in PROJECTIONS[:3]:
         delattr(attention, name)
     attention.out_proj.__class__ = NonDynamicallyQuantizableLinear  # pyrefly: ignore[bad-argument-type]
@@ -144,7 +144,7 @@ def disable_fused_paths(model: nn.Module) -> None:
     The encoder around them must not pack its input for that path either.
     """
     for module in model.modules():
-        switch = _fused_switch(module)
+        switch = _find_switch(module)
         if switch and SWITCH_BEFORE not in vars(module) and _holds_a_sparse_layer(module):
             setattr(module, SWITCH_BEFORE, getattr(module, switch))
             setattr(module, switch, 0)
@@ -153,7 +153,7 @@ def disable_fused_paths(model: nn.Module) -> None:
 def enable_fused_paths(model: nn.Module) -> None:
     """Undo `disable_fused_paths` in all that holds no sparse layer any more."""
     for module in model.modules():
-        switch = _fused_switch(module)
+        switch = _find_switch(module)
         if switch and SWITCH_BEFORE in vars(module) and not _holds_a_sparse_layer(module):
             setattr(module, switch, getattr(module, SWITCH_BEFORE))
             delattr(module, SWITCH_BEFORE)
@@ -169,7 +169,7 @@ def projections(attention: nn.MultiheadAttention) -> dict[str, tuple[Tensor, Ten
     return dict(zip(PROJECTIONS, zip(weights, biases, strict=True), strict=False))
 
 
-def _fused_switch(module: nn.Module) -> str | None:
+def _find_switch(module: nn.Module) -> str | None:
     return next((switch for kind, switch in FUSED_SWITCHES.items() if isinstance(module, kind)), None)
 
 
@@ -177,11 +177,11 @@ def _holds_a_sparse_layer(module: nn.Module) -> bool:
     return any(isinstance(part, Sparse) for part in module.modules())
 
 
-def _joined(parts: list[Any]) -> nn.Parameter:
+def _join(parts: list[Any]) -> nn.Parameter:
     return nn.Parameter(torch.cat([part.detach() for part in parts]), requires_grad=parts[0].requires_grad)
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf)

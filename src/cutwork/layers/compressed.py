@@ -31,9 +31,9 @@ class Compressed(Sparse):
     values: nn.Parameter
     bias: nn.Parameter | None
     sparsity: FixedIndex
-    # The class that the layer had, of whatever subclass it was, and that it gets again.
+    # The class that the layer had, perhaps a subclass, and that it gets back.
     dense_class: type[nn.Module]
-    # The activation that the layer does itself, of what it returns.
+    # The activation that the layer applies to what it returns.
     after: str = NONE
 
     @property
@@ -45,18 +45,18 @@ class Compressed(Sparse):
     def weight(self) -> Tensor:
         """Return the whole weight, zero where nothing is kept: read-only, and made only when its numbers are read."""
         return make_weight(
-            self._whole_weight, self._described(), shape=self.sparsity.layout.shape, like=read_parameter(self, "values")
+            self._form_weight, self._describe(), shape=self.sparsity.layout.shape, like=read_parameter(self, "values")
         )
 
     @weight.setter
     def weight(self, given: object) -> None:
-        raise read_only(self._described())
+        raise read_only(self._describe())
 
     @final
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Refuse a weight: to assign one comes here."""
+        """Refuse a weight: assigning one ends up here."""
         if name == "weight":
-            raise read_only(self._described())
+            raise read_only(self._describe())
         super().register_parameter(name, param)
 
     @property
@@ -92,7 +92,7 @@ class Compressed(Sparse):
         self.bias = nn.Parameter((bias * scale + shift).to(self.values.dtype))
 
     @final
-    def _whole_weight(self) -> Tensor:
+    def _form_weight(self) -> Tensor:
         index, values = self.sparsity, read_parameter(self, "values")
         index.note_use()
         outputs, inputs = index.shape
@@ -105,11 +105,11 @@ class Compressed(Sparse):
         return index.layout.from_matrix(matrix)
 
     @final
-    def _fused(self) -> str:
+    def _describe_fusions(self) -> str:
         return "".join(f", {when}={getattr(self, when)}" for when in ("before", "after") if vars(self).get(when))
 
     @abstractmethod
-    def _described(self) -> str:
+    def _describe(self) -> str:
         """Return what errors call this layer."""
 
     @final
@@ -117,13 +117,13 @@ class Compressed(Sparse):
         if x.dim() < -channel_dim or x.shape[channel_dim] != channels:
             where = "last size" if channel_dim == -1 else "number of channels"
             raise ValueError(
-                f"{self._described()} got an input of shape {list(x.shape)}; its {where} must be {channels}"
+                f"{self._describe()} got an input of shape {list(x.shape)}; its {where} must be {channels}"
             )
         if x.device != values.device:
-            raise ValueError(f"{self._described()} on {values.device} got an input on {x.device}; move one of them")
+            raise ValueError(f"{self._describe()} on {values.device} got an input on {x.device}; move one of them")
         if x.dtype != values.dtype and not is_autocast_enabled(x):
             raise ValueError(
-                f"{self._described()} of {values.dtype} got an input of {x.dtype}; convert one of them, or use "
+                f"{self._describe()} of {values.dtype} got an input of {x.dtype}; convert one of them, or use "
                 "torch.autocast"
             )
 
@@ -149,12 +149,12 @@ class Compressed(Sparse):
     @torch.no_grad()
     def _make_room(self, given: Mapping[str, Tensor | None], name: str) -> None:
         index, values = self.sparsity, given["values"]
-        topology = checked_topology(
+        topology = read_topology(
             *(name, index.shape, index.pattern),
             values=self.values if values is None else values,
-            ptr=_first_of(given["sparsity.ptr"], index.ptr),
-            col=_first_of(given["sparsity.col"], index.col),
-            order=_first_of(given["sparsity.order"], index.order),
+            ptr=_prefer(given["sparsity.ptr"], index.ptr),
+            col=_prefer(given["sparsity.col"], index.col),
+            order=_prefer(given["sparsity.order"], index.order),
         )
         if values is not None and values.shape != self.values.shape:
             if is_sharded(self.values):
@@ -171,9 +171,9 @@ class CompressedLinear(Compressed):
     operator = block_linear
     in_features: int
     out_features: int
-    # The activation that the layer does itself, of what it is given.
+    # The activation that the layer applies to what it is given.
     before: str = NONE
-    # Whether inputs of another precision are brought to that of the values, and results back.
+    # Whether inputs are converted to the precision of the values, and results back.
     converts: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
@@ -199,10 +199,10 @@ class CompressedLinear(Compressed):
         """Describe the layer as its dense forms do, and what computes it."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"kernel={self.kernel}{self._fused()}"
+            f"kernel={self.kernel}{self._describe_fusions()}"
         )
 
-    def _described(self) -> str:
+    def _describe(self) -> str:
         return f"a compressed linear layer of {self.in_features} inputs and {self.out_features} outputs"
 
 
@@ -225,14 +225,14 @@ class CompressedConv2d(Compressed):
         """Return the convolution of the input with the weight, plus the bias."""
         if input.dim() not in (3, 4):
             raise ValueError(
-                f"{self._described()} got an input of shape {list(input.shape)}; it must be [batch,] channels, height, "
+                f"{self._describe()} got an input of shape {list(input.shape)}; it must be [batch,] channels, height, "
                 "width"
             )
         values = read_parameter(self, "values")
         self._check(input, values, -3, self.in_channels)
         index = self.sparsity
         after = NONE if index.is_observing else self.after
-        x, padding = self._padded(input)
+        x, padding = self._pad(input)
         y = conv2d(
             *(x, values, *index.tensors, read_parameter(self, "bias")),
             outputs=self.out_channels,
@@ -249,10 +249,10 @@ class CompressedConv2d(Compressed):
 
     def extra_repr(self) -> str:
         """Describe the layer as its dense form does, and what computes it."""
-        return f"{nn.Conv2d.extra_repr(self)}, kernel={self.kernel}{self._fused()}"  # pyrefly: ignore[bad-argument-type]
+        return f"{nn.Conv2d.extra_repr(self)}, kernel={self.kernel}{self._describe_fusions()}"  # pyrefly: ignore[bad-argument-type]
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return the input with what padding zeros cannot express, and the padding that is left to do."""
+    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the input, padded where zeros alike on both sides would not do, and the padding that is left to do."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
             return F.pad(x, (left, right, top, bottom), mode=self.padding_mode), (0, 0)
@@ -260,15 +260,15 @@ class CompressedConv2d(Compressed):
             x = F.pad(x, (0, right - left, 0, bottom - top))
         return x, (top, left)
 
-    def _described(self) -> str:
+    def _describe(self) -> str:
         return f"a compressed convolution of {self.in_channels} to {self.out_channels} channels"
 
 
-# What the index of a layer has in a state dict.
+# What the tensors of an index are called in the state dict of a layer.
 INDEX_KEYS = ("sparsity.ptr", "sparsity.col", "sparsity.order")
 
 
-def checked_topology(
+def read_topology(
     name: str,
     shape: tuple[int, int],
     pattern: Pattern,
@@ -287,10 +287,10 @@ def checked_topology(
             f"{label(name)}: its values must be a tensor with memory; got {type(values).__name__}; load "
             "what save() or state_dict() has written"
         )
-    if reason := _other_pattern(tiling, values, order):
+    if reason := _why_not_fit(tiling, values, order):
         raise ValueError(
             f"{label(name)} is {pattern}, but was saved in another pattern: {reason}; sparsify() the "
-            "model as the saved one, or load a file of save() into a dense model"
+            "model as the saved one, or load a file that save() wrote into a dense model"
         )
     topology = Topology(shape, tiling.rows, tiling.columns, ptr, col, order)
     try:
@@ -308,8 +308,8 @@ def checked_topology(
     return topology
 
 
-def _other_pattern(tiling: Tiling, values: Tensor, order: Tensor | None) -> str:
-    """Say what tells that a compressed weight has another pattern; empty where nothing does."""
+def _why_not_fit(tiling: Tiling, values: Tensor, order: Tensor | None) -> str:
+    """Say why a compressed weight cannot be in a pattern of this tiling; empty where it may be."""
     if values.ndim == 3 and tuple(values.shape[1:]) != (tiling.columns, tiling.rows):
         return f"its units have {values.shape[2]} outputs and {values.shape[1]} inputs"
     if order is not None and tiling.order is None:
@@ -319,5 +319,5 @@ def _other_pattern(tiling: Tiling, values: Tensor, order: Tensor | None) -> str:
     return ""
 
 
-def _first_of(given: Tensor | None, held: Tensor | None) -> Any:
+def _prefer(given: Tensor | None, held: Tensor | None) -> Any:
     return held if given is None else given

@@ -16,7 +16,7 @@ def why_not_initialise(kind: type[nn.Module]) -> str:
     return f"{kind.__name__} has no reset_parameters() for its first numbers; give it some on a device, then sparsify"
 
 
-def initialised(layer: nn.Module, device: torch.device) -> Any:
+def make_initialised(layer: nn.Module, device: torch.device) -> Any:
     """Return a copy of a layer, on a device, with the first numbers that it gives itself."""
     twin: Any = copy.deepcopy(layer).to_empty(device=device)
     twin.reset_parameters()

@@ -108,24 +108,24 @@ class Int8Linear(Sparse):
     def weight(self) -> Tensor:
         """Return what the weight was rounded to: read-only, and made only when its numbers are read."""
         shape = (self.out_features, self.in_features)
-        return make_weight(self._whole_weight, self._described(), shape=shape, like=self.scales)
+        return make_weight(self._form_weight, self._describe(), shape=shape, like=self.scales)
 
     @weight.setter
     def weight(self, given: object) -> None:
-        raise read_only(self._described())
+        raise read_only(self._describe())
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Refuse a weight: to assign one comes here."""
+        """Refuse a weight: assigning one ends up here."""
         if name == "weight":
-            raise read_only(self._described())
+            raise read_only(self._describe())
         super().register_parameter(name, param)
 
-    def _whole_weight(self) -> Tensor:
+    def _form_weight(self) -> Tensor:
         numbers = integers_of(self.integers, self.ptr, self.columns).to(self.scales.dtype)
         rounded = dense_weight(numbers, self.ptr, self.col, self.order, self.out_features, self.in_features)
         return rounded * self.scales.unsqueeze(1)
 
-    def _described(self) -> str:
+    def _describe(self) -> str:
         return f"an int8 linear layer of {self.in_features} inputs and {self.out_features} outputs"
 
     def forward(self, input: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Int8Linear(Sparse):
         if not (same and self._versions == sum(map(version_of, held))):
             if not self.col.is_meta:
                 given = {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
-                self.check_named(self._described(), given)
+                self.check_named(self._describe(), given)
             self._remember()
 
     def _remember(self) -> None:
@@ -181,7 +181,7 @@ class Int8Linear(Sparse):
         """Raise ValueError, which names the layer, unless these are all its tensors, and fit for a kernel."""
         try:
             if not all(isinstance(tensor, Tensor) for tensor in given.values()):
-                raise ValueError("it holds something else than tensors")
+                raise ValueError("it holds something that is no tensor")
             self._check(given)
         except ValueError as error:
             raise ValueError(
@@ -214,7 +214,7 @@ class Int8Linear(Sparse):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Refuse what the kernel, which trusts it, could not use, and a part of a weight, before any is copied."""
+        """Refuse half a weight, and one that kernels could not use though they would trust it, before any is copied."""
         names = (*INT8_KEYS, "bias")
         given = {name: state_dict[f"{prefix}{name}"] for name in names if f"{prefix}{name}" in state_dict}
         if given:

@@ -24,7 +24,7 @@ class SparseLinear(MaskedLayer, nn.Linear):
 
 @final
 class SparseConv1D(MaskedLayer):
-    """The layer of this name in transformers, a linear one whose weight is stored `[in, out]`, with a sparse weight."""
+    """transformers' `Conv1D`, a linear layer whose weight is stored `[in, out]`, with a sparse weight."""
 
     bias: nn.Parameter
     nf: int

@@ -16,8 +16,8 @@ class MadeWeight(Tensor):
     """A tensor whose numbers are made when a function asks for them; read-only.
 
     Models read the weight of a layer past the layer: its dtype, to cast an input to it, or its device. Numbers come
-    with their gradient, which goes to what the layer trains; to write some has no effect on what the layer stores, so
-    that is an error.
+    with their gradient, which goes to what the layer trains. Writing some would change nothing that the layer stores,
+    so that is an error.
     """
 
     _make: Callable[[], Tensor]
@@ -50,7 +50,7 @@ class MadeWeight(Tensor):
             if version_of(numbers) != version:
                 raise read_only(weight._described)
             if isinstance(result, Tensor) and _shares_memory(result, numbers):
-                # Part of it, as `.data`, `.T` or a slice is: to be written into as little.
+                # A part of it, such as `.data`, `.T` or a slice, is read-only too.
                 return make_weight(lambda: result, weight._described, shape=result.shape, like=result)
         return result
 
@@ -58,7 +58,7 @@ class MadeWeight(Tensor):
     def __torch_dispatch__(  # pyrefly: ignore[bad-override]
         cls, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Give the numbers to what does not ask in Python, too."""
+        """Give the numbers also to what asks for them below Python."""
         args, kwargs = tree_map_only(MadeWeight, lambda weight: weight._make().detach(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -79,7 +79,7 @@ SETTERS = {Tensor.data.__set__, Tensor.grad.__set__, Tensor.requires_grad.__set_
 
 
 def make_weight(make: Callable[[], Tensor], described: str, *, shape: Shape, like: Tensor) -> Tensor:
-    """Return a read-only tensor of this shape, in dtype and device like another, whose numbers `make` returns."""
+    """Return a read-only tensor with the dtype and device of another, whose numbers `make` returns."""
     if torch.compiler.is_compiling():
         # A compiler leaves out what is never read.
         return make()

@@ -43,7 +43,7 @@ class WeightFacts:
 class Sparse(nn.Module):
     """A layer with a sparse weight. It has the `bias` and the sizes of the dense layer, under the same names.
 
-    Reports, counts of operations and benchmarks ask nothing else, so a new kind of layer needs no word there.
+    Reports, counts of operations and benchmarks ask nothing else, so they need not know each kind of layer.
     """
 
     @abstractmethod

@@ -42,7 +42,7 @@ def why_not_sparsify(kind: type[nn.Module]) -> str:
                 "replace it by a plain layer"
             )
     if taken := [name for name in TAKEN if getattr(kind, name, None) is not None]:
-        return f"{_full_name(kind)} has a {taken[0]!r}, which is what a sparse layer has too; rename it"
+        return f"{_full_name(kind)} has a {taken[0]!r} of its own, and a sparse layer needs that name; rename it"
     return ""
 
 
@@ -54,7 +54,7 @@ def sparse_class(dense: type[nn.Module]) -> type[nn.Module]:
     """
     if is_conv1d_class(dense):
         return SparseConv1D
-    return SPARSE_CLASSES[dense] if dense in SPARSE_CLASSES else _class_of_both(dense)
+    return SPARSE_CLASSES[dense] if dense in SPARSE_CLASSES else _derive_class(dense)
 
 
 def dense_class(kind: type[nn.Module]) -> type[nn.Module]:
@@ -66,7 +66,7 @@ def dense_class(kind: type[nn.Module]) -> type[nn.Module]:
     if kind is SparseConv1D:
         module, name = CONV1D
         return getattr(importlib.import_module(module), name)
-    # A sparse class derives last from the dense one.
+    # The dense class is the last base of a sparse one.
     return kind.__bases__[-1] if issubclass(kind, SparseLinear | SparseConv2d) else kind
 
 
@@ -75,17 +75,17 @@ def _parent_of(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 @cache
-def _class_of_both(dense: type[nn.Module]) -> type[nn.Module]:
-    """Make a class that computes as a sparse layer does and is, and keeps all else of, a subclass of a dense one."""
+def _derive_class(dense: type[nn.Module]) -> type[nn.Module]:
+    """Make a subclass of a dense class that computes as a sparse layer does and keeps all else."""
     # Made at run time, it cannot be found by its name, so a pickle names the dense class instead.
     return type(f"Sparse{dense.__name__}", (SPARSE_CLASSES[_parent_of(dense)], dense), {"__reduce_ex__": _reduce})
 
 
 def _reduce(layer: nn.Module, protocol: int) -> tuple[Any, ...]:
-    return _bare_layer, (dense_class(type(layer)),), layer.__getstate__()
+    return _make_bare, (dense_class(type(layer)),), layer.__getstate__()
 
 
-def _bare_layer(dense: type[nn.Module]) -> nn.Module:
+def _make_bare(dense: type[nn.Module]) -> nn.Module:
     kind = sparse_class(dense)
     return kind.__new__(kind)
 

@@ -38,8 +38,8 @@ def compress(layers: Mapping[str, nn.Module]) -> None:
     for name, layer in layers.items():
         if reason := why_not_compress(layer):
             raise ValueError(f"{label(name)}: {reason}")
-    groups = _by_sparsity(layers)
-    indices = [_index_of(fixed, sharers, layers) for fixed, sharers in groups.items()]
+    groups = _group_by_sparsity(layers)
+    indices = [_make_index(fixed, sharers, layers) for fixed, sharers in groups.items()]
     for index, sharers in zip(indices, groups.values(), strict=True):
         store(sharers, index)
 
@@ -71,7 +71,7 @@ def expand(layers: Mapping[str, nn.Module]) -> None:
     for name, layer in layers.items():
         if reason := why_not_expand(layer):
             raise ValueError(f"{label(name)}: {reason}")
-    for index, sharers in _by_sparsity(layers).items():
+    for index, sharers in _group_by_sparsity(layers).items():
         assert isinstance(index, FixedIndex)
         values = sharers[0].values
         fixed = Fixed(
@@ -97,7 +97,7 @@ def why_not_expand(layer: nn.Module) -> str:
             "unpack() a copy made before fuse(), or build the model anew and load its checkpoint"
         )
     if vars(layer).get("converts"):
-        return "its values were rounded to bfloat16 for it alone; load the model anew, or keep it as it is"
+        return "its values were rounded to bfloat16 for this form; load the model anew, or keep it as it is"
     return ""
 
 
@@ -123,13 +123,13 @@ def _become_expanded(layer: Any, fixed: Fixed, weight: nn.Parameter) -> None:
 
 
 def _exchange_parameter(layer: nn.Module, old: str, new: str, parameter: nn.Parameter) -> None:
-    """Put a parameter in the place of another: the order of a layer's parameters is that of the optimizer's."""
+    """Put a parameter in the place of another: optimizers save by the order of a layer's parameters."""
     parameters = {new if name == old else name: held for name, held in layer._parameters.items()}
     layer._parameters.clear()
     layer._parameters.update({**parameters, new: parameter})
 
 
-def _index_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> FixedIndex:
+def _make_index(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Module]) -> FixedIndex:
     assert isinstance(fixed, Fixed)
     try:
         return to_index(fixed)
@@ -138,7 +138,7 @@ def _index_of(fixed: nn.Module, sharers: list[Any], layers: Mapping[str, nn.Modu
         raise ValueError(f"{label(name)}: {error}") from error
 
 
-def _by_sparsity(layers: Mapping[str, nn.Module]) -> dict[nn.Module, list[Any]]:
+def _group_by_sparsity(layers: Mapping[str, nn.Module]) -> dict[nn.Module, list[Any]]:
     groups: dict[nn.Module, list[Any]] = {}
     for layer in layers.values():
         groups.setdefault(layer.get_submodule("sparsity"), []).append(layer)

@@ -35,7 +35,7 @@ from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.layout import Layout
 from cutwork.text import label
 
-# How each way of computing a weight anew is undone; the hook of one of the old ways runs before forward.
+# How to undo what computes a weight anew in a hook before forward.
 UNDONE_BY: dict[type, str] = {
     SpectralNorm: "torch.nn.utils.remove_spectral_norm(layer, {name!r})",
     WeightNorm: "torch.nn.utils.remove_weight_norm(layer, {name!r})",
@@ -79,7 +79,7 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
         if type(module) is nn.MultiheadAttention:
             closed.append(name)
             is_meta = any(parameter.is_meta for parameter in module.parameters())
-            obstacles = {part: _obstacle(*_home_of(module, part)) for part in PROJECTIONS}
+            obstacles = {part: _why_not_mask(*_home_of(module, part)) for part in PROJECTIONS}
             blocked = next((f"{part} beside it: {obstacles[part]}" for part in PROJECTIONS if obstacles[part]), "")
             for part, shape in _projection_shapes(module).items():
                 path = f"{name}.{part}" if name else part
@@ -91,7 +91,7 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
             weight = cast(Tensor, module.weight)
             shape = () if isinstance(weight, UninitializedParameter) else tuple(weight.shape)
             layout = Layout(shape, transposed=is_conv1d_class(type(module)))
-            obstacle = UNREAD if name in unread else _obstacle(module, "weight")
+            obstacle = UNREAD if name in unread else _why_not_mask(module, "weight")
             found[name] = Candidate(name, type(module), layout, obstacle, is_meta=weight.is_meta)
     return found
 
@@ -153,18 +153,18 @@ def _home_of(attention: nn.MultiheadAttention, part: str) -> tuple[nn.Module, st
     return attention, "in_proj_weight" if attention._qkv_same_embed_dim else f"{part}_weight"
 
 
-def _obstacle(owner: nn.Module, name: str) -> str:
+def _why_not_mask(owner: nn.Module, name: str) -> str:
     """Say why this weight cannot have a mask, and what to do about it; empty where it can."""
     weight = owner._parameters.get(name)
     if weight is None:
-        return f"its weight is computed anew {_computed_by(owner, name)}"
+        return f"its weight is computed anew {_say_what_computes(owner, name)}"
     if "forward" in vars(owner):
         return (
             "its forward was replaced by a function that would still read the weight without its mask, as accelerate's "
             "hooks do; take it off (accelerate.hooks.remove_hook_from_module), sparsify, then put it on"
         )
     if taken := [each for each in TAKEN if each in {**vars(owner), **owner._modules, **owner._buffers}]:
-        return f"it has a {taken[0]!r}, which is what a sparse layer has too; rename it"
+        return f"it has a {taken[0]!r} of its own, and a sparse layer needs that name; rename it"
     if isinstance(weight, UninitializedParameter):
         return "its weight has no shape yet; run one batch through the model, then sparsify"
     if not weight.numel():
@@ -178,7 +178,7 @@ def _obstacle(owner: nn.Module, name: str) -> str:
     return ""
 
 
-def _computed_by(owner: nn.Module, name: str) -> str:
+def _say_what_computes(owner: nn.Module, name: str) -> str:
     """Name what computes a weight from other parameters, and how to make it a parameter again."""
     if is_parametrized(owner, name):
         kinds = ", ".join(type(each).__name__.lstrip("_") for each in owner.parametrizations[name])  # pyrefly: ignore
@@ -205,7 +205,7 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 module._modules[name] = new
 
 
-def why_none(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
+def why_not_find(model: nn.Module, what: str = "the model", kind: str = "sparse", otherwise: str = "") -> str:
     """Say why a model has no sparse layers, or no compressed ones, and what to do."""
     names = [label(name) for name, module in model.named_modules() if isinstance(module, Int8Linear)]
     if names:

@@ -12,12 +12,16 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.schedules import Schedule, cosine
-from cutwork.methods.scores import NEED_NO_GRADIENT, Score, random
+from cutwork.methods.scores import ENTRYWISE, NEED_NO_GRADIENT, ZERO_AT_ZERO, Score, random
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
+from cutwork.patterns.base import comparable
 from cutwork.patterns.density import check_density
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.fixed import Fixed
+from cutwork.sparsity.gradient import all_finite
 from cutwork.sparsity.layout import Layout
+from cutwork.sparsity.numbers import Mask, Numbers, pool_rows
 
 Steps = int | float
 
@@ -25,23 +29,81 @@ Steps = int | float
 @final
 @dataclass(frozen=True)
 class View:
-    """One layer as a method sees it at one step, everything as matrices `[out, in]`.
+    """One layer as a method sees it at one step.
 
-    `layout` says how the weight lies in the layer; `grad` is the gradient of the whole weight, in a move of a method
-    that needs it; `learned` are the scores that train beside the weight, if any; and `is_last` tells the last of the
-    sparse layers, which some methods spare.
+    `weight`, `mask` and `grad` are matrices `[out, in]`; `grad` is the gradient of the whole weight, in a move of a
+    method that needs it. A compressed layer makes them when they are read. Who asks for `kept` and `units`, on the grid
+    of the pattern, and returns what `keep` or `exchange` makes of them, moves a mask at the cost of what it keeps.
+
+    `layout` says how the weight lies in the layer; `numbers` are what it holds; `learned` are the scores that train
+    beside the weight, if any; and `is_last` tells the last of the sparse layers, which some methods spare.
     """
 
     pattern: Pattern
     density: float
     layout: Layout
-    weight: Tensor
-    mask: Tensor
-    grad: Tensor | None
+    numbers: Numbers
     learned: Tensor | None
     step: int
     generator: Generator
     is_last: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the whole weight."""
+        return self.numbers.weight
+
+    @property
+    def mask(self) -> Tensor:
+        """Return the mask."""
+        return self.numbers.mask
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Return the gradient of the whole weight, if there is one."""
+        grad = self.numbers.whole_gradient
+        if grad is not None:
+            self._check_gradient(all_finite(grad))
+        return grad
+
+    @property
+    def has_gradient(self) -> bool:
+        """Say whether there is a gradient of the whole weight, without forming it."""
+        return self.numbers.gradient is not None
+
+    @property
+    def unmoved(self) -> Mask:
+        """Return the mask as it is, for a method that leaves it so."""
+        return self.numbers.held
+
+    @property
+    def kept(self) -> Tensor:
+        """Return which units the mask keeps, on the grid of the pattern."""
+        tiles = self._tiles_of_units
+        return self.pattern.units(self.mask) if tiles is None else tiles.kept
+
+    def units(self, score: Score) -> Tensor:
+        """Score the units, on the grid of the pattern."""
+        tiles = self._tiles_of_units
+        return self.pattern.pool(comparable(self.score(score))) if tiles is None else self._score(tiles, score)
+
+    def keep(self, units: Tensor) -> Mask:
+        """Return the mask that keeps these units."""
+        if self._tiles_of_units is None:
+            return self.pattern.spread(units, self.layout.matrix_shape)
+        return self.numbers.keeping(units)
+
+    def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
+        """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
+        tiles = self.numbers.tiles
+        if tiles is None:
+            return self.keep(self.pattern.exchange(self.kept, self.units(drop), self.units(grow), fraction))
+        scores = {score: self._score(tiles, score) for score in (drop, grow)}
+        return self.numbers.keeping(self.pattern.exchange_tiles(tiles.kept, scores[drop], scores[grow], fraction))
+
+    def under(self, mask: Mask) -> "View":
+        """Return the same layer, as if it had this mask."""
+        return replace(self, numbers=self.numbers.under(mask))
 
     def score(self, score: Score) -> Tensor:
         """Score the weights; chance draws one number for each unit, so that units cut by an edge are not favoured."""
@@ -49,6 +111,33 @@ class View:
             units = random(self.weight.new_empty(self.pattern.grid(self.weight.shape)), None, self.generator)
             return self.pattern.spread(units, self.weight.shape)
         return score(self.weight, self.grad, self.generator)
+
+    @property
+    def _tiles_of_units(self) -> Topology | None:
+        return self.numbers.tiles if self.pattern.every_choice_is_legal else None
+
+    def _score(self, tiles: Topology, score: Score) -> Tensor:
+        if score is random:
+            return random(tiles.kept, None, self.generator)
+        if score not in ENTRYWISE:
+            scores = self.score(score)
+            return comparable(pool_rows(tiles, lambda outputs: scores[outputs]))
+        by_gradient = score not in NEED_NO_GRADIENT
+        units = self.numbers.pool(score, by_gradient=by_gradient, of_zeros=score not in ZERO_AT_ZERO)
+        if by_gradient:
+            self._check_gradient(all_finite(units))
+        return comparable(units)
+
+    def check_gradient(self) -> None:
+        """Raise ValueError where the mask cannot move by the gradient; parts are checked as they are formed."""
+        self._check_gradient(self.numbers.gradient is None or self.numbers.gradient.is_finite())
+
+    def _check_gradient(self, is_finite: bool) -> None:
+        if not is_finite:
+            raise ValueError(
+                f"the gradient of step {self.step} is not finite, so the mask cannot move; lower the learning rate, or "
+                "scale the loss with torch.amp.GradScaler"
+            )
 
 
 def generator_for(seed: int, step: int, name: str) -> Generator:
@@ -81,7 +170,7 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def move(self, view: View) -> Tensor:
+    def move(self, view: View) -> Mask:
         """Return the mask after a step that is due."""
 
     @property
@@ -143,9 +232,9 @@ def project_by(view: View, score: Score, density: float | None = None) -> Tensor
     return view.pattern.project(view.score(score), view.density if density is None else density)
 
 
-def rank_within(view: View, scores: Tensor) -> Tensor:
-    """Return scores that rank everything outside the mask below everything inside."""
-    return torch.where(view.mask, scores, scores.min() - 1)
+def rank_within(view: View, units: Tensor) -> Tensor:
+    """Return scores of units that rank all that the mask does not keep below all that it keeps."""
+    return torch.where(view.kept, units, units.min() - 1)
 
 
 def falls_on(step: int, *, every: int, begin: Steps, until: Steps) -> bool:

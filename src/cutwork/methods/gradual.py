@@ -1,5 +1,6 @@
 """Masks that become sparser step by step."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -24,6 +25,7 @@ from cutwork.methods.base import (
 )
 from cutwork.methods.schedules import cubic
 from cutwork.methods.scores import Score, magnitude
+from cutwork.sparsity.numbers import Mask
 
 
 @final
@@ -59,9 +61,9 @@ class Gradual(Method):
     def due(self, step: int) -> bool:
         return step == self.until or falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
-    def move(self, view: View) -> Tensor:
-        if view.grad is None and self.needs_gradient:
-            return view.mask
+    def move(self, view: View) -> Mask:
+        if self.needs_gradient and not view.has_gradient:
+            return view.unmoved
         return thin_out(view, self.drop, view.density if self.across_layers else self._density(view))
 
     def share_out(self, step: int, views: Iterable[View]) -> Sequence[float] | None:
@@ -94,9 +96,8 @@ def share_by_score(views: Iterable[View], drop: Score, density: Callable[[View],
     for number, view in enumerate(views):
         own.append(density(view))
         if view.pattern.density is None:
-            units = view.pattern.pool(view.score(drop))
-            scores = units[view.pattern.units(view.mask)].float().cpu()
-            free[number] = scores, units.numel(), view.weight.numel()
+            units = view.units(drop)
+            free[number] = units[view.kept].float().cpu(), units.numel(), math.prod(view.layout.matrix_shape)
     if not free:
         return own
     layer_of = torch.cat([torch.full((len(scores),), number) for number, (scores, *_) in free.items()])
@@ -112,6 +113,7 @@ def share_by_score(views: Iterable[View], drop: Score, density: Callable[[View],
     return [counts[number] / free[number][1] if number in free else own[number] for number in range(len(own))]
 
 
-def thin_out(view: View, drop: Score, density: float) -> Tensor:
+def thin_out(view: View, drop: Score, density: float) -> Mask:
     """Return the mask of this density, drawn from the present one."""
-    return view.pattern.project(rank_within(view, view.score(drop)), density)
+    count = view.pattern.count(view.layout.matrix_shape, density)
+    return view.keep(view.pattern.select(rank_within(view, view.units(drop)), count))

@@ -1,7 +1,7 @@
 """Gradual pruning that also regrows at every move."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -25,6 +25,7 @@ from cutwork.methods.base import (
 from cutwork.methods.gradual import density_at, share_by_score, thin_out
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import Score, gradient, magnitude
+from cutwork.sparsity.numbers import Mask
 
 
 @final
@@ -65,16 +66,16 @@ class GraNet(Method):
     def due(self, step: int) -> bool:
         return step == self.thin_until or falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
-    def move(self, view: View) -> Tensor:
-        if view.grad is None and needs_gradient(self.drop):
-            return view.mask
+    def move(self, view: View) -> Mask:
+        if needs_gradient(self.drop) and not view.has_gradient:
+            return view.unmoved
         if view.step <= self.thin_until:
             density = view.density if self.across_layers else self._density(view)
-            view = replace(view, mask=thin_out(view, self.drop, density))
-        if view.grad is None and needs_gradient(self.grow):
-            return view.mask
+            view = view.under(thin_out(view, self.drop, density))
+        if needs_gradient(self.grow) and not view.has_gradient:
+            return view.unmoved
         fraction = fraction_at(self.fraction, progress(view.step, begin=self.begin, until=self.until))
-        return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)
+        return view.exchange(self.drop, self.grow, fraction)
 
     def share_out(self, step: int, views: Iterable[View]) -> Sequence[float] | None:
         if not self.across_layers or step > self.thin_until:

@@ -25,6 +25,7 @@ from cutwork.methods.base import (
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import Score, gradient, magnitude, random
 from cutwork.sparsity.base import Sparsity
+from cutwork.sparsity.numbers import Mask
 
 
 @final
@@ -68,12 +69,12 @@ class RigL(Method):
     def due(self, step: int) -> bool:
         return falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
-    def move(self, view: View) -> Tensor:
-        if view.grad is None and self.needs_gradient:
-            return view.mask
+    def move(self, view: View) -> Mask:
+        if self.needs_gradient and not view.has_gradient:
+            return view.unmoved
         until = self.until if self.anneal_until is None else self.anneal_until
         fraction = fraction_at(self.fraction, progress(view.step, begin=self.begin, until=until))
-        return view.pattern.regrow(view.mask, view.score(self.drop), view.score(self.grow), fraction)
+        return view.exchange(self.drop, self.grow, fraction)
 
     @property
     def needs_gradient(self) -> bool:

@@ -1,4 +1,7 @@
-"""What makes a weight worth keeping: functions `(weight, grad, generator) -> scores`, larger is better."""
+"""What makes a weight worth keeping: functions `(weight, grad, generator) -> scores`, larger is better.
+
+A function of your own is given whole matrices, so that it may compare weights with each other.
+"""
 
 from collections.abc import Callable
 
@@ -30,6 +33,10 @@ def random(weight: Tensor, grad: Tensor | None = None, generator: Generator | No
 
 SCORES: dict[str, Score] = {"magnitude": magnitude, "gradient": gradient, "taylor": taylor, "random": random}
 NEED_NO_GRADIENT = (magnitude, random)
+# Scores of each weight by itself, so that units are scored without whole matrices; of these, the ones that are zero
+# where the weight is.
+ENTRYWISE = (magnitude, gradient, taylor)
+ZERO_AT_ZERO = (magnitude, taylor)
 
 
 def _given(grad: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from cutwork.methods.base import (
 from cutwork.methods.schedules import Schedule, cosine
 from cutwork.methods.scores import Score, gradient, magnitude
 from cutwork.patterns import keep_largest
+from cutwork.sparsity.numbers import Mask
 
 
 @final
@@ -58,17 +59,17 @@ class SRigL(Method):
     def start(self, view: View, init: Score) -> Tensor:
         units = view.pattern.pool(view.score(init).float())
         every_row = torch.ones(len(units), dtype=torch.bool, device=units.device)
-        return _legal(view, _fill_rows(units, every_row, _num_kept(view, units)))
+        kept = _legal(view, _fill_rows(units, every_row, _num_kept(view, units)))
+        return view.pattern.spread(kept, view.weight.shape)
 
     def due(self, step: int) -> bool:
         return falls_on(step, every=self.every, begin=self.begin, until=self.until)
 
-    def move(self, view: View) -> Tensor:
-        if view.grad is None:
-            return view.mask
-        pattern, kept = view.pattern, view.pattern.units(view.mask)
-        weight = pattern.pool(view.score(magnitude).float()).masked_fill(~kept, -torch.inf)
-        grad = pattern.pool(view.score(gradient).float())
+    def move(self, view: View) -> Mask:
+        if not view.has_gradient:
+            return view.unmoved
+        kept, grad = view.kept, view.units(gradient).float()
+        weight = view.units(magnitude).float().masked_fill(~kept, -torch.inf)
         count = int(kept.sum())
         number = int(fraction_at(self.fraction, progress(view.step, begin=self.begin, until=self.until)) * count)
         staying = keep_largest(weight, count - number)
@@ -78,7 +79,7 @@ class SRigL(Method):
         )
         # What stays ranks above all growth: by weight among itself, while the gradient ranks the rest.
         ranked = torch.where(staying, 2 + _to_unit_range(weight, staying), _to_unit_range(grad, ~staying))
-        return _legal(view, _fill_rows(ranked, active, _num_kept(view, kept)))
+        return view.keep(_legal(view, _fill_rows(ranked, active, _num_kept(view, kept))))
 
     def _active_rows(self, view: View, kept: Tensor, salient: Tensor) -> Tensor:
         rows, columns = kept.shape
@@ -111,9 +112,10 @@ def _fill_rows(scores: Tensor, active: Tensor, count: int) -> Tensor:
 
 
 def _legal(view: View, units: Tensor) -> Tensor:
+    """Return the legal choice of units that is nearest to this one."""
     if view.pattern.every_choice_is_legal:
-        return view.pattern.spread(units, view.weight.shape)
-    return view.pattern.project(view.pattern.spread(units.float(), view.weight.shape), view.density)
+        return units
+    return view.pattern.select(units.float(), view.pattern.count(view.layout.matrix_shape, view.density))
 
 
 def _to_unit_range(scores: Tensor, where: Tensor) -> Tensor:

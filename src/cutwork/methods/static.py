@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cutwork.methods.base import Method, View, project_by
 from cutwork.methods.scores import Score
+from cutwork.sparsity.numbers import Mask
 
 
 @final
@@ -22,8 +23,8 @@ class Static(Method):
     def due(self, step: int) -> bool:
         return False
 
-    def move(self, view: View) -> Tensor:
-        return view.mask
+    def move(self, view: View) -> Mask:
+        return view.unmoved
 
     @property
     def needs_gradient(self) -> bool:

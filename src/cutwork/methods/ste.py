@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from cutwork.methods.base import Method, View, check_every, check_scores, project_by
 from cutwork.methods.scores import Score, gradient, magnitude, taylor
 from cutwork.sparsity.base import Sparsity
+from cutwork.sparsity.numbers import Mask
 from cutwork.sparsity.reprojected import Reprojected
 
 
@@ -42,9 +43,8 @@ class STE(Method):
     def due(self, step: int) -> bool:
         return step % self.every == 0
 
-    def move(self, view: View) -> Tensor:
-        scores = view.score(self.keep)
-        return view.pattern.regrow(view.mask, scores, scores, fraction=1)
+    def move(self, view: View) -> Mask:
+        return view.exchange(self.keep, self.keep, fraction=1)
 
     @property
     def needs_gradient(self) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from cutwork.methods.base import Method, Steps, View, is_share
 from cutwork.methods.scores import Score, magnitude
 from cutwork.sparsity.base import Sparsity
+from cutwork.sparsity.numbers import Mask
 
 
 @final
@@ -50,7 +51,7 @@ class Switch(Method):
     def due(self, step: int) -> bool:
         return step in (self.sparse_from, self.dense_from) or (self._is_sparse(step) and self.method.due(step))
 
-    def move(self, view: View) -> Tensor:
+    def move(self, view: View) -> Mask:
         if view.step == self.dense_from:
             return torch.ones_like(view.mask)
         if view.step == self.sparse_from:

@@ -36,15 +36,49 @@ class Topology:
         ([0, 1, 2], [0, 2])
         """
         kept = mask if order is None else mask[order]
-        units = kept[::rows, ::columns]
-        ptr = F.pad(units.sum(1).cumsum(0), (1, 0)).int()
-        col = (units.nonzero()[:, 1] * columns).int()
-        return cls((mask.shape[0], mask.shape[1]), rows, columns, ptr, col, None if order is None else order.int())
+        return cls.from_kept(kept[::rows, ::columns], (mask.shape[0], mask.shape[1]), rows, columns, order)
+
+    @classmethod
+    def from_kept(
+        cls, kept: Tensor, shape: tuple[int, int], rows: int, columns: int, order: Tensor | None = None
+    ) -> "Topology":
+        """Index the units of a grid that are true in `kept`."""
+        ptr = F.pad(kept.sum(1).cumsum(0), (1, 0)).int()
+        col = (kept.nonzero()[:, 1] * columns).int()
+        return cls(shape, rows, columns, ptr, col, None if order is None else order.int())
+
+    def keeping(self, kept: Tensor) -> "Topology":
+        """Return the index of other units of the same grid."""
+        return self.from_kept(kept, self.shape, self.rows, self.columns, self.order)
 
     @property
     def num_units(self) -> int:
         """Return how many units are kept."""
         return len(self.col)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return into how many groups of outputs and runs of inputs the matrix is cut."""
+        return -(-self.shape[0] // self.rows), -(-self.shape[1] // self.columns)
+
+    @property
+    def cells(self) -> Tensor:
+        """Return where in the grid each unit stands, as one number that counts row by row."""
+        return find_groups(self.ptr) * self.grid[1] + self.col.long() // self.columns
+
+    @property
+    def kept(self) -> Tensor:
+        """Return the grid, true where a unit is kept."""
+        return self.spread(self.col.new_ones(self.num_units, dtype=torch.bool))
+
+    def spread(self, units: Tensor) -> Tensor:
+        """Return the grid with a number for each unit, zero where none is kept."""
+        return units.new_zeros(self.grid).flatten().index_copy_(0, self.cells, units).view(self.grid)
+
+    def outputs(self, start: int, stop: int) -> Tensor | slice:
+        """Return the outputs of some groups, as what picks their rows out of a matrix."""
+        places = slice(start * self.rows, min(stop * self.rows, self.shape[0]))
+        return places if self.order is None else self.order[places].long()
 
     def check(self) -> None:
         """Raise ValueError unless products can use this index without reading or writing beside the matrix.
@@ -103,6 +137,25 @@ class Topology:
     def scatter(self, values: Tensor) -> Tensor:
         """Return the dense matrix of some values, zero where nothing is kept."""
         return dense_weight(values, self.ptr, self.col, self.order, *self.shape).contiguous()
+
+    def outer(self, column_O: Tensor, row_I: Tensor) -> Tensor:
+        """Return the values that the outer product of two vectors has at the kept units."""
+        outputs, inputs = self.grid[0] * self.rows, self.grid[1] * self.columns
+        placed = column_O if self.order is None else column_O[self.order.long()]
+        placed = F.pad(placed, (0, outputs - len(placed))).view(-1, self.rows)[find_groups(self.ptr)]
+        runs = F.pad(row_I, (0, inputs - len(row_I))).view(-1, self.columns)[self.col.long() // self.columns]
+        return runs[:, :, None] * placed[:, None, :]
+
+    def means(self, values: Tensor) -> Tensor:
+        """Return the mean of each unit over the entries that it has inside the matrix; beside it values are zero."""
+        inside = self.inside()
+        return values.sum((1, 2)) / (self.columns * self.rows if inside is None else inside.sum((1, 2)))
+
+    def same_grid(self, other: "Topology") -> bool:
+        """Say whether two indices count the same cells, so that they differ at most in what they keep."""
+        sizes_agree = (self.shape, self.rows, self.columns) == (other.shape, other.rows, other.columns)
+        one, two = self.order, other.order
+        return sizes_agree and (one is two or (one is not None and two is not None and torch.equal(one, two)))
 
     def to_mask(self) -> Tensor:
         """Return the mask."""

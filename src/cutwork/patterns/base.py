@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from cutwork.ops.topology import Topology
+
 Shape = Sequence[int]
 Select = Callable[[Tensor, int], Tensor]
 
@@ -19,7 +21,8 @@ class Tiling:
     """The tiles that the masks of a pattern are made of, so that what they keep can be stored alone.
 
     A tile has `rows` outputs and `columns` inputs, and lies on a grid that begins at the corner of the matrix. Where
-    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so.
+    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so. Under a pattern
+    of which every choice of units is legal, each unit is a tile, at the same place of the grid.
     """
 
     rows: int
@@ -87,6 +90,18 @@ class Pattern(ABC):
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         """Drop a fraction of the kept units, the smallest in `drop`, then grow as many, the largest in `grow`."""
 
+    def exchange_tiles(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+        """Do what `exchange` does on the grid of tiles; that is the grid of units, unless a pattern says otherwise."""
+        return self.exchange(kept, drop, grow, fraction)
+
+    def settle(self, topology: Topology) -> Topology:
+        """Return the index that a layer with this mask has: in the order that the mask itself tells."""
+        tiling = self.tiling
+        if tiling is None or tiling.order is None:
+            return topology
+        mask = topology.to_mask()
+        return Topology.from_mask(mask, topology.rows, topology.columns, tiling.order(mask))
+
     @final
     def count(self, shape: Shape, density: float) -> int:
         """Return how many units of a matrix stand for a density: the nearest number, halves up, at least one."""
@@ -97,7 +112,7 @@ class Pattern(ABC):
     def project(self, scores: Tensor, density: float) -> Tensor:
         """Return the legal mask of this density that keeps the units with the largest scores."""
         self.check(scores.shape)
-        units = self.pool(_comparable(scores))
+        units = self.pool(comparable(scores))
         return self.spread(self.select(units, self.count(scores.shape, density)), scores.shape)
 
     @final
@@ -108,7 +123,7 @@ class Pattern(ABC):
         chosen anew at its old density.
         """
         self.check(mask.shape)
-        drop, grow = self.pool(_comparable(drop)), self.pool(_comparable(grow))
+        drop, grow = self.pool(comparable(drop)), self.pool(comparable(grow))
         return self.spread(self.exchange(self.units(mask), drop, grow, fraction), mask.shape)
 
     @final
@@ -169,11 +184,15 @@ def exchange_units(select: Select, kept: Tensor, drop: Tensor, grow: Tensor, fra
     return select(grow.masked_fill(survivors, torch.inf), count)
 
 
-def _comparable(scores: Tensor) -> Tensor:
+def comparable(scores: Tensor) -> Tensor:
     """Return scores that sort the same everywhere: at least float32, and nowhere nan."""
-    scores = scores.detach()
-    if scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.float()
+    scores = widened(scores)
     if scores.isnan().any():
         raise ValueError("scores hold nan, which has no rank; look for nan in the weights or gradients they came from")
     return scores
+
+
+def widened(scores: Tensor) -> Tensor:
+    """Return scores in at least float32, in which means of many are exact enough."""
+    scores = scores.detach()
+    return scores if scores.dtype in (torch.float32, torch.float64) else scores.float()

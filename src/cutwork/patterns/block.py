@@ -64,4 +64,5 @@ def tile_means(scores: Tensor, rows: int, columns: int) -> Tensor:
 
 def _tile_sums(matrix: Tensor, rows: int, columns: int) -> Tensor:
     height, width = matrix.shape[0] // rows, matrix.shape[1] // columns
-    return matrix.reshape(height, rows, width, columns).sum((1, 3))
+    # Rows first: whole rows are added in vectors, and what is left to add along them is short.
+    return matrix.reshape(height, rows, width * columns).sum(1).view(height, width, columns).sum(2)

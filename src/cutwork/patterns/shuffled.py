@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cutwork.ops.topology import Topology
 from cutwork.patterns.base import Pattern, Shape, Tiling, keep_largest
 from cutwork.patterns.block import tile_means
 
@@ -80,11 +81,31 @@ class Shuffled(Pattern):
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         order = group_rows(kept, self.rows)
         columns = kept[order][:: min(self.rows, len(kept))]
-        num_runs = int((-(-columns.sum(1) // min(self.columns, kept.shape[1]))).sum())
+        drop, grow = self._group_means(drop, order), self._group_means(grow, order)
+        return self._ungroup(self.exchange_tiles(columns, drop, grow, fraction), order)
+
+    def exchange_tiles(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+        num_runs = int((-(-kept.sum(1) // min(self.columns, kept.shape[1]))).sum())
         number = int(fraction * num_runs)
-        survivors = self._best_runs(self._group_means(drop, order), columns, num_runs - number)
-        grown = self._best_runs(self._group_means(grow, order), ~survivors, number)
-        return self._ungroup(survivors | grown, order)
+        survivors = self._best_runs(drop, kept, num_runs - number)
+        return survivors | self._best_runs(grow, ~survivors, number)
+
+    def settle(self, topology: Topology) -> Topology:
+        """Return the index in the order that `group_rows` finds in its mask: groups that are alike share their rows."""
+        assert topology.order is not None
+        kept, order = topology.kept, topology.order.long()
+        _, kind_of_group = kept.unique(dim=0, return_inverse=True)
+        kinds = kind_of_group.repeat_interleave(topology.rows)[: len(order)]
+        kinds = torch.empty_like(kinds).index_copy_(0, order, kinds)
+        first = torch.full_like(kinds, len(order)).scatter_reduce_(0, kinds, torch.arange(len(order)), "amin")
+        settled = first[kinds].argsort(stable=True)
+        # The rows of the short group are the last of their kind.
+        if short := len(order) % topology.rows:
+            rest = (kinds == kinds[order[-1]]).nonzero()[-short:, 0]
+            settled = torch.cat([settled[~torch.isin(settled, rest)], rest])
+        group_of_row = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)) // topology.rows)
+        groups = group_of_row[first[kinds[settled[:: topology.rows]]]]
+        return Topology.from_kept(kept[groups], topology.shape, topology.rows, topology.columns, settled)
 
     def _group_means(self, scores: Tensor, order: Tensor) -> Tensor:
         return tile_means(scores[order], self.rows, 1)

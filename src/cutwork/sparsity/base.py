@@ -1,18 +1,18 @@
 """The mask of one layer, and what each step of training does with it."""
 
 from abc import abstractmethod
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from cutwork.patterns import Pattern
-from cutwork.sparsity.estimate import GAIN_OF_SQUARES, Energies, measure_energies, why_too_narrow
+from cutwork.sparsity.estimate import GAIN_OF_SQUARES, Energies, measure_energies, why_not_estimate
+from cutwork.sparsity.gradient import DenseGradient
 from cutwork.sparsity.layout import Layout
+from cutwork.sparsity.numbers import Mask, Numbers
 
-# Forms the gradient of a whole weight as a matrix, when it is called.
-DenseGradient = Callable[[], Tensor]
 # What optimizers remember of one parameter, by their names for it.
 States = Sequence[MutableMapping[str, Any]]
 
@@ -26,9 +26,10 @@ class Sparsity(nn.Module):
         follow(needs_gradient=...)            a sparsifier is attached; will it ever ask for the dense gradient?
         expect_gradient(trained, on)          the coming step ends in a move that looks at the dense gradient, or not
         observe(x, y, channel_dim)            a forward pass: the layer was used, and this is what it read and returns
-        before_update(trained, loss_scale)    the gradient is complete: returns what forms the dense one, if expected
+        before_update(trained, loss_scale)    the gradient is complete: returns the dense one, if expected
         after_update(trained)                 the optimizer has written: the parameter goes back into its legal form
-        condense(matrix), move(...)           a method has chosen another mask
+        numbers(trained, gradient)            a method is about to choose another mask, and looks at these
+        condense(mask), move(...)             it has chosen
         release(trained)                      the sparsifier is detached
 
     The dense gradient is that of the whole weight, also where the mask is zero. A layer whose mask is not fixed has it
@@ -39,8 +40,8 @@ class Sparsity(nn.Module):
     estimate = False
     energy_in: nn.Parameter
     energy_out: nn.Parameter
-    # How loud the gradient outside the mask is in the coming step, zero if nobody asks: as a number, which spares a
-    # device a question each step, and in a buffer, which compiled code reads.
+    # How loud the gradient outside the mask is in the coming step, zero if nobody asks: as a number, so that no step
+    # has to ask a device for it, and in a buffer, for compiled code.
     _gain: float
     gain: Tensor
 
@@ -107,15 +108,19 @@ class Sparsity(nn.Module):
 
     @abstractmethod
     def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
-        """Return what forms the dense gradient, if it was expected, and leave `trained.grad` fit for the optimizer."""
+        """Return the dense gradient, if it was expected, and leave `trained.grad` fit for the optimizer."""
 
     @abstractmethod
     def after_update(self, trained: nn.Parameter) -> None:
         """Put the parameter, just updated, back into its legal form."""
 
     @abstractmethod
-    def condense(self, matrix: Tensor) -> Any:
-        """Return a mask, given as a matrix, in the form in which it waits for `move`."""
+    def numbers(self, trained: nn.Parameter, gradient: Any) -> Numbers:
+        """Return what a method looks at; the gradient is what `before_update` has returned."""
+
+    @abstractmethod
+    def condense(self, mask: Mask) -> Any:
+        """Return a mask in the form in which it waits for `move`."""
 
     @abstractmethod
     def resizes(self, condensed: Any) -> bool:
@@ -123,7 +128,7 @@ class Sparsity(nn.Module):
 
     @abstractmethod
     def reorders(self, condensed: Any) -> bool:
-        """Say whether after a move to this mask a place in the trained parameter would be another weight's."""
+        """Say whether after a move to this mask a place in the trained parameter would belong to another weight."""
 
     @abstractmethod
     def move(self, condensed: Any, trained: nn.Parameter, states: States) -> None:
@@ -143,7 +148,7 @@ class Sparsity(nn.Module):
 
     @final
     def restart(self, device: torch.device) -> None:
-        """Make on a device what is in no file, in a layer that came from the meta device."""
+        """Make what no file holds, on a device: a layer may have come from the meta device."""
         self._gain = 0.0
         self.register_buffer("gain", torch.zeros((), device=device), persistent=False)
 
@@ -154,8 +159,8 @@ class Sparsity(nn.Module):
 
     @final
     def _expect_estimate(self, on: bool) -> None:
-        if on and (reason := why_too_narrow(self.energies)):
-            raise ValueError(f"a layer was {reason}")
+        if on and (reason := why_not_estimate(self.energies)):
+            raise ValueError(f"a layer cannot estimate its dense gradient: {reason}")
         self._set_gain(GAIN_OF_SQUARES * on)
 
     @final
@@ -169,7 +174,7 @@ class Sparsity(nn.Module):
         return f"{self.pattern}, density {self.mask.float().mean():.4g}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out of a copy who follows, and that this step brings the dense gradient: nobody follows the copy."""
+        """Leave out that a sparsifier follows, and the gain that it has set: nobody follows a copy."""
         # A tensor made for this moment could not be sent to another process: it would be gone before it is read.
         buffers = {name: buffer for name, buffer in self._buffers.items() if name != "gain"}
         return {**vars(self), "_buffers": buffers, "is_followed": False, "needs_gradient": False}

@@ -1,18 +1,21 @@
 """A fixed mask in compressed storage: the index of the units that are kept."""
 
-from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from cutwork.distributed import local, num_processes, part_like, whole
+from cutwork.distributed import local, part_like, whole
+from cutwork.ops.passage import Passage
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
-from cutwork.sparsity.base import DenseGradient, Sparsity, States
+from cutwork.sparsity.base import Sparsity, States
 from cutwork.sparsity.estimate import Energies, check_not_transformed, take_estimate
+from cutwork.sparsity.formed import FormedGradient
+from cutwork.sparsity.gradient import GradientOfKept
 from cutwork.sparsity.layout import Layout
-from cutwork.sparsity.listening import Ear, Pair, add_product
+from cutwork.sparsity.listening import Ear
+from cutwork.sparsity.numbers import KeptNumbers, Mask
 from cutwork.sparsity.protected import plain, protect, version_of
 
 # The tensors of an index, as they are called among the buffers and in a state dict.
@@ -85,17 +88,17 @@ class FixedIndex(Sparsity):
                 index.check()
             except ValueError as error:
                 raise ValueError(
-                    f"the index of a compressed {self._described()} was changed from outside and is damaged: {error}; "
+                    f"the index of a compressed {self._describe()} was changed from outside and is damaged: {error}; "
                     "load what save() or state_dict() has written"
                 ) from error
         self._versions = _versions_of(self._index)
 
-    def _described(self) -> str:
+    def _describe(self) -> str:
         return f"{'x'.join(map(str, self.shape))} weight in {self.pattern}"
 
     def _show(self) -> None:
         """Let others find the index among the buffers, where no average can change it."""
-        what = f"of a compressed {self._described()}"
+        what = f"of a compressed {self._describe()}"
         held = (self._buffers[name] for name in INDEX)
         shown: Any = tuple(
             tensor if tensor is None else protect(tensor, f"the index {name} {what}", may_follow=False)
@@ -152,14 +155,14 @@ class FixedIndex(Sparsity):
         elif not self.ear.is_open:
             self.ear.open(trained)
 
-    def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
-        """Return what forms the dense gradient, or its estimate, if it was expected."""
+    def before_update(self, trained: nn.Parameter, loss_scale: float) -> GradientOfKept | None:
+        """Return the dense gradient, or its estimate, if it was expected."""
         self.was_resized = False
         if self.energies is not None:
             return take_estimate(self.energies, self.shape[1]) if self._gain else None
         if not self.ear.is_open or trained.grad is None:
             return None
-        return partial(self._form_gradient, self.ear.pairs, trained.grad.clone())
+        return FormedGradient(self.ear.pairs, trained.grad.clone(), self.topology)
 
     def after_update(self, trained: nn.Parameter) -> None:
         """Zero the values that hang over the matrix, whatever the optimizer wrote there."""
@@ -172,9 +175,14 @@ class FixedIndex(Sparsity):
         inside = self.topology.inside()
         return inside is None or not local(torch.where(part_like(inside, trained), 0, trained.detach())).any()
 
-    def condense(self, matrix: Tensor) -> Topology:
+    def numbers(self, trained: nn.Parameter, gradient: GradientOfKept | None) -> KeptNumbers:
+        """Return what a method looks at; after that the ear needs no longer know what the gradient is formed from."""
+        self.ear.pairs = []
+        return KeptNumbers(self.pattern, self.topology, whole(trained.detach()), gradient)
+
+    def condense(self, mask: Mask) -> Topology:
         """Return the index of a mask."""
-        return index_of(matrix, self.pattern)
+        return index_of(mask, self.pattern) if isinstance(mask, Tensor) else self.pattern.settle(mask)
 
     def resizes(self, condensed: Topology) -> bool:
         """Say whether another number of units is kept there."""
@@ -191,9 +199,10 @@ class FixedIndex(Sparsity):
         The parameter stays the same object, which is what optimizers know it by.
         """
         old, fits = self.topology, not self.resizes(condensed)
+        passage = Passage(old, condensed)
 
         def carry(tensor: Tensor) -> Tensor:
-            moved = condensed.gather(old.scatter(tensor.to(old.col.device))).to(tensor.device)
+            moved = passage.carry(tensor.to(old.col.device)).to(tensor.device)
             return tensor.copy_(moved) if fits else moved
 
         for state in states:
@@ -273,31 +282,6 @@ class FixedIndex(Sparsity):
         self._show()
         self._versions = _versions_of(self._index)
 
-    @torch.no_grad()
-    def _form_gradient(self, pairs: list[Pair], gradient: Tensor) -> Tensor:
-        """Return the dense gradient of these pairs, at the scale of the gradient that the values have got.
-
-        That has been unscaled and clipped since the pairs were heard, and averaged over processes.
-        """
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        total = torch.zeros(self.shape, dtype=wide, device=gradient.device)
-        was_seen = bool(pairs)
-        for pair in pairs:
-            add_product(total, pair)
-        pairs.clear()
-        if num_processes() > 1:
-            torch.distributed.all_reduce(total)
-            total /= num_processes()
-        if not (was_seen or total.any()) and gradient.any():
-            raise ValueError(
-                "none of the products by which its values got their gradient was seen, so the mask cannot move by the "
-                "gradient; something has replaced the values, or their hooks, since attach(): detach() and attach() "
-                "after casting, loading with assign=True and the like"
-            )
-        index = self.topology
-        total *= _scale_between(index.gather(total), gradient.to(wide))
-        return torch.where(index.to_mask(), index.scatter(gradient.to(wide)), total)
-
 
 def why_not_store(pattern: Pattern) -> str:
     """Say why layers in a pattern have no compressed storage, and what to do; empty where they have."""
@@ -334,14 +318,4 @@ def replace_numbers(parameter: nn.Parameter, numbers: Tensor) -> None:
 
 
 def _is_same(one: Topology, other: Topology) -> bool:
-    orders_agree = one.order is other.order or (
-        one.order is not None and other.order is not None and torch.equal(one.order, other.order)
-    )
-    return orders_agree and torch.equal(one.ptr, other.ptr) and torch.equal(one.col, other.col)
-
-
-def _scale_between(one: Tensor, other: Tensor) -> float:
-    """Return the number that brings one tensor closest to the other."""
-    scale = float((one.double() * other.double()).sum() / one.double().square().sum())
-    # Without any gradient at what is kept there is nothing to go by, and only the order matters.
-    return scale if 0 < scale < float("inf") else 1.0
+    return one.same_grid(other) and torch.equal(one.ptr, other.ptr) and torch.equal(one.col, other.col)

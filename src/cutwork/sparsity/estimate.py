@@ -1,17 +1,17 @@
 """Estimating the dense gradient of a layer by the sizes of its inputs and of the gradients of its outputs."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from cutwork.distributed import whole
 from cutwork.ops.dispatch import is_transformed
+from cutwork.ops.topology import Topology
+from cutwork.sparsity.gradient import GradientOfKept, Rows, all_finite
 
-# How loud the sums of squares are, which travel as gradients: so quiet that no norm notices them, and of them only the
-# order matters. They are larger than gradients, so this is smaller than the gain of these.
+# Sums of squares travel as gradients, so quiet that no norm notices them; only their order matters. They are larger
+# than gradients, so this is smaller than the gain of a gradient.
 GAIN_OF_SQUARES = 2.0**-40
 
 # Two parameters of a layer, whose gradients are the sums of squares of its inputs and of its outputs' gradients.
@@ -26,13 +26,13 @@ def make_energies(inputs: int, outputs: int, *, dtype: torch.dtype, device: torc
     return energy_in, energy_out
 
 
-def why_too_narrow(energies: Energies | None) -> str:
-    """Say why sums of squares would overflow in these parameters, and what to do; empty where they would not."""
+def why_not_estimate(energies: Energies | None) -> str:
+    """Say why the gradients of these parameters cannot be sums of squares, and what to do; empty where they can."""
     if energies is None or energies[0].dtype != torch.float16:
         return ""
     return (
-        "turned to float16 after sparsify(), too narrow for the sums of squares that estimate=True needs; call half() "
-        "before sparsify()"
+        "it was turned to float16 after sparsify(), too narrow for the sums of squares that estimate=True needs; call "
+        "half() before sparsify()"
     )
 
 
@@ -42,8 +42,28 @@ def measure_energies(y: Tensor, x: Tensor, energies: Energies, gain: Tensor, cha
     return _Energies.apply(y, x, *energies, gain, channel_dim)
 
 
-def take_estimate(energies: Energies, columns: int) -> Callable[[], Tensor] | None:
-    """Return what forms the estimate of a dense gradient from the gradients of two energies, and take these away."""
+@final
+class EstimatedGradient(GradientOfKept):
+    """The size of a dense gradient as the outer product of two vectors of norms."""
+
+    def __init__(self, norms_O: Tensor, norms_I: Tensor) -> None:
+        self._norms_O, self._norms_I = norms_O, norms_I
+
+    def is_finite(self) -> bool:
+        """Say whether the norms are finite."""
+        return all_finite(self._norms_O) and all_finite(self._norms_I)
+
+    def rows(self, outputs: Rows) -> Tensor:
+        """Multiply some rows out."""
+        return torch.outer(self._norms_O[outputs], self._norms_I)
+
+    def kept(self, index: Topology) -> Tensor:
+        """Return it at the units that are stored."""
+        return index.outer(self._norms_O, self._norms_I)
+
+
+def take_estimate(energies: Energies, columns: int) -> EstimatedGradient | None:
+    """Return the estimate of a dense gradient that the gradients of two energies tell, and take these away."""
     energy_in, energy_out = energies
     if energy_out.grad is None:
         return None
@@ -52,7 +72,7 @@ def take_estimate(energies: Energies, columns: int) -> Callable[[], Tensor] | No
         norms.append(whole(torch.zeros_like(energy) if energy.grad is None else energy.grad).sqrt())
         energy.grad = None
     # A convolution reads a channel at every place of its kernel.
-    return partial(torch.outer, norms[0], norms[1].repeat(columns // len(energy_in)))
+    return EstimatedGradient(norms[0], norms[1].repeat(columns // len(energy_in)))
 
 
 def check_not_transformed() -> None:
@@ -80,13 +100,13 @@ class _Energies(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor):
         (grad_y,), (x, gain) = grad_outputs, ctx.saved_tensors
-        energy_in, energy_out = (_sum_of_squares(tensor, ctx.channel_dim) * gain for tensor in (x, grad_y))
+        energy_in, energy_out = (_sum_squares(tensor, ctx.channel_dim) * gain for tensor in (x, grad_y))
         # The groups of a convolution share one row of inputs.
         energy_in = energy_in.view(-1, ctx.num_inputs).sum(0)
         return grad_y, None, energy_in, energy_out, None, None
 
 
-def _sum_of_squares(tensor: Tensor, channel_dim: int) -> Tensor:
+def _sum_squares(tensor: Tensor, channel_dim: int) -> Tensor:
     wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
     others = [dim for dim in range(tensor.dim()) if dim != channel_dim % tensor.dim()]
     # A compiler may have assumed other strides than a convolution returns, so nothing is flattened here.

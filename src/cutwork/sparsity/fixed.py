@@ -1,6 +1,6 @@
 """A fixed mask in dense storage: outside it the weight is exactly zero."""
 
-from functools import partial
+from functools import cached_property
 from typing import final
 
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from cutwork.distributed import local, part_like
 from cutwork.patterns import Pattern
-from cutwork.sparsity.base import DenseGradient, States
+from cutwork.sparsity.base import States
 from cutwork.sparsity.estimate import make_energies, take_estimate
+from cutwork.sparsity.gradient import DenseGradient, Rows, all_finite
 from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.masked import Masked
 
@@ -71,10 +72,9 @@ class Fixed(Masked):
             return take_estimate(self.energies, self.layout.matrix_shape[1])
         if trained.grad is None:
             return None
-        mask = part_like(self.mask, trained.grad)
-        gradient = torch.where(mask, trained.grad, trained.grad / self._gain)
-        trained.grad.copy_(torch.where(mask, trained.grad, 0))
-        return partial(self.matrix, gradient)
+        given = _GivenGradient(self, trained.grad.clone(), self._gain)
+        trained.grad.copy_(torch.where(part_like(self.mask, trained.grad), trained.grad, 0))
+        return given
 
     def after_update(self, trained: nn.Parameter) -> None:
         """Zero the weight outside the mask, whatever the optimizer wrote there."""
@@ -85,7 +85,7 @@ class Fixed(Masked):
         old = self.mask.clone()
         self.set_mask(condensed)
         stay = old & self.mask
-        for tensor in (trained, *per_entry(states, trained)):
+        for tensor in (trained, *find_per_entry(states, trained)):
             tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
 
     def fits(self, trained: Tensor) -> bool:
@@ -93,7 +93,30 @@ class Fixed(Masked):
         return not local(torch.where(part_like(self.mask, trained), 0, trained.detach())).any()
 
 
-def per_entry(states: States, trained: Tensor) -> list[Tensor]:
+@final
+class _GivenGradient(DenseGradient):
+    """The gradient that a weight got, turned down by a gain outside its mask."""
+
+    def __init__(self, fixed: Fixed, gradient: Tensor, gain: float) -> None:
+        self._fixed, self._gradient, self._gain = fixed, gradient, gain
+
+    def is_finite(self) -> bool:
+        return all_finite(self._matrix)
+
+    def rows(self, outputs: Rows) -> Tensor:
+        mask, part = self._mask[outputs], self._matrix[outputs]
+        return torch.where(mask, part, part / self._gain)
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        return self._fixed.mask_matrix()
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return self._fixed.matrix(self._gradient)
+
+
+def find_per_entry(states: States, trained: Tensor) -> list[Tensor]:
     """Return every tensor of any optimizer's state that has a number for each entry of the parameter."""
     values = [value for state in states for value in state.values()]
     return [value for value in values if isinstance(value, Tensor) and value.shape == trained.shape]

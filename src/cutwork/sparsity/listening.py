@@ -5,11 +5,9 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 from torch.utils.hooks import RemovableHandle
 
 from cutwork.ops.overhearing import Listener
-from cutwork.sparsity.layout import Layout
 
 # What a product read, the gradient of what it returned, and the geometry of a convolution.
 Pair = tuple[Tensor, Tensor, list[int]]
@@ -20,7 +18,7 @@ class Ear(Listener):
     """Collects, while it is open, the pairs whose products add up to what is in the gradient of a parameter.
 
     A pair counts once its backward pass has reached `.grad` of the parameter, and no longer when that is cleared: so
-    accumulation, gradients that were thrown away, and steps that a gradient scaler skips are what they are to `.grad`.
+    gradients that accumulate, are thrown away, or overflow in a skipped step count here as they do in `.grad`.
     """
 
     def __init__(self) -> None:
@@ -63,24 +61,6 @@ class Ear(Listener):
     def _count(self, trained: Tensor) -> None:
         self.pairs += self._waiting
         self._waiting = []
-
-
-def add_product(total: Tensor, pair: Pair) -> None:
-    """Add to the gradient of a weight, as a matrix, what a pair contributes."""
-    x, dy, geometry = pair
-    x, dy = x.to(total.dtype), dy.to(total.dtype)
-    if not geometry:
-        total.addmm_(dy.T, x)
-        return
-    kernel_size, stride, padding, dilation, groups = (
-        geometry[:2],
-        geometry[2:4],
-        geometry[4:6],
-        geometry[6:8],
-        geometry[8],
-    )
-    layout = Layout((dy.shape[1], x.shape[1] // groups, *kernel_size))
-    total += layout.to_matrix(conv2d_weight(x, layout.shape, dy, stride, padding, dilation, groups))
 
 
 def _is_cleared(trained: nn.Parameter) -> bool:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from cutwork.distributed import whole
 from cutwork.patterns import Pattern
-from cutwork.sparsity.base import DenseGradient, Sparsity, States
+from cutwork.sparsity.base import Sparsity, States
+from cutwork.sparsity.gradient import DenseGradient
 from cutwork.sparsity.layout import Layout
+from cutwork.sparsity.numbers import Mask, WholeNumbers
 from cutwork.sparsity.protected import plain, protect
 from cutwork.sparsity.rest import Rest, can_be_watched
 
@@ -51,7 +53,7 @@ class Masked(Sparsity):
 
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the effective weight, zero outside the mask, and remember in `was_used` to have been asked."""
+        """Return the effective weight, zero outside the mask, and remember in `was_used` that it was asked for."""
 
     @final
     def rests(self, weight: Tensor | None) -> bool:
@@ -96,9 +98,14 @@ class Masked(Sparsity):
         """Do nothing: every value of the weight is legal."""
 
     @final
-    def condense(self, matrix: Tensor) -> Tensor:
-        """Return the mask as it is."""
-        return matrix
+    def numbers(self, trained: nn.Parameter, gradient: DenseGradient | None) -> WholeNumbers:
+        """Return what a method looks at."""
+        return WholeNumbers(self.pattern, self.matrix(trained), self.mask_matrix(), gradient)
+
+    @final
+    def condense(self, mask: Mask) -> Tensor:
+        """Return the mask as a matrix."""
+        return mask if isinstance(mask, Tensor) else mask.to_mask()
 
     @final
     def resizes(self, condensed: Tensor) -> bool:

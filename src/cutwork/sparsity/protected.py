@@ -1,4 +1,4 @@
-"""Tensors that say which weights are kept: no average may mix them, and who replaces them is noticed.
+"""Tensors that say which weights are kept: no average may mix them, and replacing them is noticed.
 
 Code that averages models treats every tensor of their buffers or state dicts as if it were a weight. The average of two
 masks would be their union, that of two indices some other index.
@@ -46,7 +46,7 @@ class Protected(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Protected":
         """Copy the numbers too."""
-        return memo.setdefault(id(self), _like(self, plain(self).clone()))
+        return memo.setdefault(id(self), _protect_like(self, plain(self).clone()))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Travel as a plain tensor: a state dict can be read where there is no cutwork."""
@@ -79,11 +79,11 @@ def _answer() -> Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]:
     Traced, it forgets that it is running already, and calls itself without end.
     """
     dynamo = sys.modules.get("torch._dynamo")
-    return _compute if dynamo is None else _hidden(dynamo.disable)
+    return _compute if dynamo is None else _hide(dynamo.disable)
 
 
 @cache
-def _hidden(disable: Callable[..., Any]) -> Any:
+def _hide(disable: Callable[..., Any]) -> Any:
     return disable(_compute)
 
 
@@ -92,43 +92,45 @@ def _compute(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> A
     name = getattr(func, "__name__", "")
     with torch._C.DisableTorchFunctionSubclass():
         if name.startswith("_foreach_"):
-            return _each(name, args, kwargs)
+            return _do_each(name, args, kwargs)
         if func == Tensor.data.__set__:  # pyrefly: ignore
             args[0].was_exchanged = True
         elif _writes(name, args, kwargs):
             return _write(name, func, args, kwargs)
-        if name in MIXING and any(True for _ in _protected(args, kwargs)):
+        if name in MIXING and any(True for _ in _find_protected(args, kwargs)):
             # PyTorch cannot subtract masks.
             numbers = (arg.float() if isinstance(arg, Protected) and arg.dtype == torch.bool else arg for arg in args)
-            return _like(next(_protected(args, kwargs)), func(*numbers, **kwargs), sources=_sources(args, kwargs))
+            return _protect_like(
+                next(_find_protected(args, kwargs)), func(*numbers, **kwargs), sources=_find_sources(args, kwargs)
+            )
         result = func(*args, **kwargs)
     if not isinstance(result, Tensor):
         return result
     if name in MOVING or func == Tensor.data.__get__:  # pyrefly: ignore
-        return _like(args[0], result, sources=getattr(args[0], "sources", ()))
+        return _protect_like(args[0], result, sources=getattr(args[0], "sources", ()))
     return result
 
 
-def _like(protected: "Protected", tensor: Tensor, sources: tuple[Tensor, ...] = ()) -> Protected:
+def _protect_like(protected: "Protected", tensor: Tensor, sources: tuple[Tensor, ...] = ()) -> Protected:
     made = tensor.as_subclass(Protected)
     made.described, made.may_follow = protected.described, protected.may_follow
     made.was_exchanged, made.sources = False, sources
     return made
 
 
-def _protected(*containers: Any) -> Iterator[Protected]:
+def _find_protected(*containers: Any) -> Iterator[Protected]:
     for container in containers:
         for value in container.values() if isinstance(container, dict) else container:
             if isinstance(value, Protected):
                 yield value
             elif isinstance(value, list | tuple):
-                yield from _protected(value)
+                yield from _find_protected(value)
 
 
-def _sources(*containers: Any) -> tuple[Tensor, ...]:
+def _find_sources(*containers: Any) -> tuple[Tensor, ...]:
     """Return the tensors, each once, that protected ones among these stand for."""
     found: list[Tensor] = []
-    for protected in _protected(*containers):
+    for protected in _find_protected(*containers):
         for source in protected.sources or (plain(protected),):
             if not any(_is_same(source, other) for other in found):
                 found.append(source)
@@ -153,7 +155,7 @@ def _write(name: str, func: Callable[..., Any], args: tuple, kwargs: dict[str, A
     target = kwargs.get("out", args[0])
     assert isinstance(target, Protected)
     given = [*args[1:], *(value for key, value in kwargs.items() if key != "out")]
-    sources = _sources(given)
+    sources = _find_sources(given)
     if name == "copy_" and not sources:
         return func(*args, **kwargs)
     # Numbers by which averages multiply may come as tensors.
@@ -175,7 +177,7 @@ def _write(name: str, func: Callable[..., Any], args: tuple, kwargs: dict[str, A
     return target
 
 
-def _each(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _do_each(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Do what an operation on lists of tensors does, tensor by tensor."""
     single = getattr(torch.Tensor, name.removeprefix("_foreach_"))
     rows = [[arg[i] if isinstance(arg, list | tuple) else arg for arg in args] for i in range(len(args[0]))]

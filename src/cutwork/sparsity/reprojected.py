@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cutwork.distributed import part_like
 from cutwork.patterns import Pattern
-from cutwork.sparsity.base import DenseGradient
+from cutwork.sparsity.gradient import DenseGradient
 from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.masked import Masked
 

@@ -43,7 +43,7 @@ class Rest:
         self.is_clean = is_clean
         self._weight, self._weight_version, self._address = weight, weight._version, weight.data_ptr()
         self._mask, self._mask_version = mask, mask._version
-        self._entry = _entry_outside(weight.detach(), mask) if is_clean and weight.device.type == "cpu" else None
+        self._entry = _find_entry_outside(weight.detach(), mask) if is_clean and weight.device.type == "cpu" else None
         self._bits = None if self._entry is None else self._entry.item()
 
     def __reduce__(self) -> tuple:
@@ -66,7 +66,7 @@ def can_be_watched(weight: Tensor | None, mask: Tensor) -> bool:
     )
 
 
-def _entry_outside(weight: Tensor, mask: Tensor) -> np.ndarray | None:
+def _find_entry_outside(weight: Tensor, mask: Tensor) -> np.ndarray | None:
     """Return one entry of a weight outside its mask, quick to read; None where the mask keeps all."""
     place = np.unravel_index(int(mask.flatten().byte().argmin()), mask.shape)
     entry = tuple(map(int, place))

@@ -9,7 +9,7 @@ from torch import nn
 from cutwork.evaluation import call_of
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.layers.conv2d import SparseConv2d
-from cutwork.layers.swap import SparseLayer, sparse_layers, why_none
+from cutwork.layers.swap import SparseLayer, sparse_layers, why_not_find
 from cutwork.speed.cache import TimingCache, cache_file
 from cutwork.speed.forms import DENSE, FORMS, TILES
 from cutwork.speed.layer_timing import FormTimer, Usage, find_usages
@@ -39,7 +39,7 @@ def choose_forms(
     check_question(model, seconds)
     layers = sparse_layers(model)
     if not layers:
-        raise ValueError(why_none(model))
+        raise ValueError(why_not_find(model))
     groups = group_by_weight(layers)
     wishes = _match_wishes(layers, groups, forms)
     offered = _offer(precisions, training=training)

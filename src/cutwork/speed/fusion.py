@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from cutwork.evaluation import Call, call_of, hooked, in_evaluation
 from cutwork.layers.compressed import Compressed, CompressedLinear
-from cutwork.layers.swap import why_none
+from cutwork.layers.swap import why_not_find
 
 Module = nn.Module
 
@@ -52,9 +52,9 @@ def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     """
     names = {module: name for name, module in model.named_modules()}
     if not any(isinstance(module, Compressed) for module in names):
-        raise ValueError(f"fuse: {why_none(model, kind='compressed', otherwise='pack() it first')}")
+        raise ValueError(why_not_find(model, kind="compressed", otherwise="pack() it first"))
     if not inputs:
-        raise ValueError("fuse: only a run of the model shows which module reads what; pass its inputs: fuse(model, x)")
+        raise ValueError("only a run of the model shows which module reads what; pass its inputs: fuse(model, x)")
     done: list[Fusion] = []
     call = call_of(model, inputs)
     # Each pass may open the way for another: an activation reads a compressed layer once the batch norm is gone.

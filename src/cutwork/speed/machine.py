@@ -186,7 +186,7 @@ def _diagnose_cpu() -> Cpu:
         torch_threads=torch.get_num_threads(),
         torch_capability=torch.backends.cpu.get_cpu_capability(),
         features=cpu.extension().features() if cpu.is_built() else None,
-        why_unknown=cpu.why_missing(),
+        why_unknown=cpu.why_not_load(),
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from cutwork.evaluation import call_of
 from cutwork.layers.compressed import Compressed
 from cutwork.layers.storage import expand
-from cutwork.layers.swap import SparseLayer, sparse_layers, why_none
+from cutwork.layers.swap import SparseLayer, sparse_layers, why_not_find
 from cutwork.speed.choosing import AS_ASKED, Wishes, choose_forms
 from cutwork.speed.forms import DENSE, FORMS, TILES, form_of
 from cutwork.speed.plan import Plan, check_free, group_by_weight
@@ -71,11 +71,11 @@ def unpack(model: Model, layers: str | Iterable[str] | None = None) -> Model:
     found = {name: layer for name, layer in sparse_layers(model).items() if isinstance(layer, Compressed)}
     chosen = found if layers is None else _match(found, layers)
     if not chosen:
-        raise ValueError(f"unpack: {why_none(model, kind='compressed', otherwise='pack() it first')}")
+        raise ValueError(why_not_find(model, kind="compressed", otherwise="pack() it first"))
     check_free(chosen)
     for sharers in group_by_weight(found).values():
         if len({name in chosen for name in sharers}) > 1:
-            raise ValueError(f"unpack: {', '.join(sharers)} share one weight; name all of them")
+            raise ValueError(f"{', '.join(sharers)} share one weight; name all of them")
     expand(chosen)
     return model
 
@@ -85,7 +85,7 @@ def _check_harmless(plan: Plan, harms: Mapping[str, str]) -> None:
     for row in plan.rows:
         if row.layer in harms and row.reason == AS_ASKED:
             raise ValueError(
-                f"pack: {label(row.layer)} cannot take the form {row.form!r}: {harms[row.layer]}; leave "
+                f"{label(row.layer)} cannot take the form {row.form!r}: {harms[row.layer]}; leave "
                 "its form out of forms, or forbid this one"
             )
 
@@ -106,8 +106,7 @@ def _match(found: Mapping[str, SparseLayer], globs: str | Iterable[str]) -> dict
         matched = {name: layer for name, layer in found.items() if fnmatchcase(name, glob)}
         if not matched:
             raise ValueError(
-                f"unpack: no layer that could be unpacked matches {glob!r}; the sparse layers are "
-                f"{', '.join(map(repr, found))}"
+                f"no compressed layer matches {glob!r}; the compressed ones are {', '.join(map(repr, found)) or 'none'}"
             )
         chosen |= matched
     return chosen

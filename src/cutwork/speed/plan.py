@@ -7,7 +7,7 @@ from typing import final
 
 from torch import nn
 
-from cutwork.layers.swap import SparseLayer, sparse_layers, why_none
+from cutwork.layers.swap import SparseLayer, sparse_layers, why_not_find
 from cutwork.speed.forms import DENSE, FORMS
 from cutwork.text import in_columns, label
 
@@ -55,10 +55,10 @@ class Plan:
         """Give the layers of a model, in place, the forms chosen for them."""
         layers = sparse_layers(model)
         if not layers:
-            raise ValueError(f"apply: {why_none(model)}")
+            raise ValueError(why_not_find(model))
         if missing := [row.layer for row in self.rows if row.layer not in layers]:
             raise ValueError(
-                f"apply: the plan is for a model with a sparse layer {missing[0]!r}; this one has none; make a plan "
+                f"the plan is for a model with a sparse layer {missing[0]!r}; this one has none; make a plan "
                 "for this model"
             )
         for row in self.rows:
@@ -105,7 +105,7 @@ def _check_alike(row: LayerPlan, layer: SparseLayer) -> None:
     if found != (row.shape, row.pattern):
         (shape, pattern), name = found, label(row.layer)
         raise ValueError(
-            f"apply: {name} was planned as {'x'.join(map(str, row.shape))} {row.pattern}; in this model it is "
+            f"{name} was planned as {'x'.join(map(str, row.shape))} {row.pattern}; in this model it is "
             f"{'x'.join(map(str, shape))} {pattern}; make a plan for this model"
         )
 

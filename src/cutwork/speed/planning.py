@@ -69,15 +69,19 @@ def plan(
     check_question(model, seconds)
     if speedup is None:
         if layers != "*":
-            raise ValueError("plan: layers are for a speedup; to choose forms of sparse layers by name, use forms")
+            raise ValueError(
+                "layers says which layers a speedup may make sparse; to choose forms of sparse ones by name, use forms"
+            )
         return choose_forms(
             model, inputs, forms=forms, precisions=precisions, training=training, seconds=seconds, cache=cache
         )
     if forms is not None:
-        raise ValueError("plan: forms are for a sparse model, and a speedup for one to be made sparse; give one")
+        raise ValueError(
+            "forms are for a model that is sparse, and a speedup for one that is not yet; give one of the two"
+        )
     if training or precisions:
         raise ValueError(
-            "plan: a speedup is predicted for inference at the model's own precision; leave training and "
+            "a speedup is predicted for inference at the model's own precision; leave training and "
             "precisions out, and measure the step of a sparse model with 'cutwork benchmark train'"
         )
     return propose(

@@ -24,7 +24,7 @@ from cutwork.speed.profile import Profile, profile
 from cutwork.speed.timing import MARGIN, STEADY_SPREAD
 from cutwork.speed.trial import Trial
 from cutwork.text import in_columns, label
-from cutwork.training.amounts import why_too_coarse
+from cutwork.training.amounts import why_not_give
 from cutwork.training.selection import describe_reasons, match_layers
 from cutwork.training.sparsify import sparsify
 
@@ -106,9 +106,7 @@ def propose(
     """Return the pattern that reaches a speedup of the whole model with most weights left."""
     goal, offered, amounts = _goal(speedup), _patterns(patterns), _densities(densities)
     if not inputs:
-        raise ValueError(
-            "plan: how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)"
-        )
+        raise ValueError("how much faster a model gets depends on its inputs; pass them: plan(model, x, speedup=2)")
     call = call_of(model, inputs)
     chosen, left_out = _choose(model, layers)
     # A copy: hooks may count calls, and the mode of each module is its own.
@@ -141,7 +139,7 @@ def propose(
         obstacles={
             pattern: reason
             for pattern in offered
-            if (reason := _why_none_faster([tried[pattern, density] for density in amounts]))
+            if (reason := _why_not_gain([tried[pattern, density] for density in amounts]))
         },
         dense_s=shown.whole_s,
         outside=shown.dense.outside_s / max(shown.dense.total_s, 1e-12),
@@ -160,14 +158,12 @@ def _choose(model: nn.Module, layers: str | Sequence[str]) -> tuple[list[str], d
     """Return the layers to make sparse, and of those that cannot be the reasons."""
     wanted = _matching(candidates(model), layers)
     if not wanted:
-        raise ValueError(
-            "plan: no layer of this model could be made sparse: it has no dense linear layer or 2-d convolution"
-        )
+        raise ValueError("no layer of this model could be made sparse: it has no dense linear layer or 2-d convolution")
     left_out: dict[str, str] = {}
     try:
         match_layers(model, _only(wanted, "unstructured"), left_out)
     except ValueError as error:
-        raise ValueError(f"plan: no layer of this model could be made sparse: {error}") from error
+        raise ValueError(f"no layer of this model could be made sparse: {error}") from error
     return [name for name in wanted if name not in left_out], left_out
 
 
@@ -180,7 +176,7 @@ def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
     """Return the names that globs choose, of which the last that matches decides; one after '!' leaves layers out."""
     if not isinstance(layers, str | Sequence) or not all(isinstance(glob, str) for glob in layers) or not layers:
         raise TypeError(
-            f"plan: layers={layers!r} ({type(layers).__name__}); give a glob over layer names or several, with "
+            f"layers={layers!r} ({type(layers).__name__}); give a glob over layer names or several, with "
             "'!' before those to leave out"
         )
     globs = [layers] if isinstance(layers, str) else list(layers)
@@ -189,7 +185,7 @@ def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
         matched = [name for name in is_wanted if fnmatchcase(name, glob.removeprefix("!"))]
         if not matched and is_wanted:
             raise ValueError(
-                f"plan: no layer that could be sparse matches {glob!r}; they are {', '.join(map(repr, is_wanted))}"
+                f"no layer that could be sparse matches {glob!r}; they are {', '.join(map(repr, is_wanted))}"
             )
         is_wanted |= dict.fromkeys(matched, not glob.startswith("!"))
     return [name for name, wanted in is_wanted.items() if wanted]
@@ -197,24 +193,24 @@ def _matching(found: Iterable[str], layers: str | Sequence[str]) -> list[str]:
 
 def _goal(speedup: float) -> float:
     if not isinstance(speedup, int | float) or not 1 < speedup < math.inf:
-        raise ValueError(f"plan: speedup={speedup!r}; give a number above 1, such as 1.5")
+        raise ValueError(f"speedup={speedup!r}; give a number above 1, such as 1.5")
     return speedup
 
 
 def _patterns(patterns: str | Pattern | Sequence[str | Pattern]) -> list[str]:
     given = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else list(patterns)
     if not given:
-        raise ValueError(f"plan: patterns={patterns!r}; name at least one, such as 'block:16'")
+        raise ValueError(f"patterns={patterns!r}; name at least one, such as 'block:16'")
     return [str(parse(pattern)) for pattern in given]
 
 
 def _densities(densities: float | Sequence[float]) -> list[float]:
     given = [densities] if isinstance(densities, str) or not isinstance(densities, Iterable) else list(densities)
     if not given:
-        raise ValueError(f"plan: densities={densities!r}; give at least one, such as 0.2")
+        raise ValueError(f"densities={densities!r}; give at least one, such as 0.2")
     for density in given:
         if not isinstance(density, int | float) or not 0 < density <= 1:
-            raise ValueError(f"plan: {density!r} among the densities; one is a number above 0 and up to 1")
+            raise ValueError(f"{density!r} is among the densities; each is a number above 0 and up to 1")
     return given
 
 
@@ -289,14 +285,14 @@ def _pack(
 ) -> tuple[nn.Module, dict[str, str]]:
     """Return a copy of a model with layers as tiles in a pattern, and the reasons of those that stay dense."""
     shaped = sparse_layers(trial)
-    obstacles = {name: reason for name in names if (reason := _why_not_masked(shaped[name], pattern, density))}
+    obstacles = {name: reason for name in names if (reason := _why_not_mask(shaped[name], pattern, density))}
     packed = _copy(model)
     # Those that stay dense have masks too, so that the same attentions are open.
     sparsify(packed, _only(names, pattern) | _only(obstacles, "unstructured"), density=density)
     layers = sparse_layers(packed)
     groups = group_by_weight({name: layers[name] for name in names})
     for first, sharers in groups.items():
-        if first not in obstacles and (reason := _why_not_tiles(first, layers[first], pattern, density)):
+        if first not in obstacles and (reason := _why_not_tile(first, layers[first], pattern, density)):
             obstacles |= dict.fromkeys(sharers, reason)
     able = {first: sharers for first, sharers in groups.items() if first not in obstacles}
     tried = Trial(packed, call, able, training=False)
@@ -307,23 +303,23 @@ def _pack(
     return packed, obstacles
 
 
-def _why_not_masked(layer: SparseLayer, pattern: Pattern, density: float) -> str:
+def _why_not_mask(layer: SparseLayer, pattern: Pattern, density: float) -> str:
     """Say why a layer cannot have a mask of a pattern at a density; empty where it can."""
     try:
         pattern.check(tuple(layer.sparsity.mask_matrix().shape))
     except ValueError as error:
         return str(error)
-    return why_too_coarse(pattern, layer.sparsity.layout, density)
+    return why_not_give(pattern, layer.sparsity.layout, density)
 
 
-def _why_not_tiles(name: str, layer: SparseLayer, pattern: Pattern, density: float) -> str:
-    """Say why a layer with such a mask gains nothing as tiles, or has none; empty where it may."""
+def _why_not_tile(name: str, layer: SparseLayer, pattern: Pattern, density: float) -> str:
+    """Say why a layer with such a mask cannot be tiles, or cannot gain by it; empty where it may."""
     if density < 1 and layer.sparsity.mask_matrix().all():
         return f"{pattern} is too coarse for its {'x'.join(map(str, layer.trained.shape))} weight and keeps all of it"
     return FORMS[TILES].why_not(name, layer)
 
 
-def _why_none_faster(trials: Sequence[_Trial]) -> str:
+def _why_not_gain(trials: Sequence[_Trial]) -> str:
     """Say why no layer is faster in a pattern at any density; empty where one is."""
     names = list(trials[0].dense.layers)
     if any(trial.gains(name) for trial in trials for name in names):

@@ -68,9 +68,7 @@ def measure(
     if not forms:
         return {}
     if seconds <= 0 or min_rounds < 1:
-        raise ValueError(
-            f"measure: seconds={seconds:g} and min_rounds={min_rounds}; give some time, and at least one round"
-        )
+        raise ValueError(f"seconds={seconds:g} and min_rounds={min_rounds}; give some time, and at least one round")
     max_rounds = max(min_rounds, max_rounds)
     share = seconds / len(forms)
     times = {} if times is None else times

@@ -37,7 +37,7 @@ def give_densities(
         coarse = {
             each: reason
             for choice in choices.values()
-            if (reason := why_too_coarse(choice.pattern, choice.layout, choice.density))
+            if (reason := why_not_give(choice.pattern, choice.layout, choice.density))
             for each in choice.names
         }
         if not coarse:
@@ -64,8 +64,8 @@ def as_density(density: Amounts | None, sparsity: Amounts | None) -> Amounts | N
     return _to_density(sparsity)
 
 
-def why_too_coarse(pattern: Pattern, layout: Layout, density: float) -> str:
-    """Say so where the one unit that is always kept would be more than twice what was asked for; empty elsewhere."""
+def why_not_give(pattern: Pattern, layout: Layout, density: float) -> str:
+    """Say why a pattern cannot give a weight this density, and what to do; empty where it can."""
     num_units = pattern.num_units(layout.matrix_shape)
     if pattern.density is not None or density * num_units >= LEAST_UNITS:
         return ""
@@ -142,10 +142,13 @@ def _by_glob(shapes: Shapes, amounts: Mapping[str, float], skipped: Iterable[str
     for glob, amount in amounts.items():
         names = [name for name in shapes if fnmatchcase(name, glob)]
         if not names and not any(fnmatchcase(name, glob) for name in skipped):
-            raise ValueError(f"density: no chosen layer matches {glob!r}; the layers are {', '.join(shapes)}")
+            raise ValueError(
+                f"an amount is given for {glob!r}, which matches no chosen layer; the chosen ones are "
+                f"{', '.join(map(label, shapes))}"
+            )
         densities.update(dict.fromkeys(names, _read_amount(amount)))
     if missing := [label(name) for name in shapes if name not in densities]:
-        raise ValueError(f"density: no glob of {list(amounts)} gives one to {', '.join(missing)}")
+        raise ValueError(f"none of the globs {list(amounts)} gives an amount to {', '.join(missing)}; add one")
     return densities
 
 

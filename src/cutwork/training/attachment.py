@@ -10,10 +10,12 @@ from torch.optim import Optimizer
 from cutwork.distributed import is_distributed, is_sharded, processes_agree, same_on_all_ranks, whole
 from cutwork.layers.swap import SparseLayer, sparse_layers
 from cutwork.methods import Method
+from cutwork.ops.topology import Topology
 from cutwork.sparsity.compressed import FixedIndex
-from cutwork.sparsity.estimate import why_too_narrow
+from cutwork.sparsity.estimate import why_not_estimate
+from cutwork.sparsity.numbers import Mask
 from cutwork.sparsity.reprojected import Reprojected
-from cutwork.text import label
+from cutwork.text import counted, label
 
 Layers = Mapping[str, SparseLayer]
 Optimizers = Sequence[Optimizer]
@@ -25,14 +27,14 @@ def unwrap(optimizer: Any) -> Optimizer:
     if len(inner) == 1 and inner[0] is not optimizer:
         return unwrap(inner[0])
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"attach: {optimizer!r} is no torch optimizer; pass torch.optim.AdamW(...) or the like")
+        raise TypeError(f"{optimizer!r} is no torch optimizer; pass torch.optim.AdamW(...) or the like")
     return optimizer
 
 
 def check_attachable(layers: Layers, method: Method, optimizers: Optimizers, *, hooks: bool) -> None:
     """Raise ValueError where these optimizers cannot train these layers by this method."""
     if not optimizers:
-        raise ValueError("attach: pass the optimizer that trains the model")
+        raise ValueError("attach() got no optimizer; pass the one that trains the model")
     if hooks:
         _check_calls_hooks(optimizers)
     else:
@@ -90,14 +92,14 @@ def find_in_average(layers: Layers, average: nn.Module) -> dict[str, SparseLayer
             break
     else:
         raise ValueError(
-            f"take_along: the average has no sparse layers by the names of the model's, such as {first or 'its own'}; "
+            f"the average has no sparse layers by the names of the model's, such as {first or 'its own'}; "
             "pass an average of the model that was sparsified, made after sparsify()"
         )
     for name, layer in taken.items():
         matrices = [each.sparsity.mask_matrix() for each in (layers[name], layer)]
         if type(layer) is not type(layers[name]) or not torch.equal(matrices[0], matrices[1].to(matrices[0].device)):
             raise ValueError(
-                f"take_along: {label(name)} has another mask in the average; take it along from the "
+                f"{label(name)} has another mask in the average; take it along from the "
                 "beginning, or give it the masks of the model by copy_masks(model, average) first"
             )
     return taken
@@ -176,16 +178,18 @@ def check_state(
         )
 
 
-def check_mask(layer: SparseLayer, matrix: Tensor) -> None:
+def check_mask(layer: SparseLayer, mask: Mask) -> None:
     """Raise ValueError where a method has returned something that is no mask of this layer."""
-    expected = layer.sparsity.mask_matrix()
-    if matrix.dtype != expected.dtype or matrix.shape != expected.shape:
+    # Tiles of the layer's own grid are whole units.
+    if isinstance(mask, Topology):
+        return
+    expected, pattern = layer.sparsity.layout.matrix_shape, layer.sparsity.pattern
+    if mask.dtype != torch.bool or mask.shape != expected:
         raise ValueError(
-            f"the method returned {matrix.dtype} of shape {tuple(matrix.shape)} as a mask; it must be a bool "
-            f"matrix of shape {tuple(expected.shape)}"
+            f"the method returned {mask.dtype} of shape {tuple(mask.shape)} as a mask; it must be a bool matrix of "
+            f"shape {expected}"
         )
-    pattern = layer.sparsity.pattern
-    if pattern.every_choice_is_legal and not pattern.allows(matrix):
+    if pattern.every_choice_is_legal and not pattern.allows(mask):
         raise ValueError(f"the method returned a mask that cuts the units of {pattern}; project() keeps them whole")
 
 
@@ -194,7 +198,7 @@ def _check_calls_hooks(optimizers: Optimizers) -> None:
         # torch.optim.Optimizer wraps the method `step` of a class when its __init__ first runs.
         if not getattr(type(optimizer).step, "hooked", False):
             raise ValueError(
-                f"attach: {type(optimizer).__name__} does not call torch's hooks around its updates, so masks would "
+                f"{type(optimizer).__name__} does not call torch's hooks around its updates, so masks would "
                 "never move; attach(optimizer, hooks=False) and call step() of the sparsifier after every update"
             )
 
@@ -206,13 +210,13 @@ def _check_held(layers: Layers, optimizers: Optimizers) -> None:
             trained = [parameter for parameter in parameters if parameter.requires_grad]
             if not all(any(holds(optimizer, parameter) for optimizer in optimizers) for parameter in trained):
                 missing[what].append(name)
-        if reason := why_too_narrow(layer.sparsity.energies):
-            raise ValueError(f"attach: {name} was {reason}")
+        if reason := why_not_estimate(layer.sparsity.energies):
+            raise ValueError(f"{label(name)}: {reason}")
     for what, names in missing.items():
         if names:
             raise ValueError(
-                f"attach: the optimizer does not hold the {what} of {len(names)} layers (first: {names[0]}); build "
-                "the optimizer after sparsify()"
+                f"the optimizer does not hold the {what} of {counted(len(names), 'layer')} (first: {label(names[0])}); "
+                "build the optimizer after sparsify()"
             )
 
 
@@ -224,13 +228,13 @@ def _trained_name(layer: SparseLayer) -> str:
 def _check_works_after_updates(layers: Layers, method: Method) -> None:
     if method.replaces_update:
         raise ValueError(
-            f"attach: with replaces_update=True {type(method).__name__} keeps optimizers from updating in some steps, "
+            f"with replaces_update=True {type(method).__name__} keeps optimizers from updating in some steps, "
             "which takes hooks; leave out hooks=False"
         )
     for name, layer in layers.items():
         if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
             raise ValueError(
-                f"attach: {name} has a decay of {layer.sparsity.decay:g}, which joins the gradient before every "
+                f"{label(name)} has a decay of {layer.sparsity.decay:g}, which joins the gradient before every "
                 "update; leave out hooks=False"
             )
 
@@ -246,18 +250,18 @@ def _check_compressed(layers: Layers, method: Method) -> None:
             continue
         if is_sharded(layer.trained) and method.moves:
             raise ValueError(
-                f"attach: {name} is compressed and sharded by fully_shard(), where only static masks work; got "
+                f"{label(name)} is compressed and sharded by fully_shard(), where only static masks work; got "
                 f'{type(method).__name__}; use storage="dense", or DistributedDataParallel'
             )
         if _will_be_resized(index, method) and method.moves and not is_sharded(layer.trained):
             raise ValueError(
-                f"attach: {name} keeps {index.topology.num_units} units now and will keep another number, and "
+                f"{label(name)} keeps {index.topology.num_units} units now and will keep another number, and "
                 "DistributedDataParallel cannot follow a parameter that changes its size; use a method that keeps "
                 'the number of units, such as RigL, or storage="dense"'
             )
         if not processes_agree(index.ptr, index.col):
             raise ValueError(
-                f"attach: processes hold different masks of {name}; seed all of them alike before sparsify(), or let "
+                f"processes hold different masks of {label(name)}; seed all of them alike before sparsify(), or let "
                 "DistributedDataParallel broadcast buffers"
             )
 
@@ -274,14 +278,14 @@ def _check_masks_agree(layers: Layers) -> None:
     for name, layer in layers.items():
         if not same_on_all_ranks(layer.sparsity.mask, of=layer.trained):
             raise ValueError(
-                f"attach: ranks hold different masks of {name}; seed all ranks alike before sparsify(), because "
+                f"ranks hold different masks of {label(name)}; seed all ranks alike before sparsify(), because "
                 "fully_shard() takes the weights of each rank as they are"
             )
         # Weights that were replaced by another rank's do not fit the mask; nothing needs to be sent to see it.
         if is_distributed() and not layer.sparsity.fits(layer.trained):
             raise ValueError(
-                f"attach: {name}.{_trained_name(layer)} is not zero outside its mask, so the mask was made for another "
-                "one; seed all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
+                f"the {_trained_name(layer)!r} of {label(name)} is not zero outside its mask, so the mask was made for "
+                "another one; seed all ranks alike before sparsify(), or let DistributedDataParallel broadcast buffers"
             )
 
 

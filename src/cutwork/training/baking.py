@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.layers.compressed import Compressed
-from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of, why_none
+from cutwork.layers.swap import SparseLayer, make_dense, sparse_layers, weight_of, why_not_find
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex
 from cutwork.sparsity.fixed import Fixed
-from cutwork.text import label
+from cutwork.text import counted, label
 from cutwork.training.selection import Patterns, match_layers
 from cutwork.training.sparsifier import Sparsifier
 from cutwork.training.sparsify import sparsify
@@ -27,7 +27,7 @@ def bake(model: nn.Module) -> dict[str, Tensor]:
     """
     layers = sparse_layers(model)
     if not layers:
-        raise ValueError(f"bake: {why_none(model)}")
+        raise ValueError(why_not_find(model))
     masks = {}
     with torch.no_grad():
         for name, layer in layers.items():
@@ -58,9 +58,7 @@ def freeze_zeros(model: nn.Module, patterns: Patterns = "unstructured") -> "Spar
         if not mask.all():
             masks[name] = choice.layout.from_matrix(mask)
     if not masks:
-        raise ValueError(
-            f"freeze_zeros: none of {len(choices)} layers has a unit of zeros to keep; sparsify() makes some"
-        )
+        raise ValueError(f"of {counted(len(choices), 'layer')} none has a unit of zeros to keep; sparsify() makes some")
     kept = {sharer: choices[name].pattern for name in masks for sharer in (name, *choices[name].tied)}
     return sparsify(model, kept, masks=masks)
 
@@ -82,10 +80,10 @@ def copy_masks(source: nn.Module, target: nn.Module) -> None:
     """
     given, taking = sparse_layers(source), sparse_layers(target)
     if not given:
-        raise ValueError(f"copy_masks: {why_none(source, 'the source')}")
+        raise ValueError(why_not_find(source, "the source"))
     if missing := [name for name in (*given, *taking) if name not in given or name not in taking]:
         raise ValueError(
-            f"copy_masks: source and target must have the same sparse layers; they differ in "
+            f"source and target must have the same sparse layers; they differ in "
             f"{', '.join(label(name) for name in missing[:8])}; pass the module inside a wrapper"
         )
     for name in given:

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cutwork.layers.attention import disable_fused_paths
-from cutwork.layers.initialised import initialised, take_over
+from cutwork.layers.initialised import make_initialised, take_over
 from cutwork.layers.storage import store, to_index
 from cutwork.layers.swap import SparseLayer, make_sparse, open_attentions, weight_of
 from cutwork.methods import Method, View, generator_for
@@ -17,6 +17,7 @@ from cutwork.methods.scores import Score
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
+from cutwork.sparsity.numbers import WholeNumbers
 from cutwork.text import label
 from cutwork.training.selection import Choice
 
@@ -86,7 +87,7 @@ def _index_or_twins(
     name = choice.candidate.name
     if device is None or not choice.candidate.is_meta:
         return beginning.make_index(name, weight_of(model, choice.candidate).detach())
-    twins = [initialised(model.get_submodule(each), device) for each in choice.names]
+    twins = [make_initialised(model.get_submodule(each), device) for each in choice.names]
     store(twins, beginning.make_index(name, twins[0].weight.detach()))
     return twins
 
@@ -105,7 +106,7 @@ class _Beginning:
     def choose_mask(self, name: str, weight: Tensor) -> Tensor:
         """Return the first mask of a layer, as a matrix; that takes the time, so the log says how far it is."""
         names = list(self.choices)
-        logger.info("sparsify: %d of %d layers, %s", names.index(name) + 1, len(names), label(name))
+        logger.info("making layer %d of %d sparse: %s", names.index(name) + 1, len(names), label(name))
         if self.masks is not None:
             return self.choices[name].layout.to_matrix(self.masks[name].to(weight.device))
         try:
@@ -137,14 +138,13 @@ class _Beginning:
     def _view(self, name: str, weight: Tensor) -> View:
         choice = self.choices[name]
         matrix = choice.layout.to_matrix(weight)
+        # One number, expanded: it takes no memory.
+        mask = torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape)
         return View(
             pattern=choice.pattern,
             density=choice.density,
             layout=choice.layout,
-            weight=matrix,
-            # One number, expanded: it takes no memory.
-            mask=torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape),
-            grad=None,
+            numbers=WholeNumbers(choice.pattern, matrix, mask),
             learned=None,
             step=0,
             generator=self.chances[name],

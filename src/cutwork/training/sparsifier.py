@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
-from cutwork.sparsity.base import DenseGradient
 from cutwork.training.attachment import (
     check_attachable,
     check_mask,
@@ -62,7 +61,7 @@ class Sparsifier:
         self._trained: dict[str, nn.Parameter] = {}
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
-        self._gradients: dict[str, DenseGradient | None] = {}
+        self._gradients: dict[str, Any] = {}
         # What an optimizer must not see in a step whose move stands in for the update.
         self._hidden: dict[int, dict[Tensor, Tensor]] = {}
         self.state_key = f"{STATE_KEY}:{next(iter(self.layers))}"
@@ -84,7 +83,7 @@ class Sparsifier:
         optimizer, as accelerate does, may be given too. The mask of a layer that is frozen does not move.
         """
         if self._optimizers:
-            raise ValueError("attach: this sparsifier is attached already; detach() it first")
+            raise ValueError("this sparsifier is attached already; detach() it first")
         optimizers = tuple(map(unwrap, optimizers))
         check_attachable(self.layers, self.method, optimizers, hooks=hooks)
         self.state_key = self._free_key(optimizers)
@@ -139,7 +138,10 @@ class Sparsifier:
     def step(self) -> None:
         """Count one update of the weights, and move the masks if it is due. The hooks of `attach` call this."""
         if not self._optimizers:
-            raise ValueError("step: call attach(optimizer) first; moving a mask must move the optimizer's state too")
+            raise ValueError(
+                "this sparsifier follows no optimizer; call attach(optimizer) first, because what optimizers remember "
+                "moves along with the masks"
+            )
         if not self._handles:
             check_parameters(self.layers, self._trained)
         for name, layer in self.layers.items():
@@ -275,7 +277,7 @@ class Sparsifier:
             layer.sparsity.expect_gradient(layer.trained, due and not layer.sparsity.is_frozen(layer.trained))
 
     def _move_all(self, step: int) -> None:
-        """Decide where all masks move, and only then move them; only one layer at a time is formed in full."""
+        """Decide where all masks move, and only then move them; the gradient of one layer at a time is formed."""
         last = list(self.layers)[-1]
         moving = {name: layer for name, layer in self.layers.items() if not layer.sparsity.is_frozen(layer.trained)}
         self._say_frozen(set(self.layers) - set(moving))
@@ -304,36 +306,23 @@ class Sparsifier:
 
     def _decide(self, name: str, layer: SparseLayer, step: int, *, is_last: bool, density: float | None) -> Any:
         try:
-            view = self._view(name, layer, step, is_last=is_last, form_gradient=self._gradients.get(name))
-            matrix = self.method.move(view if density is None else replace(view, density=density))
-            check_mask(layer, matrix)
-            return layer.sparsity.condense(matrix)
+            # What the gradient is formed from is needed no longer than this view.
+            gradient = self._gradients.pop(name, None)
+            view = self._view(name, layer, step, is_last=is_last, gradient=gradient)
+            view.check_gradient()
+            mask = self.method.move(view if density is None else replace(view, density=density))
+            check_mask(layer, mask)
+            return layer.sparsity.condense(mask)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
-    def _view(
-        self,
-        name: str,
-        layer: SparseLayer,
-        step: int,
-        *,
-        is_last: bool,
-        form_gradient: DenseGradient | None = None,
-    ) -> View:
+    def _view(self, name: str, layer: SparseLayer, step: int, *, is_last: bool, gradient: Any = None) -> View:
         sparsity = layer.sparsity
-        grad = None if form_gradient is None else form_gradient()
-        if grad is not None and not grad.isfinite().all():
-            raise ValueError(
-                f"the gradient of step {step} is not finite, so the mask cannot move; lower the learning rate, or "
-                "scale the loss with torch.amp.GradScaler"
-            )
         return View(
             pattern=sparsity.pattern,
             density=sparsity.density,
             layout=sparsity.layout,
-            weight=sparsity.matrix(layer.trained),
-            mask=sparsity.mask_matrix(),
-            grad=grad,
+            numbers=sparsity.numbers(layer.trained, gradient),
             learned=sparsity.learned_scores(),
             step=step,
             generator=generator_for(self._seed, step, name),

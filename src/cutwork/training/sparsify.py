@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cutwork.methods import Method, find_method
 from cutwork.methods.scores import SCORES, Score
-from cutwork.text import did_you_mean
+from cutwork.text import counted, did_you_mean
 from cutwork.training.allocation import ALLOCATIONS, Allocation
 from cutwork.training.amounts import Amounts, as_density, give_densities, give_densities_of
 from cutwork.training.install import install
@@ -103,7 +103,9 @@ def sparsify(
         device=target,
     )
     if skipped:
-        logger.warning("sparsify leaves %d layers dense: %s", len(skipped), "; ".join(describe_reasons(skipped)))
+        logger.warning(
+            "sparsify leaves %s dense: %s", counted(len(skipped), "layer"), "; ".join(describe_reasons(skipped))
+        )
     return Sparsifier(layers, chosen_method, seed=int(seed), track=track, skipped=skipped)
 
 
@@ -139,8 +141,8 @@ def _refuse_first_mask(method: Method, init: str | Score | None, masks: Mapping[
         )
     if masks is not None:
         raise ValueError(
-            f"masks were given for {len(masks)} layers, but {name} chooses its first masks itself; leave them out, or "
-            "use another method"
+            f"masks were given for {counted(len(masks), 'layer')}, but {name} chooses its first masks itself; leave "
+            "them out, or use another method"
         )
 
 

@@ -27,8 +27,8 @@ def is_built() -> bool:
     return _load()[0] is not None
 
 
-def why_missing() -> str:
-    """Return the loader's own words about why the extension is absent, or an empty string when it is there."""
+def why_not_load() -> str:
+    """Say, in the loader's own words, why the extension cannot be loaded; empty where it can."""
     return _load()[1]
 
 

@@ -46,6 +46,6 @@ class Cpu(Device):
         missing = (
             "is built without them, which takes GCC or Clang"
             if cpu.is_built()
-            else f"is not built ({cpu.why_missing()})"
+            else f"is not built ({cpu.why_not_load()})"
         )
         return f"the C++ extension {missing}; compressed storage runs on its reference in plain PyTorch"

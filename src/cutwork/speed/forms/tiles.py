@@ -18,14 +18,14 @@ class Tiles(Form):
         return isinstance(layer, Compressed) and not vars(layer).get("converts")
 
     def why_not(self, name: str, layer: nn.Module) -> str:
-        return why_not_tiles(layer)
+        return why_not_tile(layer)
 
     def give(self, model: nn.Module, names: Sequence[str], *, training: bool) -> None:
         give_tiles(model, names)
 
 
-def why_not_tiles(layer: nn.Module) -> str:
-    """Say why a sparse layer has no tiles, and what to do; empty where it has."""
+def why_not_tile(layer: nn.Module) -> str:
+    """Say why a sparse layer cannot be tiles, and what to do; empty where it can."""
     return "" if isinstance(layer, Compressed) else why_not_compress(layer)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from cutwork.layers.compressed import Compressed, CompressedLinear
 from cutwork.layers.linear import SparseConv1D, SparseLinear
 from cutwork.speed.forms.base import Form
-from cutwork.speed.forms.tiles import give_tiles, why_not_tiles
+from cutwork.speed.forms.tiles import give_tiles, why_not_tile
 
 NO_CONVOLUTIONS = "convolutions have kernels for float32 only"
 
@@ -23,7 +23,7 @@ class TilesBf16(Form):
         return isinstance(layer, Compressed) and bool(vars(layer).get("converts"))
 
     def why_not(self, name: str, layer: nn.Module) -> str:
-        return why_not_linear_tiles(layer)
+        return why_not_tile_linear(layer)
 
     def give(self, model: nn.Module, names: Sequence[str], *, training: bool) -> None:
         give_tiles(model, names)
@@ -31,7 +31,7 @@ class TilesBf16(Form):
             model.get_submodule(name).bfloat16().converts = True  # pyrefly: ignore
 
 
-def why_not_linear_tiles(layer: nn.Module) -> str:
-    """Say why a sparse layer has no tiles in fewer bits, and what to do; empty where it has."""
+def why_not_tile_linear(layer: nn.Module) -> str:
+    """Say why a sparse layer cannot be tiles in fewer bits, and what to do; empty where it can."""
     is_linear = isinstance(layer, SparseLinear | SparseConv1D | CompressedLinear)
-    return why_not_tiles(layer) or ("" if is_linear else NO_CONVOLUTIONS)
+    return why_not_tile(layer) or ("" if is_linear else NO_CONVOLUTIONS)

@@ -10,7 +10,7 @@ from cutwork.layers.int8 import Int8Linear
 from cutwork.layers.swap import exchange
 from cutwork.speed.forms.base import Form
 from cutwork.speed.forms.tiles import give_tiles
-from cutwork.speed.forms.tiles_bf16 import why_not_linear_tiles
+from cutwork.speed.forms.tiles_bf16 import why_not_tile_linear
 
 
 @final
@@ -26,7 +26,7 @@ class TilesInt8(Form):
     def why_not(self, name: str, layer: nn.Module) -> str:
         if not name:
             return "an int8 layer takes the place of another in a model; put it into a module, such as nn.Sequential"
-        return why_not_linear_tiles(layer)
+        return why_not_tile_linear(layer)
 
     def give(self, model: nn.Module, names: Sequence[str], *, training: bool) -> None:
         give_tiles(model, names)

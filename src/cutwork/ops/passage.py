@@ -1,0 +1,56 @@
+"""How values get from one index of a matrix to another when a mask moves, and never through a dense one."""
+
+import math
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cutwork.ops.block_linear import find_groups
+from cutwork.ops.topology import Topology
+
+
+@final
+class Passage:
+    """The way of values from one index to another of the same matrix: what both keep goes along, the rest is zero."""
+
+    def __init__(self, old: Topology, new: Topology) -> None:
+        self._keeps_order = old.same_grid(new)
+        places = torch.full((math.prod(old.grid),), -1, device=old.col.device)
+        places[old.cells] = torch.arange(old.num_units, device=old.col.device)
+        if self._keeps_order:
+            source = places[new.cells]
+        else:
+            # An entry of a new unit lies in the old group of its output, at that output's place there.
+            place = _places_of(old)[_outputs_of(new)]
+            source = places[place // old.rows * old.grid[1] + new.col.long()[:, None] // new.columns]
+            self._row = place % old.rows
+            source = source.masked_fill(place < 0, -1)
+        self._is_new = source < 0
+        self._source = source.clamp(min=0)
+
+    def carry(self, values: Tensor) -> Tensor:
+        """Return the values in the order of the new index."""
+        if self._keeps_order:
+            return values[self._source].masked_fill_(self._is_new[:, None, None], 0)
+        # [units, rows, columns]
+        carried = values[self._source, :, self._row].masked_fill_(self._is_new[:, :, None], 0)
+        return carried.transpose(1, 2).contiguous()
+
+
+def _outputs_of(topology: Topology) -> Tensor:
+    """Return for each row of each unit its output; where a group hangs over, the number of outputs."""
+    outputs = topology.shape[0]
+    order = torch.arange(outputs, device=topology.col.device) if topology.order is None else topology.order.long()
+    padded = F.pad(order, (0, topology.grid[0] * topology.rows - outputs), value=outputs)
+    return padded.view(-1, topology.rows)[find_groups(topology.ptr)]
+
+
+def _places_of(topology: Topology) -> Tensor:
+    """Return at which place each output stands, and -1 for what is none."""
+    outputs = topology.shape[0]
+    places = torch.arange(outputs, device=topology.col.device)
+    if topology.order is not None:
+        places = torch.empty_like(places).index_copy_(0, topology.order.long(), places)
+    return F.pad(places, (0, 1), value=-1)

@@ -1,0 +1,200 @@
+"""The numbers of a layer as its method sees them: whole where somebody reads them so, pooled where units are scored."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from cutwork.ops.topology import Topology
+from cutwork.patterns import Pattern
+from cutwork.patterns.base import widened
+from cutwork.patterns.block import tile_means
+from cutwork.sparsity.gradient import DenseGradient, GradientOfKept, Rows, WholeGradient
+
+# A mask as a matrix, or as the index of the tiles that it keeps.
+Mask = Tensor | Topology
+# A score of a weight that looks at nothing but it and, if it is given, its gradient.
+EntryScore = Callable[[Tensor, Tensor | None], Tensor]
+
+# So many scores of entries are there at once: they stay in a cache, and their memory is used again.
+SCORES_AT_ONCE = 2**18
+
+
+class Numbers(ABC):
+    """The weight, the mask and the gradient of one layer at one step.
+
+    Where the pattern has tiles, `tiles` says which the mask keeps, and `pool` scores them without whole matrices. These
+    are there for whoever reads them.
+    """
+
+    @property
+    @abstractmethod
+    def gradient(self) -> DenseGradient | None:
+        """Return the dense gradient, if there is one."""
+
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """Return the whole weight."""
+
+    @property
+    @abstractmethod
+    def mask(self) -> Tensor:
+        """Return the mask as a matrix."""
+
+    @property
+    @abstractmethod
+    def whole_gradient(self) -> Tensor | None:
+        """Return the dense gradient as a matrix."""
+
+    @property
+    @abstractmethod
+    def tiles(self) -> Topology | None:
+        """Return which tiles the mask keeps, or None where the pattern has none."""
+
+    @property
+    @abstractmethod
+    def held(self) -> Mask:
+        """Return the mask in the form in which it is there."""
+
+    @abstractmethod
+    def keeping(self, kept: Tensor) -> Mask:
+        """Return the mask that keeps other tiles of the same grid."""
+
+    @abstractmethod
+    def pool(self, score: EntryScore, *, by_gradient: bool, of_zeros: bool) -> Tensor:
+        """Return the mean score of each tile, on their grid.
+
+        `by_gradient` says whether the score looks at the gradient, `of_zeros` whether a weight of zero can have one.
+        """
+
+    @abstractmethod
+    def under(self, mask: Mask) -> "Numbers":
+        """Return the same numbers under another mask."""
+
+
+@final
+class WholeNumbers(Numbers):
+    """The numbers of a layer that stores its whole weight."""
+
+    def __init__(self, pattern: Pattern, weight: Tensor, mask: Tensor, gradient: DenseGradient | None = None) -> None:
+        self._pattern, self._weight, self._mask, self._gradient = pattern, weight, mask, gradient
+
+    @property
+    def gradient(self) -> DenseGradient | None:
+        return self._gradient
+
+    @property
+    def weight(self) -> Tensor:
+        return self._weight
+
+    @property
+    def mask(self) -> Tensor:
+        return self._mask
+
+    @cached_property
+    def whole_gradient(self) -> Tensor | None:
+        return None if self.gradient is None else self.gradient.rows(slice(None))
+
+    @cached_property
+    def tiles(self) -> Topology | None:
+        tiling, (outputs, inputs) = self._pattern.tiling, self._mask.shape
+        if tiling is None:
+            return None
+        order = None if tiling.order is None else tiling.order(self._mask)
+        # A tile larger than the matrix is the matrix.
+        return Topology.from_mask(self._mask, min(tiling.rows, outputs), min(tiling.columns, inputs), order)
+
+    @property
+    def held(self) -> Tensor:
+        return self._mask
+
+    def keeping(self, kept: Tensor) -> Tensor:
+        assert self.tiles is not None
+        return self.tiles.keeping(kept).to_mask()
+
+    def pool(self, score: EntryScore, *, by_gradient: bool, of_zeros: bool) -> Tensor:
+        gradient = self.gradient if by_gradient else None
+
+        def scores_of(outputs: Rows) -> Tensor:
+            return score(self._weight[outputs], None if gradient is None else gradient.rows(outputs))
+
+        assert self.tiles is not None
+        return pool_rows(self.tiles, scores_of)
+
+    def under(self, mask: Mask) -> "WholeNumbers":
+        matrix = mask if isinstance(mask, Tensor) else mask.to_mask()
+        return WholeNumbers(self._pattern, self._weight, matrix, self.gradient)
+
+
+@final
+class KeptNumbers(Numbers):
+    """The numbers of a layer that stores only the units in an index; the mask may keep fewer of these."""
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        index: Topology,
+        values: Tensor,
+        gradient: GradientOfKept | None,
+        tiles: Topology | None = None,
+    ) -> None:
+        self._pattern, self._index, self._values, self._gradient = pattern, index, values, gradient
+        self._tiles = index if tiles is None else tiles
+
+    @property
+    def gradient(self) -> GradientOfKept | None:
+        return self._gradient
+
+    @cached_property
+    def weight(self) -> Tensor:
+        return self._index.scatter(self._values)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        return self._tiles.to_mask()
+
+    @cached_property
+    def whole_gradient(self) -> Tensor | None:
+        if self.gradient is None:
+            return None
+        index, around = self._index, self.gradient.rows(slice(None))
+        return torch.where(index.to_mask(), index.scatter(self.gradient.kept(index)), around)
+
+    @property
+    def tiles(self) -> Topology:
+        return self._tiles
+
+    @property
+    def held(self) -> Topology:
+        return self._tiles
+
+    def keeping(self, kept: Tensor) -> Topology:
+        return self._tiles.keeping(kept)
+
+    def pool(self, score: EntryScore, *, by_gradient: bool, of_zeros: bool) -> Tensor:
+        index, gradient = self._index, self.gradient if by_gradient else None
+        scores = score(self._values, None if gradient is None else gradient.kept(index))
+        units = index.spread(index.means(widened(scores)))
+        if gradient is None or not of_zeros:
+            return units
+        zero = self._values.new_zeros(())
+        around = pool_rows(index, lambda outputs: score(zero, gradient.rows(outputs)))
+        return torch.where(index.kept, units, around)
+
+    def under(self, mask: Mask) -> Numbers:
+        if isinstance(mask, Topology) and mask.same_grid(self._index):
+            return KeptNumbers(self._pattern, self._index, self._values, self.gradient, tiles=mask)
+        whole = None if self.whole_gradient is None else WholeGradient(self.whole_gradient)
+        return WholeNumbers(self._pattern, self.weight, self.mask, whole).under(mask)
+
+
+def pool_rows(tiles: Topology, scores_of: Callable[[Rows], Tensor]) -> Tensor:
+    """Return the mean score of each tile, on their grid, of scores of entries that are made a few rows at a time."""
+    groups, step = tiles.grid[0], max(1, SCORES_AT_ONCE // (tiles.rows * tiles.shape[1]))
+    strips = (tiles.outputs(start, start + step) for start in range(0, groups, step))
+    means = [tile_means(widened(scores_of(outputs)), tiles.rows, tiles.columns) for outputs in strips]
+    return torch.cat(means)
