@@ -95,7 +95,7 @@ class View:
 
     def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
         """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
-        tiles = self.numbers.tiles
+        tiles = self._tiles
         if tiles is None:
             return self.keep(self.pattern.exchange(self.kept, self.units(drop), self.units(grow), fraction))
         scores = {score: self._score(tiles, score) for score in (drop, grow)}
@@ -113,8 +113,12 @@ class View:
         return score(self.weight, self.grad, self.generator)
 
     @property
+    def _tiles(self) -> Topology | None:
+        return self.numbers.tiles if self.pattern.moves_by_tiles else None
+
+    @property
     def _tiles_of_units(self) -> Topology | None:
-        return self.numbers.tiles if self.pattern.every_choice_is_legal else None
+        return self._tiles if self.pattern.every_choice_is_legal else None
 
     def _score(self, tiles: Topology, score: Score) -> Tensor:
         if score is random:

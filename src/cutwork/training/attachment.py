@@ -271,7 +271,8 @@ def _will_be_resized(index: FixedIndex, method: Method) -> bool:
     if method.sparse_span != (0, None):
         return True
     pattern = index.pattern
-    return pattern.every_choice_is_legal and index.topology.num_units != pattern.count(index.shape, index.density)
+    num_units = int(pattern.units(index.mask_matrix()).sum()) if pattern.every_choice_is_legal else 0
+    return pattern.every_choice_is_legal and num_units != pattern.count(index.shape, index.density)
 
 
 def _check_masks_agree(layers: Layers) -> None:
