@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from cutwork.ops import grouping
+from cutwork.ops.grouping import read_groups
 from cutwork.patterns import Shuffled
-from cutwork.patterns.shuffled import group_rows
 
 
 def planted(groups, rows, columns, width, seed):
@@ -36,31 +37,12 @@ def test_grouping_keeps_more_than_rows_as_they_come():
     assert float((scores * grouped).sum()) > 1.5 * float(neighbours)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(12, 4), (13, 4), (3, 4), (1, 1), (40, 7)])
-def test_groups_are_balanced_and_take_every_row_once(rows, size):
-    mask = torch.rand(rows, 30, generator=torch.Generator().manual_seed(0)) < 0.3
-    order = group_rows(mask, size)
-    assert sorted(order.tolist()) == list(range(rows))
-    assert torch.equal(order, group_rows(mask, size))
-
-
-def test_identical_rows_come_together_even_when_a_short_group_looks_like_a_full_one():
-    rows = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
-    groups = group_rows(rows, 2).split(2)
-    assert all(torch.equal(rows[group[0]], rows[group[-1]]) for group in groups)
-
-
-def test_grouping_4096_rows_needs_no_cube_of_memory():
-    mask = torch.rand(4096, 64, generator=torch.Generator().manual_seed(0)) < 0.1
-    assert len(group_rows(mask, 16)) == 4096
-
-
 def test_regrowth_leaves_the_groups_alone_and_exchanges_the_fraction():
     scores = torch.rand(32, 64, generator=torch.Generator().manual_seed(0))
     pattern = Shuffled(4, 4)
     mask = pattern.project(scores, 0.25)
     new = pattern.regrow(mask, scores, torch.rand(32, 64, generator=torch.Generator().manual_seed(1)), 0.5)
-    order = group_rows(mask, 4)
+    order = read_groups(mask, 4)
     assert torch.equal(new[order][::4].repeat_interleave(4, 0), new[order])
     runs = 0.25 * 8 * 16
     assert int((mask & ~new).sum()) <= 0.5 * runs * 16
@@ -75,6 +57,28 @@ def test_a_full_group_gives_up_its_short_run_first():
     new = pattern.regrow(mask, torch.arange(6.0).flip(0).expand(4, 6), torch.zeros(4, 6), 0.34)
     assert pattern.allows(new)
     assert new.any(1).all()
+
+
+@pytest.fixture
+def no_similarity(monkeypatch):
+    """Fail where rows are compared by how similar they are."""
+
+    def compare(mask, size):
+        raise AssertionError("rows were compared")
+
+    monkeypatch.setattr(grouping, "group_similar", compare)
+
+
+@pytest.mark.parametrize("rows", [32, 30])
+def test_rows_that_have_their_groups_are_not_compared(rows, request):
+    scores = torch.rand(rows, 64, generator=torch.Generator().manual_seed(0))
+    pattern = Shuffled(4, 4)
+    mask = pattern.project(scores, 0.25)
+    request.getfixturevalue("no_similarity")
+    assert pattern.allows(mask)
+    assert pattern.allows(pattern.regrow(mask, scores, scores.flip(0), 0.5))
+    assert not pattern.allows(mask ^ torch.eye(rows, 64, dtype=torch.bool))
+    assert torch.equal(pattern.tiling.order(mask).sort().values, torch.arange(rows))
 
 
 def test_a_mask_of_other_shape_is_not_legal():

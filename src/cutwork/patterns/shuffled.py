@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from cutwork.ops.grouping import group_rows, read_groups
 from cutwork.ops.topology import Topology
 from cutwork.patterns.base import Pattern, Shape, Tiling, keep_largest
 from cutwork.patterns.block import tile_means
@@ -52,10 +52,10 @@ class Shuffled(Pattern):
     @property
     def tiling(self) -> Tiling:
         # The columns of a run need not be neighbours either, so each is a tile of its own.
-        return Tiling(self.rows, 1, order=partial(group_rows, size=self.rows))
+        return Tiling(self.rows, 1, order=partial(read_groups, size=self.rows))
 
     def allows(self, mask: Tensor) -> bool:
-        order = group_rows(mask, self.rows)
+        order = read_groups(mask, self.rows)
         columns = mask[order][:: min(self.rows, len(mask))]
         counts = columns.sum(1)
         whole_runs = (counts % min(self.columns, mask.shape[1]) == 0) | (counts == mask.shape[1])
@@ -79,7 +79,7 @@ class Shuffled(Pattern):
         return self._ungroup(self._best_runs(self._group_means(units, order), everywhere, count), order)
 
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        order = group_rows(kept, self.rows)
+        order = read_groups(kept, self.rows)
         columns = kept[order][:: min(self.rows, len(kept))]
         drop, grow = self._group_means(drop, order), self._group_means(grow, order)
         return self._ungroup(self.exchange_tiles(columns, drop, grow, fraction), order)
@@ -133,42 +133,4 @@ def _about_largest(scores: Tensor, share: float) -> Tensor:
     count = max(1, round(share * scores.numel()))
     threshold = scores.flatten().kthvalue(scores.numel() - count + 1).values
     above, reached = scores > threshold, scores >= threshold
-    return above if count - above.sum() < reached.sum() - count else reached
-
-
-def group_rows(mask: Tensor, size: int) -> Tensor:
-    """Return an order of the rows of a mask in which each run of `size` rows is alike; only the last may be shorter.
-
-    Identical rows come together first. The others are grouped by the cosine of their masks: a group starts at the row
-    with the closest neighbours, and takes again and again the row that is nearest to all it has. Needs memory for one
-    number a pair of rows, and gives the same order everywhere.
-    """
-    size = min(size, len(mask))
-    entries = mask.float()
-    overlap = (entries @ entries.T).cpu()
-    norms = overlap.diagonal()
-    identical = (overlap == norms) & (overlap == norms[:, None])
-    first = identical.int().argmax(1)
-    bucket_order = first.argsort(stable=True)
-    sizes = torch.bincount(first, minlength=len(first))
-    place = torch.arange(len(first)) - (sizes.cumsum(0) - sizes)[first[bucket_order]]
-    whole = place < (sizes // size * size)[first[bucket_order]]
-    rest = bucket_order[~whole].sort().values
-    cosine = overlap[rest][:, rest] / (norms[rest] * norms[rest][:, None]).sqrt().clamp(min=1)
-    return torch.cat([bucket_order[whole], rest[_group_greedily(cosine.numpy(), size)]]).to(mask.device)
-
-
-def _group_greedily(similarity: np.ndarray, size: int) -> Tensor:
-    closest = np.sort(similarity, axis=1)[:, ::-1][:, :size].sum(1)
-    free = np.ones(len(similarity), dtype=bool)
-    order: list[int] = []
-    for seed in np.argsort(-closest, kind="stable"):
-        if not free[seed]:
-            continue
-        member, linkage = int(seed), np.zeros(len(similarity), dtype=similarity.dtype)
-        for _ in range(min(size, int(free.sum()))):
-            free[member] = False
-            order.append(member)
-            linkage += similarity[member]
-            member = int(np.where(free, linkage, -np.inf).argmax())
-    return torch.tensor(order, dtype=torch.long)
+    return above if count - above.count_nonzero() < reached.count_nonzero() - count else reached
