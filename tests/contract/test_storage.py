@@ -17,7 +17,7 @@ from cutwork.training import attachment
 
 pytestmark = pytest.mark.grid
 
-PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4"]
+PATTERNS = ["block:4", "block:5x3", "vector:4", "shuffled:4", "block:4-taps"]
 # Each moves several times in the steps of these tests.
 METHODS: dict[str, Method] = {
     "static": cw.Static(),

@@ -13,8 +13,8 @@ from cutwork.sparsity.fixed import Fixed
 pytestmark = pytest.mark.grid
 
 PATTERNS = [
-    "unstructured", "block:4", "block:8x3", "vector:4", "shuffled:4", "shuffled:4x1", "2:4", "1:4", "2:4-tile",
-    "2:4-tile-greedy",
+    "unstructured", "block:4", "block:8x3", "block:4x3-taps", "vector:4", "shuffled:4", "shuffled:4x1", "2:4", "1:4",
+    "2:4-tile", "2:4-tile-greedy",
 ]  # fmt: skip
 STEPS = 6
 
@@ -114,7 +114,8 @@ def check_at_rest(layer, optimizer):
 
 
 def check_density(layer, pattern, density, method_name):
-    mask = layer.sparsity.matrix(layer.sparsity.mask)
+    mask, pattern = layer.sparsity.mask_matrix(), pattern.for_kernel(layer.sparsity.layout.taps)
+    assert pattern == layer.sparsity.pattern
     assert pattern.allows(mask)
     if str(pattern).startswith("shuffled") or str(pattern) == "2:4-tile-greedy":
         return

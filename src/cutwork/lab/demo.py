@@ -95,8 +95,8 @@ def run(
     load(sparse_file, again)
     explored = list(sparsifier.exploration.values())
     result = DemoResult(
-        dense=_measure(dense, digits, dense_file, dense_ms, None),
-        sparse=_measure(sparse, digits, sparse_file, sparse_ms, sparsifier.method),
+        dense=_measure(dense, digits, dense_file, dense_ms, None, steps),
+        sparse=_measure(sparse, digits, sparse_file, sparse_ms, sparsifier.method, steps),
         pattern=pattern,
         density=amount,
         method=type(chosen).__name__,
@@ -203,7 +203,7 @@ def _answer(network: nn.Module, images: Tensor) -> Tensor:
     return network(images)
 
 
-def _measure(network: nn.Module, digits: Images, file: Path, step_ms: float, method: Method | None) -> Side:
+def _measure(network: nn.Module, digits: Images, file: Path, step_ms: float, method: Method | None, steps: int) -> Side:
     right = _answer(network, digits.test_images).argmax(1) == digits.test_labels
     cost = flops(network, digits.test_images[:1])
     layers = sparse_layers(network).values()
@@ -218,7 +218,7 @@ def _measure(network: nn.Module, digits: Images, file: Path, step_ms: float, met
             if id(parameter) not in besides
         ),
         megaflops_forward=cost.sparse / 1e6,
-        megaflops_training=(cost.dense_training if method is None else cost.sparse_training(method)) / 1e6,
+        megaflops_training=(cost.dense_training if method is None else cost.sparse_training(method, steps)) / 1e6,
         bytes_on_disk=file.stat().st_size,
         step_ms=step_ms,
     )

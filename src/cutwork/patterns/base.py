@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class Tiling:
 
     A tile has `rows` outputs and `columns` inputs, and lies on a grid that begins at the corner of the matrix. Where
     the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so. Under a pattern
-    of which every choice of units is legal, each unit is a tile, at the same place of the grid.
+    of which every choice of units is legal, and that moves by tiles, each unit is a tile, at the same place of the
+    grid.
     """
 
     rows: int
@@ -39,6 +40,9 @@ class Pattern(ABC):
 
     Counts are exact, in units. Of equal scores the first in row-major order wins, unless a pattern says otherwise.
     """
+
+    # Whether a move may look at the tiles of its tiling instead of its units.
+    moves_by_tiles: ClassVar[bool] = True
 
     @abstractmethod
     def __str__(self) -> str:
@@ -58,6 +62,10 @@ class Pattern(ABC):
     def tiling(self) -> Tiling | None:
         """Return what compressed storage has to know, or None where the pattern has no tiles to store."""
         return None
+
+    def for_kernel(self, taps: int) -> "Pattern":
+        """Return the pattern for the matrix of a layer whose kernel has so many taps, a linear layer's one."""
+        return self
 
     def check(self, shape: Shape) -> None:  # noqa: B027
         """Raise ValueError where a matrix of this shape has no legal mask; most patterns fit every shape."""

@@ -37,8 +37,10 @@ def look_trained(matrices: Iterable[Tensor]) -> bool:
 def _unevenness(matrix: Tensor) -> float:
     """Return by how many standard deviations the variance of the rows' mean squares is above that of chance."""
     rows, columns = matrix.shape
+    if min(rows, columns) < 2:
+        return 0.0
     squares = matrix.float().square()
     by_chance = squares.var() / columns
-    if min(rows, columns) < 2 or not by_chance > 0:
+    if not by_chance > 0:
         return 0.0
     return float((squares.mean(dim=1).var() / by_chance - 1) * ((rows - 1) / 2) ** 0.5)

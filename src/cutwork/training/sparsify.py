@@ -79,7 +79,7 @@ def sparsify(
         raise TypeError(f"skip is True or False; got {skip!r}; a layer is left out by name with {{'head': 'dense'}}")
     chosen_method = find_method(method).in_steps(None if steps is None else int(steps))
     if not chosen_method.takes_first_mask:
-        _refuse_first_mask(init, masks)
+        _refuse_first_mask(chosen_method, init, masks)
     if storage not in STORAGES:
         near = did_you_mean(storage, STORAGES)
         raise ValueError(f"unknown storage {storage!r}{near}; write {', '.join(map(repr, STORAGES))}")
@@ -143,15 +143,18 @@ def _read_device(device: str | torch.device | None, storage: str) -> torch.devic
     return torch.device(device)
 
 
-def _refuse_first_mask(init: str | Score | None, masks: Mapping[str, Tensor] | None) -> None:
+def _refuse_first_mask(method: Method, init: str | Score | None, masks: Mapping[str, Tensor] | None) -> None:
+    name = type(method).__name__
     if init is not None:
         raise ValueError(
-            f"init={init!r} does not reach a supermask; Supermask(init=...) says how its scores start, leave init out"
+            f"init={init!r} does not reach {name}, which chooses its first masks itself: a supermask by scores, for "
+            "which there is Supermask(init=...), and Switch by the weights that a dense beginning has left; leave init "
+            "out"
         )
     if masks is not None:
         raise ValueError(
-            f"masks were given for {counted(len(masks), 'layer')} of a supermask, but its masks come from scores; "
-            "leave them out, or use another method"
+            f"masks were given for {counted(len(masks), 'layer')}, but {name} chooses its first masks itself; leave "
+            "them out, or use another method"
         )
 
 
