@@ -125,6 +125,27 @@ def test_both_storages_give_the_same_training(method_name, pattern, optimizer_na
     assert len(sizes) > 1 or method_name not in {"gradual", "granet", "switch"}
 
 
+def test_rows_that_change_groups_take_weights_and_state_along():
+    compressed = trained("compressed", "shuffled:4x1", cw.RigL(every=2, until=8), steps=2)
+    dense = trained("dense", "shuffled:4x1", cw.RigL(every=2, until=8), steps=2)
+    _, sparsifier, _, masks = compressed
+    before = cw.sparsify(build(), "shuffled:4x1", density=0.3).layers
+    changed = {
+        name: not torch.equal(_partners(mask), _partners(before[name].sparsity.mask))
+        for name, mask in masks[-1].items()
+    }
+    assert any(changed.values())
+    kept = {name: (masks[-1][name] & before[name].sparsity.mask).sum() for name in changed}
+    for name, layer in sparsifier.layers.items():
+        assert int(weight_of(layer).count_nonzero()) == kept[name] > 0
+    check_same_training(compressed, dense)
+
+
+def _partners(mask: Tensor) -> Tensor:
+    """Return which rows of a mask are identical."""
+    return (mask[:, None] == mask[None]).all(2)
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("method_name", METHODS)

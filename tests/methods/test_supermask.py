@@ -128,6 +128,26 @@ def test_scores_stay_in_their_range():
     assert scores.max() <= 1
 
 
+def test_scores_that_are_nan_are_refused():
+    model = nn.Sequential(nn.Linear(16, 16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    sparsifier = cw.sparsify(model, "block:4", density=0.25, method="supermask")
+    optimizer.add_param_group({"params": [model[0].sparsity.scores]})
+    sparsifier.attach(optimizer)
+    model(torch.randn(2, 16)).sum().mul(torch.nan).backward()
+    with pytest.raises(ValueError, match="0: the learned scores hold nan, which has no rank"):
+        optimizer.step()
+
+
+def test_a_mask_chosen_anew_is_that_of_the_scores():
+    for name in ("block:4", "unstructured", "2:4", "2:4-tile", "2:4-tile-greedy"):
+        model, _ = train(Supermask(), density=None if name.startswith("2:4") else 0.25, pattern=name)
+        for layer in (model[0], model[2]):
+            pattern, scores = layer.sparsity.pattern, layer.sparsity.scores.detach()
+            chosen = pattern.select(scores, pattern.count(layer.weight.shape, layer.sparsity.density))
+            assert torch.equal(layer.sparsity.mask, pattern.spread(chosen, layer.weight.shape))
+
+
 def test_scores_can_start_in_the_order_of_the_weights():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16))

@@ -95,11 +95,8 @@ class View:
 
     def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
         """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
-        tiles = self._tiles
-        if tiles is None:
-            return self.keep(self.pattern.exchange(self.kept, self.units(drop), self.units(grow), fraction))
-        scores = {score: self._score(tiles, score) for score in (drop, grow)}
-        return self.numbers.keeping(self.pattern.exchange_tiles(tiles.kept, scores[drop], scores[grow], fraction))
+        scores = {score: self.units(score) for score in (drop, grow)}
+        return self.keep(self.pattern.exchange(self.kept, scores[drop], scores[grow], fraction))
 
     def under(self, mask: Mask) -> "View":
         """Return the same layer, as if it had this mask."""
@@ -113,12 +110,8 @@ class View:
         return score(self.weight, self.grad, self.generator)
 
     @property
-    def _tiles(self) -> Topology | None:
-        return self.numbers.tiles if self.pattern.moves_by_tiles else None
-
-    @property
     def _tiles_of_units(self) -> Topology | None:
-        return self._tiles if self.pattern.every_choice_is_legal else None
+        return self.numbers.tiles if self.pattern.units_are_tiles else None
 
     def _score(self, tiles: Topology, score: Score) -> Tensor:
         if score is random:

@@ -36,7 +36,7 @@ class RigL(Method):
     The fraction follows its schedule from `begin` to `anneal_until`, which is `until` unless given; a number falls to
     zero along a cosine, as in the paper, and `constant` holds it. With
     `estimate=True` growth looks at the outer product of input and output-gradient norms, and the dense gradient is
-    never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks.
+    never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks, whose rows change groups as they move.
 
     A move comes after the update of its step, and so ranks weights that the gradient has changed already. With
     `replaces_update=True` it stands in for the update, as in the authors' code: nothing that the optimizer trains or

@@ -70,11 +70,16 @@ class Supermask(Method):
 
     def move(self, view: View) -> Tensor:
         assert view.learned is not None, "a supermask lives in a layer that learns scores"
+        if view.learned.isnan().any():
+            raise ValueError("the learned scores hold nan, which has no rank; lower the learning rate of the scores")
         density = self._density(view, at=view.step)
-        if density == view.density and int(view.pattern.units(view.mask).sum()) == self._count(view, density):
-            # At an unchanged count rows stay in their groups: forming these anew costs more than the training step.
-            chosen = view.pattern.exchange(view.pattern.units(view.mask), view.learned, view.learned, fraction=1)
-            return view.pattern.spread(chosen, view.weight.shape)
+        # At an unchanged count rows stay in their groups: forming these anew costs more than the training step. Where
+        # every choice is legal there are none.
+        if not view.pattern.every_choice_is_legal and density == view.density:
+            kept = view.pattern.units(view.mask)
+            if int(kept.count_nonzero()) == self._count(view, density):
+                chosen = view.pattern.exchange(kept, view.learned, view.learned, fraction=1)
+                return view.pattern.spread(chosen, view.weight.shape)
         return self._choose(view, view.learned, density)
 
     @property

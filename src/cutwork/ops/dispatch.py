@@ -48,13 +48,9 @@ def reference_of(operator: Any) -> Callable[..., Tensor]:
 
 def can_skip_dispatcher(x: Tensor) -> bool:
     """Say whether a call is plain and eager: no compiler, tracer, mode, transformation or tensor subclass."""
-    return type(x) is Tensor and is_plain_eager()
-
-
-def is_plain_eager() -> bool:
-    """Say whether no compiler, tracer, mode or transformation looks on."""
     return (
         not torch.compiler.is_compiling()
+        and type(x) is Tensor
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._get_tracing_state()

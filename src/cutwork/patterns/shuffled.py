@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from cutwork.ops.grouping import group_rows, read_groups
-from cutwork.ops.topology import Topology
 from cutwork.patterns.base import Pattern, Shape, Tiling, keep_largest
 from cutwork.patterns.block import tile_means
 
@@ -20,7 +19,8 @@ class Shuffled(Pattern):
 
     The rows of a group have identical mask rows, so the mask alone says which rows belong together. The last group and
     the last run of a group are short where the shape does not divide. `project` forms the groups anew, from the rows
-    whose largest scores stand in the same places; `regrow` leaves them as they are.
+    whose largest scores stand in the same places; so does `regrow`, from what rows would keep if each entry were
+    exchanged by itself.
 
     >>> import torch
     >>> scores = torch.tensor([[9., 0., 9., 0.], [0., 8., 0., 8.], [9., 0., 9., 0.], [0., 8., 0., 8.]])
@@ -79,33 +79,18 @@ class Shuffled(Pattern):
         return self._ungroup(self._best_runs(self._group_means(units, order), everywhere, count), order)
 
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        order = read_groups(kept, self.rows)
-        columns = kept[order][:: min(self.rows, len(kept))]
-        drop, grow = self._group_means(drop, order), self._group_means(grow, order)
-        return self._ungroup(self.exchange_tiles(columns, drop, grow, fraction), order)
-
-    def exchange_tiles(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        num_runs = int((-(-kept.sum(1) // min(self.columns, kept.shape[1]))).sum())
+        columns = kept[read_groups(kept, self.rows)][:: min(self.rows, len(kept))]
+        num_runs = int((-(-columns.sum(1) // min(self.columns, kept.shape[1]))).sum())
         number = int(fraction * num_runs)
-        survivors = self._best_runs(drop, kept, num_runs - number)
-        return survivors | self._best_runs(grow, ~survivors, number)
-
-    def settle(self, topology: Topology) -> Topology:
-        """Return the index in the order that `group_rows` finds in its mask: groups that are alike share their rows."""
-        assert topology.order is not None
-        kept, order = topology.kept, topology.order.long()
-        _, kind_of_group = kept.unique(dim=0, return_inverse=True)
-        kinds = kind_of_group.repeat_interleave(topology.rows)[: len(order)]
-        kinds = torch.empty_like(kinds).index_copy_(0, order, kinds)
-        first = torch.full_like(kinds, len(order)).scatter_reduce_(0, kinds, torch.arange(len(order)), "amin")
-        settled = first[kinds].argsort(stable=True)
-        # The rows of the short group are the last of their kind.
-        if short := len(order) % topology.rows:
-            rest = (kinds == kinds[order[-1]]).nonzero()[-short:, 0]
-            settled = torch.cat([settled[~torch.isin(settled, rest)], rest])
-        group_of_row = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)) // topology.rows)
-        groups = group_of_row[first[kinds[settled[:: topology.rows]]]]
-        return Topology.from_kept(kept[groups], topology.shape, topology.rows, topology.columns, settled)
+        if number == 0:
+            return kept
+        order = group_rows(_exchanged_entries(kept, drop, grow, fraction), self.rows)
+        # What a row does not keep counts as the least that any keeps.
+        drop = drop.where(kept, drop[kept].min()) if kept.any() else drop
+        is_kept = self._group_means(kept.to(drop.dtype), order) > 0
+        survivors = self._best_runs(self._group_means(drop, order), is_kept, num_runs - number)
+        grown = self._best_runs(self._group_means(grow, order), ~survivors, number)
+        return self._ungroup(survivors | grown, order)
 
     def _group_means(self, scores: Tensor, order: Tensor) -> Tensor:
         return tile_means(scores[order], self.rows, 1)
@@ -126,6 +111,15 @@ class Shuffled(Pattern):
         width = scores.shape[1]
         chosen = keep_largest(runs, count).repeat_interleave(min(self.columns, width), 1)[:, :width] & allowed
         return torch.zeros_like(allowed).scatter(1, order, chosen)
+
+
+def _exchanged_entries(kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+    """Exchange a fraction of the kept entries, each by itself."""
+    count = int(kept.count_nonzero())
+    number = int(fraction * count)
+    survivors = kept.clone()
+    survivors[kept] = keep_largest(drop[kept], count - number)
+    return survivors | keep_largest(grow.masked_fill(survivors, -torch.inf), number)
 
 
 def _about_largest(scores: Tensor, share: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
+from cutwork.sparsity.birth import find_sizes
 from cutwork.training.attachment import (
     check_attachable,
     check_mask,
@@ -291,9 +292,10 @@ class Sparsifier:
         for name, layer in moving.items():
             reorders, resizes = layer.sparsity.reorders(masks[name]), layer.sparsity.resizes(masks[name])
             check_state(name, layer, self._optimizers, reorders=reorders, resizes=resizes)
+        sizes = find_sizes(chain.from_iterable(optimizer.state.items() for optimizer in self._optimizers))
         for name, layer in moving.items():
             mask = masks.pop(name)
-            layer.sparsity.move(mask, layer.trained, self._states_of(layer.trained))
+            layer.sparsity.move(mask, layer.trained, self._states_of(layer.trained), sizes)
             for average in self._averages:
                 average[name].sparsity.move(mask, average[name].trained, [])
             if self._exploration is not None:
