@@ -21,11 +21,12 @@ def group_rows(mask: Tensor, size: int) -> Tensor:
     >>> group_rows(mask, 2).tolist()
     [1, 3, 2, 0, 4]
     """
-    whole, rest = _identical(mask, size)
+    on_cpu = mask.cpu()
+    whole, rest = _identical(on_cpu, size)
     if len(rest) > size:
-        rest = rest[mask[rest].sum(1).argsort(descending=True, stable=True)]
-        rest = rest[group_similar(mask[rest].cpu(), size).to(rest.device)]
-    return torch.cat([whole, rest])
+        rest = rest[count_kept(on_cpu)[rest].argsort(descending=True, stable=True)]
+        rest = rest[group_similar(on_cpu[rest], size)]
+    return torch.cat([whole, rest]).to(mask.device)
 
 
 def read_groups(mask: Tensor, size: int) -> Tensor:
@@ -33,26 +34,32 @@ def read_groups(mask: Tensor, size: int) -> Tensor:
 
     The rows that are left over come last, as they come.
     """
-    return torch.cat(_identical(mask, size))
+    return torch.cat(_identical(mask.cpu(), size)).to(mask.device)
 
 
 def _identical(mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the rows that fill whole groups of identical ones, group by group, and all other rows."""
     size = min(size, len(mask))
     numbers: dict[bytes, int] = {}
-    packed = np.packbits(mask.cpu().numpy(), axis=1)
+    packed = np.packbits(mask.numpy(), axis=1)
     first = torch.tensor([numbers.setdefault(row.tobytes(), number) for number, row in enumerate(packed)])
     together = first.argsort(stable=True)
     first = first[together]
     sizes = torch.bincount(first, minlength=len(first))
     place = torch.arange(len(first)) - (sizes.cumsum(0) - sizes)[first]
     is_whole = place < (sizes // size * size)[first]
-    return together[is_whole].to(mask.device), together[~is_whole].sort().values.to(mask.device)
+    return together[is_whole], together[~is_whole].sort().values
+
+
+def count_kept(mask: Tensor) -> Tensor:
+    """Return how many entries each row of a mask keeps."""
+    # PyTorch sums bools as slowly as it adds 64-bit numbers.
+    return torch.from_numpy(np.count_nonzero(mask.numpy(), axis=1))
 
 
 def scale_of(mask: Tensor) -> Tensor:
     """Return a number for each row by which overlaps with it are multiplied to become similarities."""
-    return (ONE / mask.sum(1).clamp(min=1).double().sqrt()).round().long()
+    return (ONE / count_kept(mask).clamp(min=1).double().sqrt()).round().long()
 
 
 @Decision
