@@ -110,12 +110,8 @@ class View:
         return score(self.weight, self.grad, self.generator)
 
     @property
-    def _tiles(self) -> Topology | None:
-        return self.numbers.tiles if self.pattern.moves_by_tiles else None
-
-    @property
     def _tiles_of_units(self) -> Topology | None:
-        return self._tiles if self.pattern.every_choice_is_legal else None
+        return self.numbers.tiles if self.pattern.units_are_tiles else None
 
     def _score(self, tiles: Topology, score: Score) -> Tensor:
         if score is random:

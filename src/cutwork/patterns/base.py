@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,9 +21,7 @@ class Tiling:
     """The tiles that the masks of a pattern are made of, so that what they keep can be stored alone.
 
     A tile has `rows` outputs and `columns` inputs, and lies on a grid that begins at the corner of the matrix. Where
-    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so. Under a pattern
-    of which every choice of units is legal, and that moves by tiles, each unit is a tile, at the same place of the
-    grid.
+    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so.
     """
 
     rows: int
@@ -40,9 +38,6 @@ class Pattern(ABC):
 
     Counts are exact, in units. Of equal scores the first in row-major order wins, unless a pattern says otherwise.
     """
-
-    # Whether a move may look at the tiles of its tiling instead of its units.
-    moves_by_tiles: ClassVar[bool] = True
 
     @abstractmethod
     def __str__(self) -> str:
@@ -62,6 +57,11 @@ class Pattern(ABC):
     def tiling(self) -> Tiling | None:
         """Return what compressed storage has to know, or None where the pattern has no tiles to store."""
         return None
+
+    @property
+    def units_are_tiles(self) -> bool:
+        """Say whether each unit is a tile of the tiling, if there is one, at the same place of the grid."""
+        return self.every_choice_is_legal
 
     def for_kernel(self, taps: int) -> "Pattern":
         """Return the pattern for the matrix of a layer whose kernel has so many taps, a linear layer's one."""

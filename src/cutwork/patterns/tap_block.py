@@ -1,7 +1,7 @@
 """Tiles of a convolution that span channels only, and keep or drop all taps of its kernel together."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 
@@ -26,8 +26,6 @@ class TapBlock(FreePattern):
     columns: int
     taps: int | None = None
 
-    moves_by_tiles: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         if self.rows < 1 or self.columns < 1 or self.taps == 0:
             raise ValueError(f"a block needs at least one row, column and tap; got {self}")
@@ -40,6 +38,10 @@ class TapBlock(FreePattern):
         if self.taps is not None:
             return self
         return replace(self, taps=taps) if taps > 1 else Block(self.rows, self.columns)
+
+    @property
+    def units_are_tiles(self) -> bool:
+        return False
 
     @property
     def tiling(self) -> Tiling:
