@@ -127,7 +127,7 @@ def project_by(view: View, score: Score, density: float | None = None) -> Tensor
 
 def rank_within(view: View, scores: Tensor) -> Tensor:
     """Return scores that rank everything outside the mask below everything inside."""
-    return torch.where(view.mask, scores, scores.min() - 1)
+    return torch.where(view.mask, scores, -torch.inf)
 
 
 def falls_on(step: int, *, every: int, begin: Steps, until: Steps) -> bool:
