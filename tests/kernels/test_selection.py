@@ -15,6 +15,7 @@ from cutwork.kernels.cpu import selection
 EVERY_ISA = pytest.mark.parametrize("isa", cpu.instruction_sets())
 SIZES = [(0, 8), (4, 4), (4, 76), (8, 64), (64, 100), (12, 512)]
 KINDS = [
+    *((selection.keep_largest, ops.keep_largest, (count,)) for count in (1, 31, 300, 10**6)),
     *((selection.keep_best_tiles, ops.keep_best_tiles, (n,)) for n in (1, 2, 3)),
     *((selection.keep_tiles_greedily, ops.keep_tiles_greedily, (n,)) for n in (1, 2, 3)),
     *((selection.keep_in_groups, ops.keep_in_groups, kind) for kind in ((1, 2), (2, 4), (3, 4), (1, 1), (2, 257))),

@@ -21,7 +21,7 @@ BAD = [
     (lambda: cw.RigL(grow="random"), TypeError, "grow='random' is no function"),
     (lambda: cw.STE(keep=None), TypeError, "keep=None is no function"),
     (lambda: cw.STE(keep=cw.taylor), ValueError, "keep=taylor needs a gradient"),
-    (lambda: cw.STE(keep=cw.gradient), ValueError, "pass cutwork.magnitude, cutwork.random"),
+    (lambda: cw.STE(keep=cw.gradient), ValueError, "pass cutwork.magnitude, cutwork.energy, cutwork.random"),
     (lambda: cw.Gradual(start_density=5.0), ValueError, r"outside \(0, 1\]"),
     (lambda: cw.Supermask(start_density=0.0, until=5), ValueError, r"outside \(0, 1\]"),
     (lambda: cw.Supermask(weight_bits=1, transform=(1.0, 2.0, 3.0)), ValueError, "a pair, shift and scale"),

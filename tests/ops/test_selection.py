@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutwork.ops.dispatch import KERNELS, reference_of
-from cutwork.ops.selection import keep_best_tiles, keep_in_groups, keep_tiles_greedily
+from cutwork.ops.selection import keep_best_tiles, keep_in_groups, keep_largest, keep_tiles_greedily
 
 BOTH = [reference_of, lambda decision: decision]
 INF = math.inf
@@ -48,9 +48,13 @@ def sum_in_order(tile: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 def best_of(tile: torch.Tensor, n: int) -> torch.Tensor:
     bound = torch.finfo(tile.dtype).max / 16
-    forced, finite = tile == INF, tile.masked_fill(tile == INF, 0).clamp(-bound, bound)
+    finite = tile.masked_fill(tile.isinf(), 0).clamp(-bound, bound)
+
+    def rank(kept):
+        return int((tile[kept] == INF).sum()), -int((tile[kept] == -INF).sum()), float(sum_in_order(finite, kept))
+
     # The first of the largest.
-    return max(legal_tiles(n), key=lambda kept: (int(forced[kept].sum()), float(sum_in_order(finite, kept))))
+    return max(legal_tiles(n), key=rank)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -62,6 +66,7 @@ def test_the_best_tile_is_the_first_of_the_largest_among_all_legal_ones(n, sprea
         tile = torch.randn(4, 4, generator=generator).mul(spread)
         tile = tile if spread == 1 else tile.round()
         tile[torch.rand(4, 4, generator=generator) < 0.1] = INF
+        tile[torch.rand(4, 4, generator=generator) < 0.3] = -INF
         assert torch.equal(decide(keep_best_tiles)(tile, n), best_of(tile, n))
 
 
@@ -141,9 +146,21 @@ def test_kernels_and_references_keep_the_same_of_groups(kind, data):
         assert torch.equal(decide(keep_in_groups)(matrix, n, m), expected.view(matrix.shape))
 
 
+@given(scores(), st.integers(-1, 400))
+def test_kernels_and_references_keep_the_same_of_all(matrix, count):
+    ranks = matrix.flatten().argsort(descending=True, stable=True).argsort().view(matrix.shape)
+    for decide in BOTH:
+        assert torch.equal(decide(keep_largest)(matrix, count), ranks < count)
+
+
 def test_scores_may_lie_in_memory_as_they_like():
     matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
-    for decision, rest in ((keep_best_tiles, (2,)), (keep_tiles_greedily, (2,)), (keep_in_groups, (2, 4))):
+    for decision, rest in (
+        (keep_best_tiles, (2,)),
+        (keep_largest, (99,)),
+        (keep_tiles_greedily, (2,)),
+        (keep_in_groups, (2, 4)),
+    ):
         for strange in (matrix.T, matrix[4:20, 8:36], matrix[:, ::2][:, :20]):
             assert torch.equal(decision(strange, *rest), decision(strange.contiguous(), *rest))
 

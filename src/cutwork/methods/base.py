@@ -95,7 +95,7 @@ class View:
 
     def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
         """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
-        scores = {score: self.units(score) for score in (drop, grow)}
+        scores = {score: self.units(score) for score in dict.fromkeys((drop, grow))}
         return self.keep(self.pattern.exchange(self.kept, scores[drop], scores[grow], fraction))
 
     def under(self, mask: Mask) -> "View":
@@ -231,7 +231,7 @@ def project_by(view: View, score: Score, density: float | None = None) -> Tensor
 
 def rank_within(view: View, units: Tensor) -> Tensor:
     """Return scores of units that rank all that the mask does not keep below all that it keeps."""
-    return torch.where(view.kept, units, units.min() - 1)
+    return torch.where(view.kept, units, -torch.inf)
 
 
 def falls_on(step: int, *, every: int, begin: Steps, until: Steps) -> bool:

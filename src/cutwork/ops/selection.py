@@ -1,6 +1,7 @@
-"""Which entries of a matrix of scores are kept where only a few of a group, or of a 4x4 tile, may be.
+"""Which entries of a matrix of scores are kept: the largest of all, of a group, or of a 4x4 tile.
 
-Scores are float32 or float64, and none of them is nan. The largest are kept; entries scored inf before all others.
+Scores are float32 or float64, and none of them is nan. The largest are kept; entries scored inf before all others, and
+those scored -inf only where the rule leaves no other choice.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,27 @@ TILE = 4
 TILES_AT_ONCE = 16_384
 # Up to so many neighbours are compared with each other; sorting takes longer.
 FEW_NEIGHBOURS = 32
+
+
+@Decision
+def keep_largest(scores: Tensor, count: int) -> Tensor:
+    """Mark the `count` largest entries; of equal ones the first in row-major order.
+
+    >>> keep_largest(torch.tensor([3., 1., 3., 3.]), 2)
+    tensor([ True, False,  True, False])
+    """
+    flat = scores.flatten()
+    if count >= flat.numel():
+        return torch.ones_like(scores, dtype=torch.bool)
+    if count <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = flat.kthvalue(flat.numel() - count + 1).values
+    above, reached = flat > threshold, flat >= threshold
+    if int(reached.count_nonzero()) == count:
+        return reached.view(scores.shape)
+    ties = reached & ~above
+    chosen = above | (ties & (ties.cumsum(0) <= count - above.count_nonzero()))
+    return chosen.view(scores.shape)
 
 
 @Decision
@@ -45,8 +67,8 @@ def keep_best_tiles(scores: Tensor, n: int) -> Tensor:
 
     The rows of a tile are summed from left to right, then the two upper and the two lower ones, then both sums, in the
     dtype of the scores; scores beyond a sixteenth of its largest number count as that. Of equal sums the choice that is
-    first in row-major order wins. Where entries are scored inf, only choices that keep most of them are compared, by
-    the sum of the others.
+    first in row-major order wins. Only choices are compared that keep most of the entries scored inf and, of these,
+    fewest of those scored -inf, by the sum of the others.
     """
     return _decide_tiles(scores, lambda entries: _find_best_tiles(entries, n))
 
@@ -74,13 +96,14 @@ def _decide_tiles(scores: Tensor, decide: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _find_best_tiles(entries: Tensor, n: int) -> Tensor:
-    forced = entries == torch.inf
+    is_infinite = entries.isinf()
     bound = torch.finfo(entries.dtype).max / (TILE * TILE)
-    finite = entries.masked_fill(forced, 0).clamp(-bound, bound)
-    sums = _sums_of_tiles(finite, n)
-    if forced.any():
-        most = reduce(torch.maximum, _sums_of_tiles(forced.to(entries.dtype), n))
-        numbers = _sums_of_tiles(forced.to(entries.dtype), n)
+    sums = _sums_of_tiles(entries.masked_fill(is_infinite, 0).clamp(-bound, bound), n)
+    if is_infinite.any():
+        # One scored inf outweighs as many scored -inf as there are.
+        weights = (entries == torch.inf).to(entries.dtype) * TILE * TILE - (entries == -torch.inf).to(entries.dtype)
+        most = reduce(torch.maximum, _sums_of_tiles(weights, n))
+        numbers = _sums_of_tiles(weights, n)
         sums = (total.masked_fill(number < most, -torch.inf) for total, number in zip(sums, numbers, strict=True))
     best, at = next(sums), torch.zeros(entries.shape[1], dtype=torch.long, device=entries.device)
     for tile, total in enumerate(sums, 1):

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable
 
-from cutwork.patterns.base import FreePattern, Pattern, Shape, Tiling, keep_largest
+from cutwork.ops.selection import keep_largest
+from cutwork.patterns.base import FreePattern, Pattern, Shape, Tiling
 from cutwork.patterns.block import Block
 from cutwork.patterns.nm import NM
 from cutwork.patterns.shuffled import Shuffled

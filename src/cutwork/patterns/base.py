@@ -9,6 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from cutwork.ops.selection import keep_largest
 from cutwork.ops.topology import Topology
 
 Shape = Sequence[int]
@@ -160,26 +161,6 @@ class FreePattern(Pattern):
     @final
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         return exchange_units(keep_largest, kept, drop, grow, fraction)
-
-
-def keep_largest(scores: Tensor, count: int) -> Tensor:
-    """Mark the `count` largest entries; of equal ones the first in row-major order.
-
-    >>> keep_largest(torch.tensor([3., 1., 3., 3.]), 2)
-    tensor([ True, False,  True, False])
-    """
-    flat = scores.flatten()
-    if count >= flat.numel():
-        return torch.ones_like(scores, dtype=torch.bool)
-    if count <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = flat.kthvalue(flat.numel() - count + 1).values
-    above, reached = flat > threshold, flat >= threshold
-    if int(reached.count_nonzero()) == count:
-        return reached.view(scores.shape)
-    ties = reached & ~above
-    chosen = above | (ties & (ties.cumsum(0) <= count - above.count_nonzero()))
-    return chosen.view(scores.shape)
 
 
 def exchange_units(select: Select, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:

@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from cutwork.ops.selection import TILE, keep_best_tiles, keep_in_groups, keep_tiles_greedily
-from cutwork.patterns.base import Pattern, Shape, exchange_units, keep_largest
+from cutwork.ops.selection import TILE, keep_best_tiles, keep_in_groups, keep_largest, keep_tiles_greedily
+from cutwork.patterns.base import Pattern, Shape, exchange_units
 
 FORMS = ("", "tile", "tile-greedy")
 
@@ -81,10 +81,11 @@ class NM(Pattern):
 
     def select(self, units: Tensor, count: int) -> Tensor:
         least = self._least_legal(units)
-        room = count - self.count(units.shape, self.density)
-        if room <= 0:
+        if count <= self.count(units.shape, self.density):
             return least
-        return least | (keep_largest(units.masked_fill(least, -torch.inf), room) & (units > -torch.inf))
+        # Not least: greedy tiles that keep fewer leave more to the others.
+        rest = keep_largest(units.masked_fill(least, -torch.inf), count - int(least.count_nonzero()))
+        return least | (rest & (units > -torch.inf))
 
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         return exchange_units(self.select, kept, drop, grow, fraction)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cutwork.ops.grouping import group_rows, read_groups
-from cutwork.patterns.base import Pattern, Shape, Tiling, keep_largest
+from cutwork.ops.selection import keep_largest
+from cutwork.patterns.base import Pattern, Shape, Tiling
 from cutwork.patterns.block import tile_means
 
 
@@ -74,6 +75,8 @@ class Shuffled(Pattern):
         return units
 
     def select(self, units: Tensor, count: int) -> Tensor:
+        # What is scored -inf, as outside a mask, would hide in the mean of a group how much of the group it is.
+        units = units.clamp(min=units.masked_fill(units == -torch.inf, torch.inf).min() - 1)
         order = group_rows(_about_largest(units, share=count / self.num_units(units.shape)), self.rows)
         everywhere = torch.ones(-(-len(order) // self.rows), units.shape[1], dtype=torch.bool, device=units.device)
         return self._ungroup(self._best_runs(self._group_means(units, order), everywhere, count), order)

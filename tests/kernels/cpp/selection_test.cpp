@@ -27,12 +27,17 @@ void run(const SelectionKernels &kernels) {
     const int64_t outputs = 4 * between(0, 10), tiles = between(1, 40), inputs = 4 * tiles, n = between(1, 3);
     const int threads = static_cast<int>(between(1, 4));
     const Exact<float> scores = random_floats(outputs * inputs);
-    Exact<uint8_t> best(scores.count), greedy(scores.count), grouped(scores.count);
-    for (const Exact<uint8_t> *mask : {&best, &greedy, &grouped})
+    Exact<uint8_t> best(scores.count), greedy(scores.count), grouped(scores.count), largest(scores.count);
+    for (const Exact<uint8_t> *mask : {&best, &greedy, &grouped, &largest})
         for (size_t i = 0; i < mask->count; ++i) (*mask)[i] = 100;
     kernels.best_tiles(scores.data.get(), best.data.get(), outputs, inputs, n, threads);
     kernels.greedy_tiles(scores.data.get(), greedy.data.get(), outputs, inputs, n, threads);
     kernels.groups(scores.data.get(), grouped.data.get(), outputs, n, inputs, threads);
+    if (outputs) {
+        const int64_t wanted = between(1, outputs * inputs);
+        kernels.largest(scores.data.get(), largest.data.get(), outputs * inputs, wanted, threads);
+        expect("the largest", count(largest, 0, 1, scores.count), wanted, wanted);
+    }
     for (int64_t row = 0; row < outputs; ++row) {
         expect("a group", count(grouped, row * inputs, 1, inputs), n, n);
         for (int64_t tile = 0; tile < tiles; ++tile) {

@@ -17,6 +17,16 @@ from cutwork.ops.dispatch import reference_of, register_kernel
 MANY_NEIGHBOURS = 256
 
 
+def keep_largest(isa: str, scores: Tensor, count: int) -> Tensor:
+    """Compute `keep_largest`."""
+    if not 0 < count < scores.numel():
+        return reference_of(ops.keep_largest)(scores, count)
+    scores, mask = scores.contiguous(), torch.empty(scores.shape, dtype=torch.bool)
+    kernels = cpu.selection_kernels(isa)
+    kernels.largest(scores.data_ptr(), mask.data_ptr(), scores.numel(), count, cpu.num_threads())
+    return mask
+
+
 def keep_in_groups(isa: str, scores: Tensor, n: int, m: int) -> Tensor:
     """Compute `keep_in_groups`."""
     if m > MANY_NEIGHBOURS:
@@ -47,6 +57,7 @@ def register() -> None:
     """Let decisions use the compiled kernels for float32 tensors on the CPU."""
     isa = cpu.instruction_sets()[0]
     for decision, kernel in (
+        (ops.keep_largest, keep_largest),
         (ops.keep_in_groups, keep_in_groups),
         (ops.keep_best_tiles, keep_best_tiles),
         (ops.keep_tiles_greedily, keep_tiles_greedily),

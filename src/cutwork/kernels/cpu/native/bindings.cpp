@@ -91,6 +91,7 @@ void bind_kernels(nb::module_ &module) {
     define(grouping, "group", &GroupingKernels::group);
 
     nb::class_<SelectionKernels> selection(module, "SelectionKernels", "What is kept, by scores in float32.");
+    define(selection, "largest", &SelectionKernels::largest);
     define(selection, "groups", &SelectionKernels::groups);
     define(selection, "best_tiles", &SelectionKernels::best_tiles);
     define(selection, "greedy_tiles", &SelectionKernels::greedy_tiles);

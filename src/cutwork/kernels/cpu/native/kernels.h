@@ -82,6 +82,8 @@ struct ConvKernels {
 
 // From scores[outputs, inputs] in float32, none of them nan, to a mask of the same shape, a byte for each entry.
 struct SelectionKernels {
+    // the `count` largest of all, at least one; of equal ones the first
+    void (*largest)(const float *scores, uint8_t *mask, int64_t size, int64_t count, int threads);
     // of every `m` neighbours, `count` times, the `n` largest; of equal ones the first
     void (*groups)(const float *scores, uint8_t *mask, int64_t count, int64_t n, int64_t m, int threads);
     // in every 4x4 tile the best choice of `n` in each row and column; of equal ones the first in row-major order

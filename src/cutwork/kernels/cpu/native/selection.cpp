@@ -25,6 +25,56 @@ inline bool any(Ints where) {
     return found != 0;
 }
 
+// Numbers in the order of the scores; both zeros are one.
+inline uint32_t rank_of(float score) {
+    const float sole = score + 0.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &sole, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 1u << 31;
+}
+
+// The `count` largest of all, of equal ones the first. The rank of the last one kept is found some bits at a time, by
+// counting how many scores have which bits next.
+void largest(const float* scores, uint8_t* mask, int64_t size, int64_t count, int threads) {
+    constexpr int PARTS[][2] = {{21, 11}, {10, 11}, {0, 10}};  // of the bits of a rank: where they begin, how many
+    constexpr int64_t BINS = 1 << 11;
+    const Memory<int64_t> bins(threads * BINS);
+    uint64_t last = 0;
+    int64_t left = count;
+#pragma omp parallel num_threads(threads) if (size >= WORTH_SHARING)
+    {
+        const Team team;
+        const Share mine(size, team.me, team.size);
+        int64_t* own = bins.data + team.me * BINS;
+        for (const auto& [begin, bits] : PARTS) {
+            const uint64_t known = last;
+            std::memset(own, 0, BINS * sizeof *own);
+            for (int64_t i = mine.begin; i < mine.end; ++i) {
+                const uint64_t rank = rank_of(scores[i]);
+                if (rank >> (begin + bits) == known) ++own[rank >> begin & ((1 << bits) - 1)];
+            }
+#pragma omp barrier
+#pragma omp single
+            for (int64_t bin = 1 << bits; bin-- > 0;) {
+                int64_t here = 0;
+                for (int64_t thread = 0; thread < team.size; ++thread) here += bins.data[thread * BINS + bin];
+                if (here >= left) {
+                    last = last << bits | static_cast<uint64_t>(bin);
+                    break;
+                }
+                left -= here;
+            }
+        }
+        // Each thread knows how many equal ones those before it have.
+        int64_t room = left;
+        for (int64_t thread = 0; thread < team.me; ++thread) room -= bins.data[thread * BINS + (last & ((1 << 10) - 1))];
+        for (int64_t i = mine.begin; i < mine.end; ++i) {
+            const uint64_t rank = rank_of(scores[i]);
+            mask[i] = rank > last || (rank == last && room-- > 0);
+        }
+    }
+}
+
 // Of every `m` neighbours the `n` largest: those that fewer than n others beat. Of equal ones the first wins.
 void groups(const float* scores, uint8_t* mask, int64_t count, int64_t n, int64_t m, int threads) {
 #pragma omp parallel num_threads(threads) if (count * m >= WORTH_SHARING)
@@ -140,18 +190,18 @@ struct Halves {
     Vec sum(const LegalTiles& legal, int tile) const { return upper[legal.upper[tile]] + lower[legal.lower[tile]]; }
 };
 
-// Of the legal tiles the first with most entries scored infinite, and of these that with the largest sum of the others.
-// Scores are bounded, so that no sum overflows.
+// Of the legal tiles that with most entries scored inf, of these that with fewest scored -inf, of these the first with
+// the largest sum of the others. Scores are bounded, so that no sum overflows.
 Ints best_tile(Tiles tiles, const LegalTiles& legal) {
-    constexpr float MOST = 3.4028234663852886e38f / ENTRIES;
-    Vec forced[ENTRIES];
+    constexpr float INF = __builtin_inff(), MOST = 3.4028234663852886e38f / ENTRIES;
+    Vec infinite[ENTRIES];
     Ints some{};
     for (int i = 0; i < ENTRIES; ++i) {
         Vec& entry = tiles.entries[i];
-        const Ints is_forced = entry == all(__builtin_inff());
-        some |= is_forced;
-        forced[i] = chosen(is_forced, all(1), Vec{});
-        entry = chosen(is_forced, Vec{}, entry);
+        const Ints is_first = entry == all(INF), is_last = entry == all(-INF);
+        some |= is_first | is_last;
+        infinite[i] = chosen(is_first, all(ENTRIES), chosen(is_last, all(-1), Vec{}));
+        entry = chosen(is_first | is_last, Vec{}, entry);
         entry = chosen(entry > all(MOST), all(MOST), chosen(entry < all(-MOST), all(-MOST), entry));
     }
     const Halves sums(tiles.entries, legal);
@@ -166,7 +216,7 @@ Ints best_tile(Tiles tiles, const LegalTiles& legal) {
         }
         return kept;
     }
-    const Halves counts(forced, legal);
+    const Halves counts(infinite, legal);
     Vec most = counts.sum(legal, 0);
     for (int i = 1; i < legal.count; ++i) {
         const Vec sum = sums.sum(legal, i), number = counts.sum(legal, i);
@@ -249,6 +299,7 @@ void greedy_tiles(const float* scores, uint8_t* mask, int64_t outputs, int64_t i
 
 }  // namespace selection
 
-extern const SelectionKernels SELECTION = {selection::groups, selection::best_tiles, selection::greedy_tiles};
+extern const SelectionKernels SELECTION = {selection::largest, selection::groups, selection::best_tiles,
+                                            selection::greedy_tiles};
 
 }  // namespace CUTWORK_ISA
