@@ -189,3 +189,16 @@ def test_of_several_tries_the_one_with_the_fewest_unsteady_dense_forms_stands(mo
     monkeypatch.setattr(run.subprocess, "run", measured)
     assert run.measure("linear-197")
     assert [row.spread for row in run.results_of("linear-197").rows if row.is_base] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("start", ["zero", "usual", "age"])
+def test_the_steps_after_moves_are_measured_for_every_start(start, monkeypatch):
+    after_moves = load("after_moves", monkeypatch)
+    for name, value in {"EVERY": 50, "STEPS": 160, "WATCHED": 50}.items():
+        monkeypatch.setattr(after_moves, name, value)
+    watch = after_moves.train(start, "rigl", 0.1, 0)
+    assert len(watch.rises) == 2
+    assert watch.fresh > 0 and watch.longest_old > 0 and watch.accuracy > 0.5
+    # Scaled by its age a weight steps about as far as under an optimizer that has just begun.
+    assert watch.longest_new > 0.5 if start == "age" else watch.longest_new > 1.5
+    assert after_moves.row("rigl", 0.1, start, [watch]).startswith(f"| rigl | 0.1 | {start} |")

@@ -3,6 +3,7 @@ from cutwork.costs.flops import flops as flops
 from cutwork.costs.pictures import draw_masks as draw_masks
 from cutwork.costs.report import report as report
 from cutwork.data.digits import load_digits as load_digits
+from cutwork.data.fashion_mnist import load_fashion_mnist as load_fashion_mnist
 from cutwork.files.checkpoint import describe as describe
 from cutwork.files.checkpoint import load as load
 from cutwork.files.checkpoint import save as save
@@ -26,6 +27,7 @@ from cutwork.methods.schedules import cubic as cubic
 from cutwork.methods.schedules import exponential as exponential
 from cutwork.methods.schedules import linear as linear
 from cutwork.methods.schedules import power as power
+from cutwork.methods.scores import energy as energy
 from cutwork.methods.scores import gradient as gradient
 from cutwork.methods.scores import magnitude as magnitude
 from cutwork.methods.scores import random as random
@@ -44,6 +46,7 @@ from cutwork.training.allocation import uniform as uniform
 from cutwork.training.baking import bake as bake
 from cutwork.training.baking import copy_masks as copy_masks
 from cutwork.training.baking import freeze_zeros as freeze_zeros
+from cutwork.training.dsb import dsb_layers as dsb_layers
 from cutwork.training.exploration import Exploration as Exploration
 from cutwork.training.sparsifier import Sparsifier as Sparsifier
 from cutwork.training.sparsify import sparsify as sparsify

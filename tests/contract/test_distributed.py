@@ -39,12 +39,16 @@ METHODS = {
     "supermask": cw.Supermask(),
     "srste": cw.srste(decay=0.1),
     "static": cw.Static(),
+    "dense at the end": cw.Switch(cw.RigL(every=2, until=8), dense_from=7),
+    "dense at first": cw.Switch(cw.srste(decay=0.1), sparse_from=3),
 }
 CASES = [
     *[("rigl", pattern) for pattern in ("unstructured", "block:4", "shuffled:4")],
     ("rigl by estimate", "block:4"),
     *[(method, "unstructured") for method in ("srigl", "granet", "gradual by taylor", "set", "srste")],
     ("supermask", "block:4"),
+    ("dense at the end", "shuffled:4"),
+    ("dense at first", "unstructured"),
 ]
 COMPRESSED_CASES = [
     *[("rigl", pattern) for pattern in ("block:4", "block:5x3", "vector:4", "shuffled:4x1")],
@@ -160,6 +164,7 @@ def compressed_and_refused() -> dict[str, str]:
     cases = {
         "moving and sharded": ("rigl", shard, 0),
         "changing number": ("granet", DistributedDataParallel, 0),
+        "dense in the end": ("dense at the end", DistributedDataParallel, 0),
         "different masks": (
             "static", functools.partial(DistributedDataParallel, broadcast_buffers=False), dist.get_rank(),
         ),
@@ -338,7 +343,7 @@ def test_two_ranks_train_what_one_process_trains_on_the_joined_batch(outcomes, w
     one = in_one_process(method, pattern)
     assert any(turnover > 0 for turnover in one["turnover"].values())
     check_equal(one, two, rtol=1e-7, atol=1e-10)
-    if method not in {"supermask", "srste"}:
+    if method not in {"supermask", "srste", "dense at first"}:
         for name, mask in two["masks"].items():
             assert not two["weights"][f"{name}.weight"][~mask].any()
             assert not two["state"][f"{name}.weight.exp_avg"][~mask].any()
@@ -420,7 +425,8 @@ def test_compressed_ranks_accumulate_and_shard_static_masks(outcomes, how, metho
     ("what", "message"),
     [
         ("moving and sharded", "5 is compressed and sharded by fully_shard(), where only static masks work; got RigL"),
-        ("changing number", "5 keeps 95 units on the way to density 0.3"),
+        ("dense in the end", "5 keeps 57 units now and will keep another number"),
+        ("changing number", "5 keeps 95 units now and will keep another number"),
         ("different masks", "processes hold different masks of 5; seed all of them alike"),
     ],
 )

@@ -13,8 +13,8 @@ from cutwork.sparsity.fixed import Fixed
 pytestmark = pytest.mark.grid
 
 PATTERNS = [
-    "unstructured", "block:4", "block:8x3", "vector:4", "shuffled:4", "shuffled:4x1", "2:4", "1:4", "2:4-tile",
-    "2:4-tile-greedy",
+    "unstructured", "block:4", "block:8x3", "block:4x3-taps", "vector:4", "shuffled:4", "shuffled:4x1", "2:4", "1:4",
+    "2:4-tile", "2:4-tile-greedy",
 ]  # fmt: skip
 STEPS = 6
 
@@ -114,7 +114,8 @@ def check_at_rest(layer, optimizer):
 
 
 def check_density(layer, pattern, density, method_name):
-    mask = layer.sparsity.matrix(layer.sparsity.mask)
+    mask, pattern = layer.sparsity.mask_matrix(), pattern.for_kernel(layer.sparsity.layout.taps)
+    assert pattern == layer.sparsity.pattern
     assert pattern.allows(mask)
     if str(pattern).startswith("shuffled") or str(pattern) == "2:4-tile-greedy":
         return
@@ -159,19 +160,24 @@ def test_a_mask_at_rest_is_never_recomputed():
     assert not layer.weight[~other].any()
 
 
-def test_newly_kept_weights_and_their_state_start_at_zero():
+def test_newly_kept_weights_start_at_zero_with_no_momentum_and_the_usual_mean_square():
     model = nn.Sequential(nn.Linear(16, 16))
     sparsifier = cw.sparsify(model, "unstructured", density=0.3, method=cw.RigL(every=2, until=10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    old, usual = model[0].sparsity.mask.clone(), []
+    optimizer.register_step_post_hook(
+        lambda *_: usual.append(optimizer.state[model[0].weight]["exp_avg_sq"][old].mean())
+    )
     sparsifier.attach(optimizer)
-    old = model[0].sparsity.mask.clone()
     for _ in range(2):
         optimizer.zero_grad()
         model(torch.randn(8, 16)).square().sum().backward()
         optimizer.step()
-    new = model[0].sparsity.mask & ~old
+    new, stayed = model[0].sparsity.mask & ~old, model[0].sparsity.mask & old
     state = optimizer.state[model[0].weight]
     assert new.any()
-    for tensor in (model[0].weight, state["exp_avg"], state["exp_avg_sq"]):
+    for tensor in (model[0].weight, state["exp_avg"]):
         assert not tensor[new].any()
-        assert tensor[model[0].sparsity.mask & old].all()
+        assert tensor[stayed].all()
+    assert (state["exp_avg_sq"][new] == usual[-1]).all()
+    assert state["exp_avg_sq"][stayed].all()

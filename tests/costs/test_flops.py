@@ -114,6 +114,21 @@ def test_a_training_step_costs_what_the_formulas_of_the_methods_say():
         cost.sparse_training("rigel")
 
 
+def test_a_training_step_costs_more_where_a_part_of_the_run_is_dense():
+    cost = Flops((LayerFlops("", "Linear", 10_000, 1_000),))
+    for switch, share in (
+        (cw.Switch(cw.Static(), dense_from=0.75), 0.75),
+        (cw.Switch(cw.Static(), sparse_from=0.25), 0.75),
+        (cw.Switch(cw.Static(), 0.25, 0.5), 0.25),
+    ):
+        assert cost.sparse_training(switch) == pytest.approx(share * 3_000 + (1 - share) * 30_000)
+        assert cost.sparse_training(switch.in_steps(40), steps=40) == cost.sparse_training(switch)
+    rigl = cost.sparse_training("rigl")
+    assert cost.sparse_training(cw.Switch(cw.RigL(), dense_from=0.5)) == pytest.approx((rigl + 30_000) / 2)
+    with pytest.raises(ValueError, match=r"depends on the length of the run, .* step 30 .* pass steps="):
+        cost.sparse_training(cw.Switch(cw.Static(), dense_from=30))
+
+
 def conv1d():
     from transformers.pytorch_utils import Conv1D
 

@@ -4,12 +4,15 @@ import sys
 import pytest
 import torch
 
-from cutwork.data import DATA_SETS, load_data
+from cutwork.data import DATA_SETS, fashion_mnist, load_data
+from cutwork.data.images import Images
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
-def test_every_data_set_has_images_with_labels_for_training_and_testing(name):
+def test_every_data_set_has_images_with_labels_for_training_and_testing(name, fashion_files, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "FOLDER", fashion_files)
     data = load_data(name)
+    assert isinstance(data, Images)
     for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
         assert images.ndim == 4
         assert images.dtype == torch.float32

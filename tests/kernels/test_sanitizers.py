@@ -28,7 +28,8 @@ OPTIONS = {
     "avx512vnni": [*AVX512, "-mavx512vnni"],
     "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
-KERNELS = {"linear": ["generic", "avx2", "avx512"], "conv": ["generic", "avx2", "avx512"], "narrow": list(OPTIONS)}
+WIDE = ["generic", "avx2", "avx512"]
+KERNELS = {"linear": WIDE, "conv": WIDE, "grouping": WIDE, "selection": WIDE, "narrow": list(OPTIONS)}
 
 
 def can_sanitize(folder):

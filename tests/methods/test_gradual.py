@@ -34,6 +34,15 @@ def test_density_follows_the_cubic_curve_and_ends_exactly():
     assert all((later <= earlier).all() for earlier, later in pairwise(masks))
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "2:4-tile", "2:4-tile-greedy", "1:4-tile-greedy", "block:4"])
+def test_what_is_dropped_never_comes_back(pattern):
+    density = 0.1 if pattern.startswith("block") else None
+    found, masks = densities(Gradual(every=1, until=40), 44, pattern=pattern, density=density)
+    assert all((later <= earlier).all() for earlier, later in pairwise(masks))
+    assert cw.parse(pattern).allows(masks[-1])
+    assert found[-1] == pytest.approx(cw.parse(pattern).density or 0.1, abs=0.15 if "greedy" in pattern else 1e-6)
+
+
 def test_granet_regrows_while_it_thins_out():
     found, masks = densities(GraNet(every=2, until=20, thin_until=10), 20)
     assert found[0] == 0.5

@@ -1,15 +1,30 @@
 import pytest
 import torch
 
-from cutwork.methods.scores import NEED_NO_GRADIENT, SCORES, gradient, magnitude, random, taylor
+from cutwork.methods.scores import NEED_NO_GRADIENT, SCORES, energy, gradient, magnitude, random, taylor
+from cutwork.patterns import parse
 
 WEIGHT, GRAD = torch.tensor([[1.0, -2.0]]), torch.tensor([[-3.0, 0.5]])
 
 
 def test_scores_are_what_their_names_say():
     assert magnitude(WEIGHT).tolist() == [[1, 2]]
+    assert energy(WEIGHT).tolist() == [[1, 4]]
     assert gradient(WEIGHT, GRAD).tolist() == [[3, 0.5]]
     assert taylor(WEIGHT, GRAD).tolist() == [[3, 1]]
+
+
+def test_squares_of_small_numbers_in_half_precision_do_not_vanish():
+    small = torch.tensor([1e-4, -2e-4], dtype=torch.float16)
+    assert energy(small)[1] > energy(small)[0] > 0
+
+
+@pytest.mark.parametrize("pattern", ["2:4-tile", "block:4"])
+def test_by_energy_more_of_the_squares_is_kept(pattern):
+    weight, pattern = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), parse(pattern)
+    by_magnitude, by_energy = (pattern.project(score(weight), 0.5) for score in (magnitude, energy))
+    assert weight[by_energy].square().sum() > 1.002 * weight[by_magnitude].square().sum()
+    assert weight[by_energy].abs().sum() < weight[by_magnitude].abs().sum()
 
 
 def test_chance_repeats_for_the_same_generator():

@@ -31,6 +31,29 @@ def test_srste_pulls_what_is_not_kept_towards_zero():
     assert torch.allclose(layer.weight, before - 0.1 * (gradient + 0.5 * before * ~mask), atol=1e-6)
 
 
+def test_adam_makes_a_whole_step_of_a_decay_that_is_all_there_is():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False))
+    nn.init.uniform_(model[0].weight, 0.2, 0.4)
+    sparsifier = cw.sparsify(model, "2:4", method=srste(decay=2e-4))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    sparsifier.attach(optimizer)
+    mask, before = model[0].sparsity.mask.clone(), model[0].weight.detach().clone()
+    (0 * model(torch.randn(4, 8))).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(model[0].weight.detach(), before - 0.001 * ~mask, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda method: method, lambda method: cw.Switch(method, dense_from=0.5)])
+def test_a_score_of_ones_own_that_needs_a_gradient_is_refused_at_once(wrap):
+    def saliency(weight, grad, generator):
+        return weight * grad
+
+    model = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(ValueError, match=r"keep=saliency fails without a gradient \(.*\), but .* pass cutwork"):
+        cw.sparsify(model, "2:4", method=wrap(STE(keep=saliency)), steps=10)
+    assert type(model[0]) is nn.Linear
+
+
 def test_the_mask_follows_the_weight():
     layer, *_ = one_step(STE())
     assert torch.equal(layer.sparsity.mask, cw.parse("2:4").project(layer.weight.detach().abs(), 0.5))

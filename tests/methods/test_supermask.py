@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import cutwork as cw
@@ -23,6 +25,37 @@ def test_the_reference_rounding_keeps_the_known_numbers_of_tiles(block, sparsity
     model = nn.Sequential(nn.Linear(16, 16))
     cw.sparsify(model, f"block:{block}", sparsity=sparsity, method=Supermask(count="reference"))
     assert kept_tiles(model) == kept
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "shape", "kept"),
+    [
+        (0.1, (4, 4), 14),  # 0.01 * 10.0 * 15 = 1.5 zeros, and two is even
+        (0.3, (2, 3), 4),  # 0.01 * 30.0 * 5 = 1.5
+        (0.35, (31, 1), 20),  # 0.01 * 35.0 * 30 = 10.500000000000002, where 0.35 * 30 = 10.5 would make ten
+        (0.7, (4, 4), 5),  # 0.01 * 70.0 * 15 = 10.500000000000002
+        (0.5, (1, 2), 2),
+        (0.875, (2, 2), 2),  # held at 1 - 1/4
+        (0.0, (1, 1), 1),
+    ],
+)
+def test_the_reference_rounds_a_product_of_doubles_with_halves_to_even(sparsity, shape, kept):
+    units = shape[0] * shape[1]
+    zeros = round(0.01 * float(100 * min(sparsity, 1 - 1 / units)) * (units - 1))
+    assert kept == units - zeros, "the example itself"
+    model = nn.Sequential(nn.Linear(shape[1], shape[0]))
+    cw.sparsify(model, "unstructured", sparsity=sparsity, method=Supermask(count="reference"))
+    assert int(model[0].sparsity.mask.sum()) == kept
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 999), st.integers(1, 3000))
+def test_the_reference_counts_from_the_sparsity_that_was_written(thousandths, units):
+    sparsity = min(thousandths / 1000, 1 - 1 / units)
+    assume((1 - thousandths / 1000) * units >= 0.5)
+    model = nn.Sequential(nn.Linear(units, 1))
+    cw.sparsify(model, "unstructured", sparsity=thousandths / 1000, method=Supermask(count="reference"))
+    assert int((~model[0].sparsity.mask).sum()) == round(0.01 * (100 * sparsity) * (units - 1))
 
 
 def test_the_exact_count_is_the_nearest():
@@ -95,6 +128,26 @@ def test_scores_stay_in_their_range():
     assert scores.max() <= 1
 
 
+def test_scores_that_are_nan_are_refused():
+    model = nn.Sequential(nn.Linear(16, 16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    sparsifier = cw.sparsify(model, "block:4", density=0.25, method="supermask")
+    optimizer.add_param_group({"params": [model[0].sparsity.scores]})
+    sparsifier.attach(optimizer)
+    model(torch.randn(2, 16)).sum().mul(torch.nan).backward()
+    with pytest.raises(ValueError, match="0: the learned scores hold nan, which has no rank"):
+        optimizer.step()
+
+
+def test_a_mask_chosen_anew_is_that_of_the_scores():
+    for name in ("block:4", "unstructured", "2:4", "2:4-tile", "2:4-tile-greedy"):
+        model, _ = train(Supermask(), density=None if name.startswith("2:4") else 0.25, pattern=name)
+        for layer in (model[0], model[2]):
+            pattern, scores = layer.sparsity.pattern, layer.sparsity.scores.detach()
+            chosen = pattern.select(scores, pattern.count(layer.weight.shape, layer.sparsity.density))
+            assert torch.equal(layer.sparsity.mask, pattern.spread(chosen, layer.weight.shape))
+
+
 def test_scores_can_start_in_the_order_of_the_weights():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16))
@@ -132,6 +185,38 @@ def test_binned_weights_take_few_values(transform, fixed):
     assert (layer.sparsity.scale.grad is None) == fixed
     with pytest.raises(ValueError, match="weight_bits"):
         Supermask(weight_bits=-1)
+
+
+@pytest.mark.parametrize(("bits", "transform"), [(1, (0.0, -0.5)), (2, (0.1, 0.3)), (3, None)])
+def test_binned_weights_get_the_gradients_of_the_original(bits, transform):
+    """There the numbers of the bins are what trains, in units of a bin: a weight is as many times steeper."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8, bias=False)).double()
+    method = Supermask(weight_bits=bits, transform=transform)
+    cw.sparsify(model, "block:4", density=0.5, method=method)
+    layer, x = model[0], torch.randn(5, 12).double()
+    before = layer.weight.detach()
+    width = (before.max() - before.min()) / 2**bits
+    numbers = torch.full_like(before, -(2 ** (bits - 1)))
+    for bin_number in range(1, 2**bits):
+        numbers += before > before.min() + bin_number * width
+    numbers.requires_grad_()
+    shift, scale = (value.detach().clone().requires_grad_() for value in (layer.sparsity.shift, layer.sparsity.scale))
+    gate = layer.sparsity.mask.double().requires_grad_()
+    nn.functional.linear(x, (numbers * scale + shift) * gate).square().sum().backward()
+    model(x).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, numbers.grad / width)
+    torch.testing.assert_close(layer.sparsity.scale.grad, scale.grad)
+    torch.testing.assert_close(layer.sparsity.shift.grad, shift.grad)
+    torch.testing.assert_close(layer.sparsity.scores.grad, 16 * layer.sparsity.pattern.pool(gate.grad))
+
+
+def test_weights_that_are_all_equal_can_be_binned():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False))
+    nn.init.constant_(model[0].weight, 0.5)
+    cw.sparsify(model, "unstructured", density=0.5, method=Supermask(weight_bits=2))
+    model(torch.ones(1, 4)).sum().backward()
+    assert model[0].weight.grad.isfinite().all()
 
 
 def test_costs():

@@ -34,3 +34,38 @@ def test_it_speaks_for_the_method_inside():
     assert Switch(RigL(every=10)).dense_gradient_share == 1 / 11
     assert Switch(RigL()).needs_gradient
     assert Switch(RigL(every=1, until=0.5), dense_from=0.7).in_steps(10) == Switch(RigL(every=1, until=5), dense_from=7)
+
+
+@pytest.mark.parametrize("phases", [(0, 0), (5, 5), (6, 2), (0.5, 0.5), (0.9, 0.2), (0, 0.0), (-1, None)])
+def test_a_run_that_would_never_be_sparse_is_refused(phases):
+    with pytest.raises(ValueError, match="is never sparse"):
+        Switch(Static(), *phases)
+
+
+def test_so_is_one_whose_shares_leave_no_step_sparse():
+    with pytest.raises(ValueError, match="is never sparse"):
+        Switch(Static(), dense_from=0.004).in_steps(100)
+
+
+def test_the_recipe_of_the_tile_paper_pulls_masked_weights_through_the_gradient_and_ends_dense():
+    """Masks every 40 steps, the decay added to the gradient, and the last sixth dense, where nothing is pulled."""
+    torch.manual_seed(0)
+    model, plain = nn.Sequential(nn.Linear(8, 8, bias=False)), nn.Linear(8, 8, bias=False)
+    sparsifier = cw.sparsify(model, "2:4-tile", method=Switch(srste(every=40, decay=0.1), dense_from=5 / 6), steps=240)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    sparsifier.attach(optimizer)
+    moves = []
+    for step in range(240):
+        weight, mask = model[0].weight.detach().clone(), model[0].sparsity.mask.clone()
+        plain.weight = nn.Parameter(weight * mask)
+        x = torch.randn(4, 8)
+        (plain(x) ** 2).mean().backward()
+        optimizer.zero_grad()
+        (model(x) ** 2).mean().backward()
+        optimizer.step()
+        expected = weight - 0.5 * (plain.weight.grad + 0.1 * weight * ~mask)
+        torch.testing.assert_close(model[0].weight.detach(), expected)
+        moves += [step + 1] * (not torch.equal(model[0].sparsity.mask, mask))
+    assert moves[-1] == 200
+    assert {step % 40 for step in moves} == {0}
+    assert model[0].sparsity.mask.all()

@@ -1,9 +1,7 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cutwork.patterns import Block, Unstructured, base, keep_largest
+from cutwork.patterns import Block, Unstructured, keep_largest
 
 
 @pytest.mark.parametrize(("density", "kept"), [(0.1, 1), (0.149, 1), (0.15, 2), (0.5, 5), (0.001, 1), (1.0, 10)])
@@ -40,26 +38,3 @@ def test_chance_does_not_favour_the_tiles_cut_by_an_edge():
         hits += pattern.units(pattern.project(view.score(random), 0.2))
     expected = 2000 * 0.2
     assert ((hits - expected).abs() < 5 * (expected * 0.8) ** 0.5).all()
-
-
-@given(
-    kind=st.sampled_from(["normal", "ties", "rising", "periodic", "infinite"]),
-    share=st.floats(0, 1),
-    seed=st.integers(0, 2**31),
-)
-def test_a_sample_changes_nothing_in_what_is_kept(kind, share, seed):
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(5000, generator=generator)
-    if kind == "ties":
-        scores = scores.round()
-    elif kind == "rising":
-        scores = scores.sort().values
-    elif kind == "periodic":
-        scores[:: base.SPACING] = -5.0
-    elif kind == "infinite":
-        scores = torch.where(scores > 0.5, torch.inf, torch.where(scores < -0.5, -torch.inf, scores))
-    count = round(share * len(scores))
-    expected = keep_largest(scores, count)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "MANY", 0)
-        assert torch.equal(keep_largest(scores, count), expected)

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutwork.ops.topology import Topology
-from cutwork.patterns import NM, Shuffled, parse
+from cutwork.patterns import NM, Shuffled, TapBlock, parse
 
 PATTERNS = [
     "unstructured", "block:4", "block:16x3", "block:5x7", "vector:4", "shuffled:4", "shuffled:4x1", "shuffled:5x3",
-    "2:4", "1:4", "2:8", "2:4-tile", "1:4-tile", "2:4-tile-greedy",
+    "2:4", "1:4", "2:8", "2:4-tile", "1:4-tile", "2:4-tile-greedy", "block:4-2taps", "block:3x2-4taps",
 ]  # fmt: skip
 
 patterns = st.sampled_from(PATTERNS).map(parse)
@@ -24,6 +24,8 @@ seeds = st.integers(0, 2**31)
 def shapes(draw: st.DrawFn, pattern) -> tuple[int, int]:
     if isinstance(pattern, NM):
         return 4 * draw(st.integers(1, 9)), pattern.m * draw(st.integers(1, 9))
+    if isinstance(pattern, TapBlock):
+        return draw(st.integers(1, 20)), pattern.taps * draw(st.integers(1, 9))
     return draw(st.integers(1, 40)), draw(st.integers(1, 40))
 
 
@@ -52,6 +54,8 @@ def num_kept(pattern, mask):
         return left
     if isinstance(pattern, NM) or str(pattern) == "unstructured":
         return int(mask.sum())
+    if isinstance(pattern, TapBlock):
+        mask = mask[:, : mask.shape[1] // pattern.taps]
     return sum(
         bool(mask[i : i + pattern.rows, j : j + pattern.columns].any())
         for i, j in itertools.product(range(0, mask.shape[0], pattern.rows), range(0, mask.shape[1], pattern.columns))

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutwork.ops.topology import Topology
+from cutwork.ops import grouping
+from cutwork.ops.grouping import read_groups
 from cutwork.patterns import Shuffled
-from cutwork.patterns.shuffled import group_rows
 
 
 def planted(groups, rows, columns, width, seed):
@@ -39,46 +39,52 @@ def test_grouping_keeps_more_than_rows_as_they_come():
     assert float((scores * grouped).sum()) > 1.5 * float(neighbours)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(12, 4), (13, 4), (3, 4), (1, 1), (40, 7)])
-def test_groups_are_balanced_and_take_every_row_once(rows, size):
-    mask = torch.rand(rows, 30, generator=torch.Generator().manual_seed(0)) < 0.3
-    order = group_rows(mask, size)
-    assert sorted(order.tolist()) == list(range(rows))
-    assert torch.equal(order, group_rows(mask, size))
+def num_runs(mask, rows, columns):
+    return int((-(-mask[read_groups(mask, rows)][::rows].sum(1) // columns)).sum())
 
 
-def test_identical_rows_come_together_even_when_a_short_group_looks_like_a_full_one():
-    rows = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
-    groups = group_rows(rows, 2).split(2)
-    assert all(torch.equal(rows[group[0]], rows[group[-1]]) for group in groups)
+@given(
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 40)),
+    tile=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    density=st.floats(0, 1),
+    fraction=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_regrowth_keeps_the_number_of_runs_and_all_of_them_at_fraction_zero(shape, tile, density, fraction, seed):
+    generator = torch.Generator().manual_seed(seed)
+    pattern = Shuffled(*tile)
+    mask = pattern.project(torch.rand(shape, generator=generator), density)
+    drop, grow = torch.randn(2, *shape, generator=generator)
+    new = pattern.regrow(mask, drop, grow, fraction)
+    assert pattern.allows(new)
+    assert num_runs(new, *tile) == num_runs(mask, *tile)
+    assert torch.equal(pattern.regrow(mask, drop, grow, 0.0), mask)
 
 
-def test_grouping_4096_rows_needs_no_cube_of_memory():
-    mask = torch.rand(4096, 64, generator=torch.Generator().manual_seed(0)) < 0.1
-    assert len(group_rows(mask, 16)) == 4096
+def test_rows_stay_together_where_growth_says_nothing():
+    generator = torch.Generator().manual_seed(0)
+    pattern = Shuffled(8, 1)
+    mask = pattern.project(torch.rand(64, 128, generator=generator), 0.2)
+    new = pattern.regrow(mask, torch.rand(64, 128, generator=generator), torch.rand(64, 128, generator=generator), 0.3)
+    groups = read_groups(mask, 8).view(8, 8)
+    assert all(bool((new[group] == new[group[0]]).all()) for group in groups)
+    assert int((mask & ~new).sum()) > 0.2 * int(mask.sum())
 
 
-def test_regrowth_leaves_the_groups_alone_and_exchanges_the_fraction():
-    scores = torch.rand(32, 64, generator=torch.Generator().manual_seed(0))
-    pattern = Shuffled(4, 4)
-    mask = pattern.project(scores, 0.25)
-    new = pattern.regrow(mask, scores, torch.rand(32, 64, generator=torch.Generator().manual_seed(1)), 0.5)
-    order = group_rows(mask, 4)
-    assert torch.equal(new[order][::4].repeat_interleave(4, 0), new[order])
-    runs = 0.25 * 8 * 16
-    assert int((mask & ~new).sum()) <= 0.5 * runs * 16
-    assert int((mask & ~new).sum()) > 0.25 * runs * 16
+def test_rows_change_groups_where_growth_asks_for_it():
+    scores, hidden = planted(groups=8, rows=8, columns=16, width=128, seed=0)
+    pattern = Shuffled(8, 1)
+    mask = start = pattern.project(torch.rand(64, 128, generator=torch.Generator().manual_seed(1)), 16 / 128)
+    for _ in range(20):
+        # What is kept has the weight that it deserves.
+        mask = pattern.regrow(mask, scores * mask, scores, 0.3)
+    assert int((mask & hidden).sum()) > 0.9 * int(hidden.sum()) > 2 * int((start & hidden).sum())
 
 
-@given(outputs=st.integers(1, 30), inputs=st.integers(1, 5), rows=st.integers(1, 6), seed=st.integers(0, 2**31))
-def test_groups_that_came_to_be_alike_share_their_rows_as_the_mask_alone_tells(outputs, inputs, rows, seed):
-    generator, rows = torch.Generator().manual_seed(seed), min(rows, outputs)
-    kept = torch.rand(-(-outputs // rows), inputs, generator=generator) < 0.5
-    order = torch.randperm(outputs, generator=generator)
-    topology = Topology.from_kept(kept, (outputs, inputs), rows, 1, order)
-    settled = Shuffled(rows, 1).settle(topology)
-    assert torch.equal(settled.to_mask(), topology.to_mask())
-    assert torch.equal(settled.order, Shuffled(rows, 1).tiling.order(topology.to_mask()).int())
+def test_at_fraction_one_all_is_chosen_anew():
+    scores, hidden = planted(groups=8, rows=8, columns=16, width=128, seed=0)
+    start = Shuffled(8, 1).project(torch.rand(64, 128, generator=torch.Generator().manual_seed(1)), 16 / 128)
+    assert torch.equal(Shuffled(8, 1).regrow(start, scores, scores, 1.0), hidden)
 
 
 def test_a_full_group_gives_up_its_short_run_first():
@@ -89,6 +95,27 @@ def test_a_full_group_gives_up_its_short_run_first():
     new = pattern.regrow(mask, torch.arange(6.0).flip(0).expand(4, 6), torch.zeros(4, 6), 0.34)
     assert pattern.allows(new)
     assert new.any(1).all()
+
+
+@pytest.fixture
+def no_similarity(monkeypatch):
+    """Fail where rows are compared by how similar they are."""
+
+    def compare(mask, size):
+        raise AssertionError("rows were compared")
+
+    monkeypatch.setattr(grouping, "group_similar", compare)
+
+
+@pytest.mark.parametrize("rows", [32, 30])
+def test_rows_that_have_their_groups_are_not_compared(rows, request):
+    scores = torch.rand(rows, 64, generator=torch.Generator().manual_seed(0))
+    pattern = Shuffled(4, 4)
+    mask = pattern.project(scores, 0.25)
+    request.getfixturevalue("no_similarity")
+    assert pattern.allows(mask)
+    assert not pattern.allows(mask ^ torch.eye(rows, 64, dtype=torch.bool))
+    assert torch.equal(pattern.tiling.order(mask).sort().values, torch.arange(rows))
 
 
 def test_a_mask_of_other_shape_is_not_legal():

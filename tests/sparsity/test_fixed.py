@@ -44,14 +44,16 @@ def test_without_a_gradient_there_is_none_to_form():
     assert sparsity.before_update(weight, 1.0) is None
 
 
-def test_a_move_starts_new_weights_and_their_state_at_zero():
+def test_a_move_starts_new_weights_at_zero_and_their_state_at_zero_or_its_usual_size():
     sparsity, weight = fixed((8, 6))
-    state = {"momentum": torch.ones(8, 6), "step": torch.tensor(3.0)}
+    state = {"momentum": torch.ones(8, 6), "mean_square": torch.full((8, 6), 7.0), "step": torch.tensor(3.0)}
     old, new = sparsity.mask.clone(), ~sparsity.mask
     new[:2, :2] = old[:2, :2] = True
     sparsity.set_mask(old)
     with torch.no_grad():
         weight.fill_(1)
-        sparsity.move(new, weight, [state])
+        state["mean_square"][old] = 5
+        sparsity.move(new, weight, [state], {"mean_square"})
     assert torch.equal(weight.detach(), (old & new).float())
     assert torch.equal(state["momentum"], (old & new).float()) and state["step"] == 3
+    assert torch.equal(state["mean_square"], 5 * new.float())

@@ -80,13 +80,12 @@ def test_a_gradient_penalty_counts_in_what_a_move_looks_at(storage, monkeypatch)
     x = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)
     penalized_loss(dense, x).backward()
     penalized_loss(model, x).backward()
-    seen, view = {}, sparsifier._view
+    seen, make_view = {}, sparsifier._view
 
     def look(name, *rest, **options):
-        looked = view(name, *rest, **options)
-        # A view shows the layer as it is, so not after the move.
-        seen[name] = looked.grad
-        return looked
+        view = make_view(name, *rest, **options)
+        seen[name] = view.grad
+        return view
 
     monkeypatch.setattr(sparsifier, "_view", look)
     optimizer.step()

@@ -63,15 +63,25 @@ BAD = {
     ),
     "masks of a supermask": (
         lambda m: cw.sparsify(m, {"0": "block:4"}, masks={"0": torch.ones(64, 32) > 0}, method="supermask"),
-        "its masks come from scores",
+        "Supermask chooses its first masks itself",
     ),
-    "masks of a later supermask": (
-        lambda m: cw.sparsify(m, "block:4", masks={}, method=cw.Switch(cw.Supermask(), sparse_from=2)),
-        "its masks come from scores",
+    "masks of a dense beginning": (
+        lambda m: cw.sparsify(m, "block:4", masks={}, method=cw.Switch(cw.Static(), sparse_from=2)),
+        "Switch chooses its first masks itself",
+    ),
+    "masks of a supermask that ends dense": (
+        lambda m: cw.sparsify(m, "block:4", masks={}, method=cw.Switch(cw.Supermask(), dense_from=2)),
+        "Switch chooses its first masks itself",
+    ),
+    "init of a dense beginning": (
+        lambda m: cw.sparsify(
+            m, "block:4", density=0.1, init="random", method=cw.Switch(cw.Static(), sparse_from=0.1), steps=100
+        ),
+        "init='random' does not reach Switch",
     ),
     "init of a supermask": (
         lambda m: cw.sparsify(m, "block:4", density=0.1, init="magnitude", method="supermask"),
-        r"Supermask\(init=...\) says how its scores start",
+        r"init='magnitude' does not reach Supermask, .* Supermask\(init=...\)",
     ),
     "too coarse": (
         lambda m: cw.sparsify(m, {"0": "block:64x32"}, density=0.1),

@@ -78,7 +78,7 @@ class ConvProblem(Problem):
         return (self.kernel, self.stride) == (1, 1)
 
     def masked(self, pattern: Pattern, density: float) -> Self:
-        matrix = self.matrix(self.weight)
+        matrix, pattern = self.matrix(self.weight), pattern.for_kernel(self.kernel**2)
         mask = pattern.project(matrix.abs(), density)
         weight = Layout.of(self.weight).from_matrix(matrix * mask).contiguous(memory_format=torch.channels_last)
         return replace(self, weight=weight, index=index_of(mask, pattern))

@@ -24,6 +24,7 @@ from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
 from cutwork.layers.sparse import Sparse
 from cutwork.layers.sparse_class import is_conv1d_class
 from cutwork.methods import Method, find_method
+from cutwork.methods.base import Steps, is_share
 from cutwork.sparsity.base import Sparsity
 
 
@@ -65,12 +66,13 @@ class Flops:
         """Return the operations of a dense training step: backward counts as two forward passes."""
         return 3 * self.dense
 
-    def sparse_training(self, method: str | Method) -> float:
+    def sparse_training(self, method: str | Method, steps: int | None = None) -> float:
         """Return the operations of a training step, on the average over the steps in which the method moves masks.
 
         Forward and the gradient of the inputs cost a sparse pass each; the gradient of the weights costs a sparse
         pass too, or a dense one in the share of the steps in which the method needs all of it. The masks are taken as
-        they are now, also where the density has yet to fall.
+        they are now, also where the density has yet to fall, so count while they are sparse. Of a run that begins or
+        ends dense it is the average over all of it, of so many `steps` where the method does not speak in shares.
 
         >>> cost = Flops((LayerFlops("fc", "Linear", dense=1000, sparse=100),))
         >>> cost.sparse_training("static"), round(cost.sparse_training("rigl"), 1), cost.sparse_training("supermask")
@@ -78,8 +80,27 @@ class Flops:
 
         Reference: Evci et al., Rigging the lottery, 2020, section 3.1.
         """
-        share = find_method(method).dense_gradient_share
-        return (3 - share) * self.sparse + share * self.dense
+        chosen = find_method(method)
+        share, sparse_share = chosen.dense_gradient_share, _sparse_share(chosen, steps)
+        sparse_step = (3 - share) * self.sparse + share * self.dense
+        return sparse_share * sparse_step + (1 - sparse_share) * self.dense_training
+
+
+def _sparse_share(method: Method, steps: int | None) -> float:
+    """Return in which share of a run layers are sparse."""
+    begin, end = (
+        1.0 if at is None else at if is_share(at) or not at else _share_of(at, steps) for at in method.sparse_span
+    )
+    return min(1.0, end) - min(1.0, begin)
+
+
+def _share_of(step: Steps, steps: int | None) -> float:
+    if steps is None:
+        raise ValueError(
+            f"what a training step costs on the average depends on the length of the run, because layers are dense up "
+            f"to step {step} or from there on; pass steps=..., or give the method shares of the run"
+        )
+    return step / steps
 
 
 class Operations(NamedTuple):

@@ -91,12 +91,14 @@ def report(
     model: nn.Module,
     *inputs: Any,
     method: str | Method | None = None,
+    steps: int | None = None,
     skipped: Mapping[str, str] | None = None,
 ) -> Report:
     """Return what is sparse in a model and how much of it; given inputs, also the operations of a pass over these.
 
-    A mapping given last holds what the model takes by name. `method` adds what a training step by it costs. `skipped`,
-    which a sparsifier has, adds why layers stay dense; the model itself does not know. Parameters that only serve to
+    A mapping given last holds what the model takes by name. `method` adds what a training step by it costs; one that is
+    dense for a part of the run needs its length in `steps`, unless it speaks in shares. `skipped`, which a sparsifier
+    has, adds why layers stay dense; the model itself does not know. Parameters that only serve to
     learn masks do not count; one that several layers share counts for the first. Operations are those of `flops` with
     its "products".
 
@@ -117,12 +119,12 @@ def report(
     cost = flops(model, *inputs) if inputs else None
     rows = _rows(model, {} if cost is None else {layer.name: layer for layer in cost.layers})
     total = _add_up(rows, cost)
-    training = None if cost is None or method is None else _count_training(cost, find_method(method))
+    training = None if cost is None or method is None else _count_training(cost, find_method(method), steps)
     return Report(rows, total, training, dict(skipped or {}))
 
 
-def _count_training(cost: Flops, method: Method) -> Training:
-    return Training(type(method).__name__, cost.dense_training, cost.sparse_training(method))
+def _count_training(cost: Flops, method: Method, steps: int | None) -> Training:
+    return Training(type(method).__name__, cost.dense_training, cost.sparse_training(method, steps))
 
 
 def _rows(model: nn.Module, costs: Mapping[str, LayerFlops]) -> tuple[Row, ...]:

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 from cutwork.text import did_you_mean
 
 if TYPE_CHECKING:
-    from cutwork.data.digits import Digits
+    from cutwork.data.images import Images
 
 # The module of each data set, imported when it is asked for, and the function there that loads it.
-DATA_SETS = {"digits": ("cutwork.data.digits", "load_digits")}
+DATA_SETS = {
+    "digits": ("cutwork.data.digits", "load_digits"),
+    "fashion-mnist": ("cutwork.data.fashion_mnist", "load_fashion_mnist"),
+}
 
 
-def load_data(name: str) -> "Digits":
+def load_data(name: str) -> "Images":
     """Return a data set by its name.
 
     >>> load_data("digits").test_images.shape

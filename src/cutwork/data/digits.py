@@ -1,26 +1,17 @@
 """The data set inside the package: handwritten digits, small enough to train on in seconds."""
 
-from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 import torch
 
+from cutwork.data.images import Images
+
 NUM_TEST = 360
 MAX_PIXEL = 16
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Images `[N, 1, 8, 8]` as float32 in [0, 1] and labels `[N]` as int64, apart for training and testing."""
-
-    train_images: torch.Tensor
-    train_labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
-
-
-def load_digits() -> Digits:
+def load_digits() -> Images:
     """Return 1437 training and 360 test images of handwritten digits, always the same ones in the same order.
 
     The test images are the last 360 of the file. The file is not shuffled first, on purpose: neighbours in it
@@ -37,7 +28,7 @@ def load_digits() -> Digits:
     with resources.files("cutwork").joinpath("data", "digits.npz").open("rb") as file, np.load(file) as archive:
         images = torch.from_numpy(archive["images"]).to(torch.float32).div_(MAX_PIXEL).unsqueeze(1)
         labels = torch.from_numpy(archive["labels"]).to(torch.int64)
-    return Digits(
+    return Images(
         train_images=images[:-NUM_TEST],
         train_labels=labels[:-NUM_TEST],
         test_images=images[-NUM_TEST:],

@@ -19,7 +19,7 @@ from cutwork.bench.choices import check_seed, make_folder
 from cutwork.costs.flops import flops
 from cutwork.costs.pictures import draw_in_text, draw_masks
 from cutwork.data import load_data
-from cutwork.data.digits import Digits
+from cutwork.data.images import Images
 from cutwork.files.checkpoint import load, save
 from cutwork.lab.demo_result import BATCH_SIZE, DemoResult, Packed, Side
 from cutwork.layers.storage import compress, why_not_compress
@@ -95,8 +95,8 @@ def run(
     load(sparse_file, again)
     explored = list(sparsifier.exploration.values())
     result = DemoResult(
-        dense=_measure(dense, digits, dense_file, dense_ms, None),
-        sparse=_measure(sparse, digits, sparse_file, sparse_ms, sparsifier.method),
+        dense=_measure(dense, digits, dense_file, dense_ms, None, steps),
+        sparse=_measure(sparse, digits, sparse_file, sparse_ms, sparsifier.method, steps),
         pattern=pattern,
         density=amount,
         method=type(chosen).__name__,
@@ -146,7 +146,7 @@ def _compress_if_possible(network: nn.Module) -> str:
 def _train(
     networks: tuple[nn.Module, nn.Module],
     sparsifier: Sparsifier,
-    digits: Digits,
+    digits: Images,
     epochs: int,
     seed: int,
     progress: Progress | None,
@@ -203,7 +203,7 @@ def _answer(network: nn.Module, images: Tensor) -> Tensor:
     return network(images)
 
 
-def _measure(network: nn.Module, digits: Digits, file: Path, step_ms: float, method: Method | None) -> Side:
+def _measure(network: nn.Module, digits: Images, file: Path, step_ms: float, method: Method | None, steps: int) -> Side:
     right = _answer(network, digits.test_images).argmax(1) == digits.test_labels
     cost = flops(network, digits.test_images[:1])
     layers = sparse_layers(network).values()
@@ -218,7 +218,7 @@ def _measure(network: nn.Module, digits: Digits, file: Path, step_ms: float, met
             if id(parameter) not in besides
         ),
         megaflops_forward=cost.sparse / 1e6,
-        megaflops_training=(cost.dense_training if method is None else cost.sparse_training(method)) / 1e6,
+        megaflops_training=(cost.dense_training if method is None else cost.sparse_training(method, steps)) / 1e6,
         bytes_on_disk=file.stat().st_size,
         step_ms=step_ms,
     )

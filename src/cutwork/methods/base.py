@@ -2,7 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self, TypeGuard, final
@@ -95,11 +95,8 @@ class View:
 
     def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
         """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
-        tiles = self.numbers.tiles
-        if tiles is None:
-            return self.keep(self.pattern.exchange(self.kept, self.units(drop), self.units(grow), fraction))
-        scores = {score: self._score(tiles, score) for score in (drop, grow)}
-        return self.numbers.keeping(self.pattern.exchange_tiles(tiles.kept, scores[drop], scores[grow], fraction))
+        scores = {score: self.units(score) for score in dict.fromkeys((drop, grow))}
+        return self.keep(self.pattern.exchange(self.kept, scores[drop], scores[grow], fraction))
 
     def under(self, mask: Mask) -> "View":
         """Return the same layer, as if it had this mask."""
@@ -114,7 +111,7 @@ class View:
 
     @property
     def _tiles_of_units(self) -> Topology | None:
-        return self.numbers.tiles if self.pattern.every_choice_is_legal else None
+        return self.numbers.tiles if self.pattern.units_are_tiles else None
 
     def _score(self, tiles: Topology, score: Score) -> Tensor:
         if score is random:
@@ -161,6 +158,14 @@ class Method(ABC):
     def due(self, step: int) -> bool:
         """Say whether this step ends in a move."""
 
+    def share_out(self, step: int, views: Iterable[View]) -> Sequence[float] | None:
+        """Return how dense each layer is to be after a move in which they compete; None where each has its own density.
+
+        It is asked before the layers move, and what it returns is the `density` that `move` finds in their views.
+        `views` forms one layer after the other, without a gradient.
+        """
+        return None
+
     @abstractmethod
     def move(self, view: View) -> Mask:
         """Return the mask after a step that is due."""
@@ -179,6 +184,16 @@ class Method(ABC):
     def takes_first_mask(self) -> bool:
         """Say whether training may begin with a mask that somebody else has chosen."""
         return True
+
+    @property
+    def replaces_update(self) -> bool:
+        """Say whether a move stands in for the update of its step, in which the optimizer then changes nothing."""
+        return False
+
+    @property
+    def sparse_span(self) -> tuple[Steps, Steps | None]:
+        """Return from which step to which layers are sparse; before and after it every mask is whole."""
+        return 0, None
 
     def hold(self, mask: Tensor, weight: Parameter, *, view: View) -> Sparsity:
         """Return the module that will hold the mask of a layer: unless a method says otherwise, fixed between moves."""
@@ -216,7 +231,7 @@ def project_by(view: View, score: Score, density: float | None = None) -> Tensor
 
 def rank_within(view: View, units: Tensor) -> Tensor:
     """Return scores of units that rank all that the mask does not keep below all that it keeps."""
-    return torch.where(view.kept, units, units.min() - 1)
+    return torch.where(view.kept, units, -torch.inf)
 
 
 def falls_on(step: int, *, every: int, begin: Steps, until: Steps) -> bool:
@@ -295,6 +310,15 @@ def check_scores(**scores: Score) -> None:
             raise TypeError(
                 f"{name}={score!r} is no function; pass cutwork.magnitude, cutwork.random or one of your own"
             )
+
+
+def check_across_layers(method: Method, *, across_layers: bool, drop: Score) -> None:
+    """Raise ValueError where layers would have to be compared by gradients, which are formed one at a time."""
+    if across_layers and needs_gradient(drop):
+        raise ValueError(
+            f"{type(method).__name__}(across_layers=True, drop={getattr(drop, '__name__', drop)}) compares layers, of "
+            "which only one at a time has its gradient formed; drop by cutwork.magnitude or cutwork.random"
+        )
 
 
 def check_start_density(density: float) -> None:

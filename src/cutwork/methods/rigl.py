@@ -36,7 +36,12 @@ class RigL(Method):
     The fraction follows its schedule from `begin` to `anneal_until`, which is `until` unless given; a number falls to
     zero along a cosine, as in the paper, and `constant` holds it. With
     `estimate=True` growth looks at the outer product of input and output-gradient norms, and the dense gradient is
-    never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks.
+    never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks, whose rows change groups as they move.
+
+    A move comes after the update of its step, and so ranks weights that the gradient has changed already. With
+    `replaces_update=True` it stands in for the update, as in the authors' code: nothing that the optimizer trains or
+    remembers changes in that step but by the move. That takes an optimizer which passes over parameters without a
+    gradient, as PyTorch's all do.
 
     Reference: Evci et al., Rigging the lottery, 2020.
     """
@@ -49,6 +54,7 @@ class RigL(Method):
     grow: Score = gradient
     estimate: bool = False
     anneal_until: Steps | None = None
+    replaces_update: bool = False
 
     step_fields: ClassVar[Sequence[str]] = ("until", "begin", "anneal_until")
 

@@ -16,6 +16,16 @@ def magnitude(weight: Tensor, grad: Tensor | None = None, generator: Generator |
     return weight.abs()
 
 
+def energy(weight: Tensor, grad: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+    """Score a weight by its square.
+
+    Single weights are then in the same order as by magnitude, but of blocks and tiles those are kept that hold most of
+    the sum of squares.
+    """
+    # Squares of small numbers would vanish in half precision.
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)).square()
+
+
 def gradient(weight: Tensor, grad: Tensor | None = None, generator: Generator | None = None) -> Tensor:
     """Score a weight by the absolute value of its gradient: what would change the loss fastest."""
     return _given(grad).abs()
@@ -31,12 +41,18 @@ def random(weight: Tensor, grad: Tensor | None = None, generator: Generator | No
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
-SCORES: dict[str, Score] = {"magnitude": magnitude, "gradient": gradient, "taylor": taylor, "random": random}
-NEED_NO_GRADIENT = (magnitude, random)
+SCORES: dict[str, Score] = {
+    "magnitude": magnitude,
+    "energy": energy,
+    "gradient": gradient,
+    "taylor": taylor,
+    "random": random,
+}
+NEED_NO_GRADIENT = (magnitude, energy, random)
 # Scores of each weight by itself, so that units are scored without whole matrices; of these, the ones that are zero
 # where the weight is.
-ENTRYWISE = (magnitude, gradient, taylor)
-ZERO_AT_ZERO = (magnitude, taylor)
+ENTRYWISE = (magnitude, energy, gradient, taylor)
+ZERO_AT_ZERO = (magnitude, energy, taylor)
 
 
 def _given(grad: Tensor | None) -> Tensor:

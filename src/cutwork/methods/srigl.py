@@ -30,8 +30,13 @@ class SRigL(Method):
     """Exchange like RigL, but keep equally many units in every row of units, and give up rows with few salient ones.
 
     A unit is salient if it is among the kept with the largest weights or among all with the largest gradients. A row
-    with fewer than `min_salient` times the fan-in is given up and its share goes to the others; it may come back. The
-    last layer gives up none. Patterns that fix their rows themselves (n:m, shuffled) take the nearest legal mask.
+    with fewer than `min_salient` times the fan-in is given up and its share goes to the others; it may come back. That
+    is the fan-in of the layer before any row was given up, so that the bar does not rise with every row that goes; it
+    is lowered where more rows are needed to hold the units. The last layer gives up none, and none does with
+    `min_salient=0`. A row with more units to keep than its fan-in keeps the largest weights, and not the first ones as
+    in the authors' code. Patterns that fix their rows themselves (n:m, shuffled) take the nearest legal mask.
+
+    With `replaces_update=True` a move stands in for the update of its step, as in `RigL`, and in the authors' code.
 
     Reference: Lasby et al., Dynamic sparse training with structured sparsity, 2023.
     """
@@ -41,6 +46,7 @@ class SRigL(Method):
     begin: Steps = 0
     fraction: Schedule | float = cosine(0.3)  # noqa: RUF009
     min_salient: float = 0.3
+    replaces_update: bool = False
 
     step_fields: ClassVar[Sequence[str]] = ("until", "begin")
 
@@ -76,14 +82,14 @@ class SRigL(Method):
         return view.keep(_legal(view, _fill_rows(ranked, active, _num_kept(view, kept))))
 
     def _active_rows(self, view: View, kept: Tensor, salient: Tensor) -> Tensor:
-        rows = len(kept)
-        if view.is_last:
+        rows, columns = kept.shape
+        if view.is_last or not self.min_salient:
             return torch.ones(rows, dtype=torch.bool, device=kept.device)
-        fan_in = max(1, int(kept.sum(1).max()))
         counts = salient.sum(1)
-        active = counts >= max(1, int(self.min_salient * fan_in))
-        fewest = max(1, int(kept.sum()) // kept.shape[1])
-        return active if int(active.sum()) >= fewest else keep_largest(counts.float(), fewest)
+        fan_in = _num_kept(view, kept) // rows
+        rows_needed = -(-int(kept.sum()) // columns)
+        lowest = int(counts.sort(descending=True).values[min(rows_needed, rows - 1)])
+        return counts >= min(lowest, max(1, int(self.min_salient * fan_in)))
 
     @property
     def needs_gradient(self) -> bool:

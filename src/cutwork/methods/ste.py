@@ -12,6 +12,8 @@ from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.numbers import Mask
 from cutwork.sparsity.reprojected import Reprojected
 
+TAKES = "pass cutwork.magnitude, cutwork.energy, cutwork.random or one of your own that looks at the weight alone"
+
 
 @final
 @dataclass(frozen=True)
@@ -19,7 +21,10 @@ class STE(Method):
     """Multiply with the best part of a weight that trains in full; every so many steps choose the part anew.
 
     The gradient goes through the choice as if it were not there. A `decay` above zero pulls the rest towards zero,
-    which keeps the choice from flickering: that is SR-STE.
+    which keeps the choice from flickering: that is SR-STE. It joins the gradient, as in the paper, so an optimizer that
+    divides by the size of the gradient, as Adam does, moves a weight by a whole step where the decay is all there is.
+    `keep` sees the weight alone; by `energy` the tiles of `2:4-tile` keep a little more of the weight than by
+    `magnitude`.
 
     Reference: Zhou et al., Learning N:M fine-grained structured sparse neural networks from scratch, 2021.
     """
@@ -33,8 +38,7 @@ class STE(Method):
         check_scores(keep=self.keep)
         if self.keep in (gradient, taylor):
             raise ValueError(
-                f"keep={self.keep.__name__} needs a gradient, but the mask is chosen by the weight behind it; pass "
-                "cutwork.magnitude, cutwork.random or one of your own that looks at the weight alone"
+                f"keep={self.keep.__name__} needs a gradient, but the mask is chosen by the weight behind it; {TAKES}"
             )
 
     def start(self, view: View, init: Score) -> Tensor:
@@ -55,6 +59,7 @@ class STE(Method):
         return 1.0
 
     def hold(self, mask: Tensor, weight: Parameter, *, view: View) -> Sparsity:
+        self._check_score(view)
         return Reprojected(
             mask,
             view.layout,
@@ -62,6 +67,16 @@ class STE(Method):
             density=view.density,
             decay=float(self.decay),
         )
+
+    def _check_score(self, view: View) -> None:
+        """Raise ValueError at once, not at the first move, where a score of somebody's own needs a gradient."""
+        try:
+            view.score(self.keep)
+        except Exception as error:
+            raise ValueError(
+                f"keep={getattr(self.keep, '__name__', self.keep)} fails without a gradient ({error}), but the mask is "
+                f"chosen by the weight behind it; {TAKES}"
+            ) from error
 
 
 def srste(*, every: int = 1, decay: float = 2e-4) -> STE:

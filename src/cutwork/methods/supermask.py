@@ -21,11 +21,13 @@ class Supermask(Method):
     """Learn a score for every unit, by the gradient of its mask, and keep the units with the largest.
 
     Scores start at random (`init="random"`), or in the order of the weights' magnitude, which suits a trained model
-    (`init="magnitude"`). `score_range` starts them uniformly in a range and holds them there. `count="reference"`
-    keeps `n - round((1 - density) * (n - 1))` of n units as the original does, `"exact"` the nearest number.
-    `fixed_mask` and `fixed_weight` freeze one of the two; `weight_bits` bins the weight; `dense_weight_gradient` lets
-    the gradient of the weight through where the mask is zero. With `start_density` the density falls along a cubic
-    curve until `until`.
+    (`init="magnitude"`). `score_range` starts them uniformly in a range and holds them there. `count="exact"`
+    keeps the nearest number of n units, `"reference"` what the original does: of a sparsity of at most `1 - 1 / n` it
+    makes `round(0.01 * (100 * sparsity) * (n - 1))` zeros, where Python rounds halves to even and products have the
+    errors of doubles, and so keeps two units where one was meant. Units of equal score do not all stay there, as they
+    do in the original. `fixed_mask` and `fixed_weight` freeze one of the two; `weight_bits` bins the weight;
+    `dense_weight_gradient` lets the gradient of the weight through where the mask is zero. With `start_density` the
+    density falls along a cubic curve until `until`.
 
     Reference: arXiv 2207.00670, and SuperBlock for scores of whole tiles.
     """
@@ -68,11 +70,16 @@ class Supermask(Method):
 
     def move(self, view: View) -> Tensor:
         assert view.learned is not None, "a supermask lives in a layer that learns scores"
+        if view.learned.isnan().any():
+            raise ValueError("the learned scores hold nan, which has no rank; lower the learning rate of the scores")
         density = self._density(view, at=view.step)
-        if density == view.density and int(view.pattern.units(view.mask).sum()) == self._count(view, density):
-            # At an unchanged count rows stay in their groups: forming these anew costs more than the training step.
-            chosen = view.pattern.exchange(view.pattern.units(view.mask), view.learned, view.learned, fraction=1)
-            return view.pattern.spread(chosen, view.weight.shape)
+        # At an unchanged count rows stay in their groups: forming these anew costs more than the training step. Where
+        # every choice is legal there are none.
+        if not view.pattern.every_choice_is_legal and density == view.density:
+            kept = view.pattern.units(view.mask)
+            if int(kept.count_nonzero()) == self._count(view, density):
+                chosen = view.pattern.exchange(kept, view.learned, view.learned, fraction=1)
+                return view.pattern.spread(chosen, view.weight.shape)
         return self._choose(view, view.learned, density)
 
     @property
@@ -127,7 +134,9 @@ class Supermask(Method):
         if self.count == "exact":
             return view.pattern.count(shape, density)
         units = view.pattern.num_units(shape)
-        return units - round((1 - density) * (units - 1))
+        # The sparsity as it was written: 1 - 0.1 taken from 1 is less than 0.1, and a half would fall the other way.
+        sparsity = min(round(1 - density, 12), 1 - 1 / units)
+        return units - round(0.01 * (100 * sparsity) * (units - 1))
 
     def _choose(self, view: View, scores: Tensor, density: float) -> Tensor:
         chosen = view.pattern.select(scores, self._count(view, density))

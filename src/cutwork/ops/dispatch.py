@@ -1,7 +1,8 @@
 """Calling a kernel past PyTorch's dispatcher, which takes longer than a small product."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import update_wrapper
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -10,9 +11,28 @@ from torch import Tensor
 KERNELS: dict[tuple[str, str], Callable[..., Tensor]] = {}
 
 
+@final
+class Decision:
+    """A function that decides something about a tensor, in plain PyTorch or by a kernel that has entered itself.
+
+    No gradient goes through it and no graph holds it, so it need not be an operator.
+    """
+
+    def __init__(self, reference: Callable[..., Tensor]) -> None:
+        update_wrapper(self, reference)
+        self._init_fn = reference
+        self._qualname = f"cutwork::{reference.__name__}"
+
+    def __call__(self, x: Tensor, *rest: Any) -> Tensor:
+        """Decide by the kernel for the device of `x`, if there is one."""
+        kernel = KERNELS.get((self._qualname, x.device.type)) if can_skip_dispatcher(x) else None
+        return (kernel or self._init_fn)(x, *rest)
+
+
 def register_kernel(operator: Any, device: str, kernel: Callable[..., Tensor]) -> None:
     """Let an operator use a kernel for tensors on a device, through the dispatcher and past it."""
-    operator.register_kernel(device)(kernel)
+    if not isinstance(operator, Decision):
+        operator.register_kernel(device)(kernel)
     KERNELS[operator._qualname, device] = kernel
 
 

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable
 
-from cutwork.patterns.base import FreePattern, Pattern, Shape, Tiling, keep_largest
+from cutwork.ops.selection import keep_largest
+from cutwork.patterns.base import FreePattern, Pattern, Shape, Tiling
 from cutwork.patterns.block import Block
 from cutwork.patterns.nm import NM
 from cutwork.patterns.shuffled import Shuffled
+from cutwork.patterns.tap_block import TapBlock
 from cutwork.patterns.unstructured import Unstructured
 from cutwork.text import did_you_mean
 
@@ -18,6 +20,7 @@ __all__ = [
     "Pattern",
     "Shape",
     "Shuffled",
+    "TapBlock",
     "Tiling",
     "Unstructured",
     "keep_largest",
@@ -29,6 +32,10 @@ PATTERNS: dict[str, tuple[str, Callable[..., Pattern]]] = {
     "unstructured": (r"unstructured", Unstructured),
     "block:32": (r"block:(\d+)", lambda side: Block(int(side), int(side))),
     "block:64x16": (r"block:(\d+)x(\d+)", lambda rows, columns: Block(int(rows), int(columns))),
+    "block:16-taps": (
+        r"block:(\d+)(?:x(\d+))?-(\d+)?taps",
+        lambda rows, columns, taps: TapBlock(int(rows), int(columns or rows), taps and int(taps)),
+    ),
     "vector:16": (r"vector:(\d+)", lambda rows: Block(int(rows), 1)),
     "shuffled:16": (r"shuffled:(\d+)", lambda side: Shuffled(int(side), int(side))),
     "shuffled:16x1": (r"shuffled:(\d+)x(\d+)", lambda rows, columns: Shuffled(int(rows), int(columns))),

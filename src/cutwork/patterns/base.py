@@ -9,10 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from cutwork.ops.selection import keep_largest
 from cutwork.ops.topology import Topology
-
-# Among so many scores a sample, of one in so many, saves time.
-MANY, SPACING = 2**18, 61
 
 Shape = Sequence[int]
 Select = Callable[[Tensor, int], Tensor]
@@ -24,8 +22,7 @@ class Tiling:
     """The tiles that the masks of a pattern are made of, so that what they keep can be stored alone.
 
     A tile has `rows` outputs and `columns` inputs, and lies on a grid that begins at the corner of the matrix. Where
-    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so. Under a pattern
-    of which every choice of units is legal, each unit is a tile, at the same place of the grid.
+    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so.
     """
 
     rows: int
@@ -62,6 +59,15 @@ class Pattern(ABC):
         """Return what compressed storage has to know, or None where the pattern has no tiles to store."""
         return None
 
+    @property
+    def units_are_tiles(self) -> bool:
+        """Say whether each unit is a tile of the tiling, if there is one, at the same place of the grid."""
+        return self.every_choice_is_legal
+
+    def for_kernel(self, taps: int) -> "Pattern":
+        """Return the pattern for the matrix of a layer whose kernel has so many taps, a linear layer's one."""
+        return self
+
     def check(self, shape: Shape) -> None:  # noqa: B027
         """Raise ValueError where a matrix of this shape has no legal mask; most patterns fit every shape."""
 
@@ -93,10 +99,6 @@ class Pattern(ABC):
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         """Drop a fraction of the kept units, the smallest in `drop`, then grow as many, the largest in `grow`."""
 
-    def exchange_tiles(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        """Do what `exchange` does on the grid of tiles; that is the grid of units, unless a pattern says otherwise."""
-        return self.exchange(kept, drop, grow, fraction)
-
     def settle(self, topology: Topology) -> Topology:
         """Return the index that a layer with this mask has: in the order that the mask itself tells."""
         tiling = self.tiling
@@ -126,8 +128,9 @@ class Pattern(ABC):
         chosen anew at its old density.
         """
         self.check(mask.shape)
-        drop, grow = self.pool(comparable(drop)), self.pool(comparable(grow))
-        return self.spread(self.exchange(self.units(mask), drop, grow, fraction), mask.shape)
+        drops = self.pool(comparable(drop))
+        grows = drops if grow is drop else self.pool(comparable(grow))
+        return self.spread(self.exchange(self.units(mask), drops, grows, fraction), mask.shape)
 
     @final
     def units(self, mask: Tensor) -> Tensor:
@@ -160,45 +163,11 @@ class FreePattern(Pattern):
         return exchange_units(keep_largest, kept, drop, grow, fraction)
 
 
-def keep_largest(scores: Tensor, count: int) -> Tensor:
-    """Mark the `count` largest entries; of equal ones the first in row-major order.
-
-    >>> keep_largest(torch.tensor([3., 1., 3., 3.]), 2)
-    tensor([ True, False,  True, False])
-    """
-    flat = scores.flatten()
-    if count >= flat.numel():
-        return torch.ones_like(scores, dtype=torch.bool)
-    if count <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = _find_threshold(flat, count)
-    above, reached = flat > threshold, flat >= threshold
-    if int(reached.count_nonzero()) == count:
-        return reached.view(scores.shape)
-    ties = reached & ~above
-    chosen = above | (ties & (ties.cumsum(0) <= count - above.count_nonzero()))
-    return chosen.view(scores.shape)
-
-
-def _find_threshold(scores: Tensor, count: int) -> Tensor:
-    """Return the score that `count` reach."""
-    if len(scores) < MANY:
-        return scores.kthvalue(len(scores) - count + 1).values
-    # A sample says about where it lies, and only what is near is ranked: a third of the time, or less.
-    sample = scores[::SPACING].sort(descending=True).values
-    expected = count / SPACING
-    margin = 4 * expected**0.5 + 8
-    high, low = (sample[min(max(int(expected + side), 0), len(sample) - 1)] for side in (-margin, margin))
-    near = scores[(scores <= high) & (scores >= low)]
-    rank = count - int((scores > high).count_nonzero())
-    if not 0 < rank <= len(near):
-        near, rank = scores, count
-    return near.kthvalue(len(near) - rank + 1).values
-
-
 def exchange_units(select: Select, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
     """Exchange a fraction of the kept units where `select` alone says which of them may stand together."""
-    count = int(kept.sum())
+    count = int(kept.count_nonzero())
+    if fraction == 1:
+        return select(grow, count)
     places = kept.flatten().nonzero()[:, 0]
     staying = keep_largest(drop.flatten()[places], count - int(fraction * count))
     survivors = torch.zeros_like(kept).flatten().index_copy_(0, places, staying).view(kept.shape)

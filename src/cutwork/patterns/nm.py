@@ -2,18 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from functools import cache
-from itertools import combinations, product
 from typing import final
 
 import torch
 from torch import Tensor
 
-from cutwork.patterns.base import Pattern, Shape, exchange_units, keep_largest
+from cutwork.ops.selection import TILE, keep_best_tiles, keep_in_groups, keep_largest, keep_tiles_greedily
+from cutwork.patterns.base import Pattern, Shape, exchange_units
 
-TILE = 4
 FORMS = ("", "tile", "tile-greedy")
-TILES_AT_ONCE = 65_536
 
 
 @final
@@ -23,8 +20,9 @@ class NM(Pattern):
 
     With `form="tile"` the rule also holds along the outputs, so that the transposed weight is legal too and the
     gradient of the input can use it: of the legal 4x4 tiles the one with the largest sum is chosen (for 2:4 there are
-    90, and each keeps 8 entries). `form="tile-greedy"` takes the entries of a tile by descending score instead, as the
-    CUDA operator does; it keeps 7 or 8, and of equal scores takes the last in row-major order.
+    90, and each keeps 8 entries). `form="tile-greedy"` takes the entries of a tile by descending score instead, as
+    PyTorch's operator for CUDA does, of equal ones those that it takes too; it keeps 7 or 8. That operator ranks by
+    signed value unless it is asked for `largest_abs_values_greedy`; here the score says, by default the magnitude.
 
     A density above n/m is legal on the way there: every group keeps its `n` largest, and what is left of the count
     goes to the largest of the others.
@@ -83,60 +81,18 @@ class NM(Pattern):
 
     def select(self, units: Tensor, count: int) -> Tensor:
         least = self._least_legal(units)
-        room = count - self.count(units.shape, self.density)
-        return least | keep_largest(units.masked_fill(least, -torch.inf), room)
+        if count <= self.count(units.shape, self.density):
+            return least
+        # Not least: greedy tiles that keep fewer leave more to the others.
+        rest = keep_largest(units.masked_fill(least, -torch.inf), count - int(least.count_nonzero()))
+        return least | (rest & (units > -torch.inf))
 
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
         return exchange_units(self.select, kept, drop, grow, fraction)
 
     def _least_legal(self, scores: Tensor) -> Tensor:
-        if not self.form:
-            groups = scores.reshape(-1, self.m)
-            ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            return (ranks < self.n).view(scores.shape)
-        choose = best_tiles if self.form == "tile" else greedy_tiles
-        height, width = scores.shape[0] // TILE, scores.shape[1] // TILE
-        tiles = scores.view(height, TILE, width, TILE).transpose(1, 2).reshape(-1, TILE * TILE)
-        chosen = choose(tiles, self.n).view(height, width, TILE, TILE).transpose(1, 2)
-        return chosen.reshape(scores.shape)
-
-
-def best_tiles(tiles: Tensor, n: int) -> Tensor:
-    """Choose in each 4x4 tile, given as a row of 16 scores, the legal entries with the largest sum.
-
-    Entries scored inf are kept before all others.
-    """
-    forced = tiles.isposinf()
-    finite = tiles.masked_fill(forced, 0).double()
-    finite = finite / finite.abs().amax().clamp(min=torch.finfo(torch.float64).tiny)
-    # A forced entry outweighs the 16 others together, each of which now lies in [-1, 1].
-    values = finite + 2 * TILE * TILE * forced
-    legal = _legal_tiles(n).to(tiles.device)
-    best = torch.cat([(part @ legal.double().T).argmax(1) for part in values.split(TILES_AT_ONCE)])
-    return legal[best]
-
-
-def greedy_tiles(tiles: Tensor, n: int) -> Tensor:
-    """Take the entries of each 4x4 tile, a row of 16 scores, by descending score where its row and column have room.
-
-    >>> tile = torch.tensor([9, 1, 7, 4, 1, 2, 3, 0, 8, 3, 5, 4, 1, 2, 6, 2.0])
-    >>> (tile * greedy_tiles(tile[None], n=2)[0]).view(4, 4).int().tolist()
-    [[9, 0, 7, 0], [0, 2, 0, 0], [8, 0, 0, 4], [0, 0, 6, 2]]
-    """
-    last = TILE * TILE - 1
-    order = last - tiles.flip(1).argsort(dim=1, descending=True, stable=True)
-    chosen = torch.zeros_like(tiles, dtype=torch.bool)
-    for entry in order.T:
-        grid = chosen.view(-1, TILE, TILE)
-        every = torch.arange(len(entry), device=tiles.device)
-        room = (grid.sum(2)[every, entry // TILE] < n) & (grid.sum(1)[every, entry % TILE] < n)
-        chosen[every, entry] = room
-    return chosen
-
-
-@cache
-def _legal_tiles(n: int) -> Tensor:
-    """Return every 4x4 mask with n entries in each row and column, first in row-major order first."""
-    rows = [[column in kept for column in range(TILE)] for kept in combinations(range(TILE), n)]
-    legal = [tile for tile in product(rows, repeat=TILE) if all(sum(column) == n for column in zip(*tile, strict=True))]
-    return torch.tensor(legal).view(-1, TILE * TILE)
+        if self.form == "tile":
+            return keep_best_tiles(scores, self.n)
+        if self.form == "tile-greedy":
+            return keep_tiles_greedily(scores, self.n)
+        return keep_in_groups(scores, self.n, self.m)

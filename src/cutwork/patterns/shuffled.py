@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cutwork.ops.topology import Topology
-from cutwork.patterns.base import Pattern, Shape, Tiling, keep_largest
+from cutwork.ops.grouping import group_rows, read_groups
+from cutwork.ops.selection import keep_largest
+from cutwork.patterns.base import Pattern, Shape, Tiling
 from cutwork.patterns.block import tile_means
 
 
@@ -20,7 +20,8 @@ class Shuffled(Pattern):
 
     The rows of a group have identical mask rows, so the mask alone says which rows belong together. The last group and
     the last run of a group are short where the shape does not divide. `project` forms the groups anew, from the rows
-    whose largest scores stand in the same places; `regrow` leaves them as they are.
+    whose largest scores stand in the same places; so does `regrow`, from what rows would keep if each entry were
+    exchanged by itself.
 
     >>> import torch
     >>> scores = torch.tensor([[9., 0., 9., 0.], [0., 8., 0., 8.], [9., 0., 9., 0.], [0., 8., 0., 8.]])
@@ -52,10 +53,10 @@ class Shuffled(Pattern):
     @property
     def tiling(self) -> Tiling:
         # The columns of a run need not be neighbours either, so each is a tile of its own.
-        return Tiling(self.rows, 1, order=partial(group_rows, size=self.rows))
+        return Tiling(self.rows, 1, order=partial(read_groups, size=self.rows))
 
     def allows(self, mask: Tensor) -> bool:
-        order = group_rows(mask, self.rows)
+        order = read_groups(mask, self.rows)
         columns = mask[order][:: min(self.rows, len(mask))]
         counts = columns.sum(1)
         whole_runs = (counts % min(self.columns, mask.shape[1]) == 0) | (counts == mask.shape[1])
@@ -74,39 +75,25 @@ class Shuffled(Pattern):
         return units
 
     def select(self, units: Tensor, count: int) -> Tensor:
+        # What is scored -inf, as outside a mask, would hide in the mean of a group how much of the group it is.
+        units = units.clamp(min=units.masked_fill(units == -torch.inf, torch.inf).min() - 1)
         order = group_rows(_about_largest(units, share=count / self.num_units(units.shape)), self.rows)
         everywhere = torch.ones(-(-len(order) // self.rows), units.shape[1], dtype=torch.bool, device=units.device)
         return self._ungroup(self._best_runs(self._group_means(units, order), everywhere, count), order)
 
     def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        order = group_rows(kept, self.rows)
-        columns = kept[order][:: min(self.rows, len(kept))]
-        drop, grow = self._group_means(drop, order), self._group_means(grow, order)
-        return self._ungroup(self.exchange_tiles(columns, drop, grow, fraction), order)
-
-    def exchange_tiles(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        num_runs = int((-(-kept.sum(1) // min(self.columns, kept.shape[1]))).sum())
+        columns = kept[read_groups(kept, self.rows)][:: min(self.rows, len(kept))]
+        num_runs = int((-(-columns.sum(1) // min(self.columns, kept.shape[1]))).sum())
         number = int(fraction * num_runs)
-        survivors = self._best_runs_of_kept(drop, kept, num_runs - number)
-        return survivors | self._best_runs(grow, ~survivors, number)
-
-    def settle(self, topology: Topology) -> Topology:
-        """Return the index in the order that `tiling` reads from its mask: groups that are alike share their rows."""
-        assert topology.order is not None
-        kept, order = topology.kept, topology.order.long()
-        rows = torch.arange(len(order), device=order.device)
-        _, kind_of_group = kept.unique(dim=0, return_inverse=True)
-        kinds = kind_of_group.repeat_interleave(topology.rows)[: len(order)]
-        kinds = torch.empty_like(kinds).index_copy_(0, order, kinds)
-        first = torch.full_like(kinds, len(order)).scatter_reduce_(0, kinds, rows, "amin")
-        settled = first[kinds].argsort(stable=True)
-        # The rows of the short group are the last of their kind.
-        if short := len(order) % topology.rows:
-            rest = (kinds == kinds[order[-1]]).nonzero()[-short:, 0]
-            settled = torch.cat([settled[~torch.isin(settled, rest)], rest])
-        group_of_row = torch.empty_like(order).index_copy_(0, order, rows // topology.rows)
-        groups = group_of_row[first[kinds[settled[:: topology.rows]]]]
-        return Topology.from_kept(kept[groups], topology.shape, topology.rows, topology.columns, settled)
+        if number == 0:
+            return kept
+        order = group_rows(_exchanged_entries(kept, drop, grow, fraction), self.rows)
+        # What a row does not keep counts as the least that any keeps.
+        drop = drop.where(kept, drop[kept].min()) if kept.any() else drop
+        is_kept = self._group_means(kept.to(drop.dtype), order) > 0
+        survivors = self._best_runs(self._group_means(drop, order), is_kept, num_runs - number)
+        grown = self._best_runs(self._group_means(grow, order), ~survivors, number)
+        return self._ungroup(survivors | grown, order)
 
     def _group_means(self, scores: Tensor, order: Tensor) -> Tensor:
         return tile_means(scores[order], self.rows, 1)
@@ -115,18 +102,6 @@ class Shuffled(Pattern):
         mask = torch.empty(len(order), columns.shape[1], dtype=torch.bool, device=columns.device)
         mask[order] = columns.repeat_interleave(min(self.rows, len(order)), 0)[: len(order)]
         return mask
-
-    def _best_runs_of_kept(self, scores: Tensor, kept: Tensor, count: int) -> Tensor:
-        """Do what `_best_runs` does, where few columns are allowed: put these side by side before they are sorted."""
-        group, column = kept.nonzero(as_tuple=True)
-        counts = kept.sum(1)
-        place = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group]
-        beside = scores.new_zeros(len(kept), max(1, int(counts.max())))
-        allowed = torch.zeros_like(beside, dtype=torch.bool)
-        beside[group, place], allowed[group, place] = scores[group, column], True
-        chosen = torch.zeros_like(kept)
-        chosen[group, column] = self._best_runs(beside, allowed, count)[group, place]
-        return chosen
 
     def _best_runs(self, scores: Tensor, allowed: Tensor, count: int) -> Tensor:
         """Mark the columns of the `count` best runs; a run takes the best allowed columns its group has left."""
@@ -141,47 +116,18 @@ class Shuffled(Pattern):
         return torch.zeros_like(allowed).scatter(1, order, chosen)
 
 
+def _exchanged_entries(kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+    """Exchange a fraction of the kept entries, each by itself."""
+    count = int(kept.count_nonzero())
+    number = int(fraction * count)
+    survivors = kept.clone()
+    survivors[kept] = keep_largest(drop[kept], count - number)
+    return survivors | keep_largest(grow.masked_fill(survivors, -torch.inf), number)
+
+
 def _about_largest(scores: Tensor, share: float) -> Tensor:
     """Mark about a share of the entries, the largest; equal ones together, so that rows that are alike stay alike."""
     count = max(1, round(share * scores.numel()))
     threshold = scores.flatten().kthvalue(scores.numel() - count + 1).values
     above, reached = scores > threshold, scores >= threshold
-    return above if count - above.sum() < reached.sum() - count else reached
-
-
-def group_rows(mask: Tensor, size: int) -> Tensor:
-    """Return an order of the rows of a mask in which each run of `size` rows is alike; only the last may be shorter.
-
-    Identical rows come together first. The others are grouped by the cosine of their masks: a group starts at the row
-    with the closest neighbours, and takes again and again the row that is nearest to all it has. Needs memory for one
-    number a pair of rows, and gives the same order everywhere.
-    """
-    size = min(size, len(mask))
-    entries = mask.float()
-    overlap = (entries @ entries.T).cpu()
-    norms = overlap.diagonal()
-    identical = (overlap == norms) & (overlap == norms[:, None])
-    first = identical.int().argmax(1)
-    bucket_order = first.argsort(stable=True)
-    sizes = torch.bincount(first, minlength=len(first))
-    place = torch.arange(len(first)) - (sizes.cumsum(0) - sizes)[first[bucket_order]]
-    whole = place < (sizes // size * size)[first[bucket_order]]
-    rest = bucket_order[~whole].sort().values
-    cosine = overlap[rest][:, rest] / (norms[rest] * norms[rest][:, None]).sqrt().clamp(min=1)
-    return torch.cat([bucket_order[whole], rest[_group_greedily(cosine.numpy(), size)]]).to(mask.device)
-
-
-def _group_greedily(similarity: np.ndarray, size: int) -> Tensor:
-    closest = np.sort(similarity, axis=1)[:, ::-1][:, :size].sum(1)
-    free = np.ones(len(similarity), dtype=bool)
-    order: list[int] = []
-    for seed in np.argsort(-closest, kind="stable"):
-        if not free[seed]:
-            continue
-        member, linkage = int(seed), np.zeros(len(similarity), dtype=similarity.dtype)
-        for _ in range(min(size, int(free.sum()))):
-            free[member] = False
-            order.append(member)
-            linkage += similarity[member]
-            member = int(np.where(free, linkage, -np.inf).argmax())
-    return torch.tensor(order, dtype=torch.long)
+    return above if count - above.count_nonzero() < reached.count_nonzero() - count else reached

@@ -1,7 +1,7 @@
 """The mask of one layer, and what each step of training does with it."""
 
 from abc import abstractmethod
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from typing import Any, final
 
 import torch
@@ -131,8 +131,11 @@ class Sparsity(nn.Module):
         """Say whether after a move to this mask a place in the trained parameter would belong to another weight."""
 
     @abstractmethod
-    def move(self, condensed: Any, trained: nn.Parameter, states: States) -> None:
-        """Take over a mask; under a fixed one, what was not kept starts at zero, in the optimizers' states too."""
+    def move(self, condensed: Any, trained: nn.Parameter, states: States, sizes: Collection[str] = ()) -> None:
+        """Take over a mask; under a fixed one, what was not kept starts at zero, in the optimizers' states too.
+
+        Only states that measure `sizes`, given by name, start at their mean over what was kept.
+        """
 
     @abstractmethod
     def fits(self, trained: Tensor) -> bool:

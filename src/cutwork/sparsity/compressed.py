@@ -1,5 +1,6 @@
 """A fixed mask in compressed storage: the index of the units that are kept."""
 
+from collections.abc import Callable, Collection
 from typing import Any, final
 
 import torch
@@ -10,6 +11,7 @@ from cutwork.ops.passage import Passage
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
 from cutwork.sparsity.base import Sparsity, States
+from cutwork.sparsity.birth import usual_size
 from cutwork.sparsity.estimate import Energies, check_not_transformed, take_estimate
 from cutwork.sparsity.formed import FormedGradient
 from cutwork.sparsity.gradient import GradientOfKept
@@ -193,8 +195,8 @@ class FixedIndex(Sparsity):
         return not _is_same(self.topology, condensed)
 
     @torch.no_grad()
-    def move(self, condensed: Topology, trained: nn.Parameter, states: States) -> None:
-        """Take over an index; what was not kept starts at zero, in the optimizers' states too.
+    def move(self, condensed: Topology, trained: nn.Parameter, states: States, sizes: Collection[str] = ()) -> None:
+        """Take over an index; what was not kept starts at zero, optimizer state there or at its usual size.
 
         The parameter stays the same object, which is what optimizers know it by.
         """
@@ -205,10 +207,14 @@ class FixedIndex(Sparsity):
             moved = passage.carry(tensor.to(old.col.device)).to(tensor.device)
             return tensor.copy_(moved) if fits else moved
 
+        begin = _beginning(old, condensed, carry) if sizes else None
         for state in states:
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == trained.shape:
+                    start = usual_size(value, old.inside()) if key in sizes else 0.0
                     state[key] = carry(value)
+                    if start and begin is not None:
+                        state[key].masked_fill_(begin.to(value.device), start)
         if trained.grad is not None:
             trained.grad = carry(trained.grad) if fits else None
         values = carry(trained.detach())
@@ -319,3 +325,10 @@ def replace_numbers(parameter: nn.Parameter, numbers: Tensor) -> None:
 
 def _is_same(one: Topology, other: Topology) -> bool:
     return one.same_grid(other) and torch.equal(one.ptr, other.ptr) and torch.equal(one.col, other.col)
+
+
+def _beginning(old: Topology, new: Topology, carry: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return which values of a new index are of weights that the old one did not keep."""
+    was_kept = carry(old.col.new_ones((old.num_units, old.columns, old.rows), dtype=torch.bool))
+    inside = new.inside()
+    return ~was_kept if inside is None else ~was_kept & inside

@@ -1,5 +1,6 @@
 """A fixed mask in dense storage: outside it the weight is exactly zero."""
 
+from collections.abc import Collection
 from functools import cached_property
 from typing import final
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from cutwork.distributed import local, part_like
 from cutwork.patterns import Pattern
 from cutwork.sparsity.base import States
+from cutwork.sparsity.birth import usual_size
 from cutwork.sparsity.estimate import make_energies, take_estimate
 from cutwork.sparsity.gradient import DenseGradient, Rows, all_finite
 from cutwork.sparsity.layout import Layout
@@ -80,13 +82,17 @@ class Fixed(Masked):
         """Zero the weight outside the mask, whatever the optimizer wrote there."""
         trained.mul_(part_like(self.mask, trained))
 
-    def move(self, condensed: Tensor, trained: nn.Parameter, states: States) -> None:
-        """Take over a mask; weights and optimizer state that were not kept start at zero."""
+    def move(self, condensed: Tensor, trained: nn.Parameter, states: States, sizes: Collection[str] = ()) -> None:
+        """Take over a mask; weights that were not kept start at zero, optimizer state there or at its usual size."""
         old = self.mask.clone()
         self.set_mask(condensed)
-        stay = old & self.mask
-        for tensor in (trained, *find_per_entry(states, trained)):
-            tensor.copy_(torch.where(part_like(stay, tensor), tensor, 0))
+        stay, begin = old & self.mask, self.mask & ~old
+        trained.copy_(torch.where(part_like(stay, trained), trained, 0))
+        for name, numbers in find_per_entry(states, trained):
+            start = usual_size(numbers, part_like(old, numbers)) if name in sizes else 0.0
+            numbers.copy_(torch.where(part_like(stay, numbers), numbers, 0))
+            if start:
+                numbers.copy_(torch.where(part_like(begin, numbers), start, numbers))
 
     def fits(self, trained: Tensor) -> bool:
         """Say whether the part of the weight that is here is zero outside the mask."""
@@ -116,7 +122,7 @@ class _GivenGradient(DenseGradient):
         return self._fixed.matrix(self._gradient)
 
 
-def find_per_entry(states: States, trained: Tensor) -> list[Tensor]:
-    """Return every tensor of any optimizer's state that has a number for each entry of the parameter."""
-    values = [value for state in states for value in state.values()]
-    return [value for value in values if isinstance(value, Tensor) and value.shape == trained.shape]
+def find_per_entry(states: States, trained: Tensor) -> list[tuple[str, Tensor]]:
+    """Return every tensor of any optimizer's state that has a number for each entry of the parameter, by name."""
+    named = [(name, value) for state in states for name, value in state.items()]
+    return [(name, value) for name, value in named if isinstance(value, Tensor) and value.shape == trained.shape]

@@ -36,10 +36,15 @@ class Layout:
         return (second, first) if self.transposed else (first, second)
 
     @property
+    def taps(self) -> int:
+        """Return at how many places a kernel reads each channel; one of a linear layer."""
+        return math.prod(self.shape[2:])
+
+    @property
     def matrix_shape(self) -> tuple[int, int]:
         """Return the shape of the matrix."""
         outputs, inputs = self.channels
-        return outputs, inputs * math.prod(self.shape[2:])
+        return outputs, inputs * self.taps
 
     def to_matrix(self, tensor: Tensor) -> Tensor:
         """See a tensor shaped like the weight as a matrix with a row for each output.

@@ -17,7 +17,9 @@ class Learned(Masked):
 
     `bits` puts the weight into 2**bits equal bins, numbered from -2**(bits-1), and multiplies with
     `shift + scale * bin`, both of which train unless `fixed_transform`; without a `transform` they start where the
-    result is closest to the weight. The gradient goes through the binning unchanged.
+    result is closest to the weight. In backward the number of a bin is a straight line in the weight, so that the
+    gradient of the weight is that of the result times `scale` over the width of a bin. Bins lie over the range of the
+    weight in each pass; the code of SuperBlock chooses them once, and then trains their numbers like any weights.
     """
 
     def __init__(
@@ -82,4 +84,6 @@ class Learned(Masked):
         low, high = values.aminmax()
         width = ((high - low) / 2**self.bits).clamp(min=torch.finfo(values.dtype).tiny)
         bins = ((values - low) / width).floor().clamp(0, 2**self.bits - 1) - 2 ** (self.bits - 1)
-        return bins * self.scale + self.shift + (weight - values)
+        # Where all weights are equal there is one bin, without a width.
+        slope = torch.where(high > low, self.scale.detach() / width, 1)
+        return bins * self.scale + self.shift + (weight - values) * slope

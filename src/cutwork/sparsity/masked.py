@@ -1,6 +1,7 @@
 """Masks in dense storage: a mask in a buffer, beside a weight of full shape."""
 
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import Any, Self, final
 
 import torch
@@ -117,7 +118,7 @@ class Masked(Sparsity):
         """Say no."""
         return False
 
-    def move(self, condensed: Tensor, trained: nn.Parameter, states: States) -> None:
+    def move(self, condensed: Tensor, trained: nn.Parameter, states: States, sizes: Collection[str] = ()) -> None:
         """Take over a mask."""
         self.set_mask(condensed)
 

@@ -38,7 +38,7 @@ def check_attachable(layers: Layers, method: Method, optimizers: Optimizers, *, 
     if hooks:
         _check_calls_hooks(optimizers)
     else:
-        _check_works_after_updates(layers)
+        _check_works_after_updates(layers, method)
     _check_held(layers, optimizers)
     _check_compressed(layers, method)
     _check_masks_agree(layers)
@@ -56,6 +56,16 @@ def is_skipping(optimizer: Optimizer) -> bool:
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return (found_inf is not None and bool(found_inf)) or _is_rehearsal(optimizer)
+
+
+def hide_gradients(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    """Take away all gradients from an optimizer, so that it passes over its parameters, and return them."""
+    hidden = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                hidden[parameter], parameter.grad = parameter.grad, None
+    return hidden
 
 
 def _is_rehearsal(optimizer: Optimizer) -> bool:
@@ -215,7 +225,12 @@ def _trained_name(layer: SparseLayer) -> str:
     return next(name for name, parameter in layer.named_parameters() if parameter is layer.trained)
 
 
-def _check_works_after_updates(layers: Layers) -> None:
+def _check_works_after_updates(layers: Layers, method: Method) -> None:
+    if method.replaces_update:
+        raise ValueError(
+            f"with replaces_update=True {type(method).__name__} keeps optimizers from updating in some steps, "
+            "which takes hooks; leave out hooks=False"
+        )
     for name, layer in layers.items():
         if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
             raise ValueError(
@@ -238,9 +253,9 @@ def _check_compressed(layers: Layers, method: Method) -> None:
                 f"{label(name)} is compressed and sharded by fully_shard(), where only static masks work; got "
                 f'{type(method).__name__}; use storage="dense", or DistributedDataParallel'
             )
-        if _is_on_its_way(index) and method.moves and not is_sharded(layer.trained):
+        if _will_be_resized(index, method) and method.moves and not is_sharded(layer.trained):
             raise ValueError(
-                f"{label(name)} keeps {index.topology.num_units} units on the way to density {index.density:.4g}, and "
+                f"{label(name)} keeps {index.topology.num_units} units now and will keep another number, and "
                 "DistributedDataParallel cannot follow a parameter that changes its size; use a method that keeps "
                 'the number of units, such as RigL, or storage="dense"'
             )
@@ -251,10 +266,13 @@ def _check_compressed(layers: Layers, method: Method) -> None:
             )
 
 
-def _is_on_its_way(index: FixedIndex) -> bool:
-    """Say whether a mask does not have the density that it will have in the end."""
+def _will_be_resized(index: FixedIndex, method: Method) -> bool:
+    """Say whether a mask does not have the density that it will have in the end, or is whole for a part of the run."""
+    if method.sparse_span != (0, None):
+        return True
     pattern = index.pattern
-    return pattern.every_choice_is_legal and index.topology.num_units != pattern.count(index.shape, index.density)
+    num_units = int(pattern.units(index.mask_matrix()).sum()) if pattern.every_choice_is_legal else 0
+    return pattern.every_choice_is_legal and num_units != pattern.count(index.shape, index.density)
 
 
 def _check_masks_agree(layers: Layers) -> None:

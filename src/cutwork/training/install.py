@@ -19,9 +19,16 @@ from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.numbers import WholeNumbers
 from cutwork.text import label
+from cutwork.training.rescaling import look_trained, rescale
 from cutwork.training.selection import Choice
 
 logger = logging.getLogger(__name__)
+
+
+def are_fresh(model: nn.Module, choices: Mapping[str, Choice]) -> bool:
+    """Say whether the chosen layers still have first weights, as far as one can see by the numbers."""
+    candidates = [choice.candidate for choice in choices.values() if not choice.candidate.is_meta]
+    return not look_trained(each.layout.to_matrix(weight_of(model, each).detach()) for each in candidates)
 
 
 def install(
@@ -31,6 +38,7 @@ def install(
     *,
     init: Score,
     masks: Mapping[str, Tensor] | None = None,
+    rescales: bool = False,
     seed: int = 0,
     is_compressed: bool = False,
     device: torch.device | None = None,
@@ -41,7 +49,7 @@ def install(
     meta device are initialised on `device`, and compressed at once.
     """
     chances = {name: generator_for(seed, 0, name) for name in choices}
-    beginning = _Beginning(choices, method, init, masks, chances)
+    beginning = _Beginning(choices, method, init, masks, rescales, chances)
     if is_compressed:
         _install_compressed(model, beginning, device)
     else:
@@ -62,7 +70,9 @@ def _install_masked(model: nn.Module, beginning: "_Beginning") -> None:
     sparsities: dict[str, Sparsity] = {}
     for name, choice in choices.items():
         weight = cast(nn.Parameter, model.get_submodule(name).weight)
-        sparsities |= dict.fromkeys(choice.names, beginning.hold(name, masks.pop(name), weight))
+        mask = masks.pop(name)
+        beginning.rescale(name, mask, weight)
+        sparsities |= dict.fromkeys(choice.names, beginning.hold(name, mask, weight))
     make_sparse(model, sparsities)
 
 
@@ -73,6 +83,7 @@ def _install_compressed(model: nn.Module, beginning: "_Beginning", device: torch
     for name, choice in choices.items():
         layers, form = [model.get_submodule(each) for each in choice.names], decided.pop(name)
         if isinstance(form, FixedIndex):
+            beginning.rescale(name, form.mask_matrix(), cast(Tensor, layers[0].weight))
             store(layers, form)
         else:
             for layer, twin in zip(layers, form, strict=True):
@@ -88,7 +99,9 @@ def _index_or_twins(
     if device is None or not choice.candidate.is_meta:
         return beginning.make_index(name, weight_of(model, choice.candidate).detach())
     twins = [make_initialised(model.get_submodule(each), device) for each in choice.names]
-    store(twins, beginning.make_index(name, twins[0].weight.detach()))
+    index = beginning.make_index(name, twins[0].weight.detach())
+    beginning.rescale(name, index.mask_matrix(), twins[0].weight)
+    store(twins, index)
     return twins
 
 
@@ -101,6 +114,7 @@ class _Beginning:
     method: Method
     init: Score
     masks: Mapping[str, Tensor] | None
+    rescales: bool
     chances: Mapping[str, Generator]
 
     def choose_mask(self, name: str, weight: Tensor) -> Tensor:
@@ -118,6 +132,11 @@ class _Beginning:
         """Return what holds the mask of a layer."""
         view = self._view(name, weight.detach())
         return self.method.hold(mask, weight, view=view)
+
+    def rescale(self, name: str, mask: Tensor, weight: Tensor) -> None:
+        """Make a first weight as large as its mask, a matrix, makes necessary, if that is wanted."""
+        if self.rescales:
+            rescale(weight, self.choices[name].layout.from_matrix(mask))
 
     def make_index(self, name: str, weight: Tensor) -> FixedIndex:
         """Return the first mask of a layer as compressed storage holds it; raise ValueError where that cannot."""

@@ -114,7 +114,7 @@ def _match_patterns(model: nn.Module, found: Mapping[str, Candidate], patterns: 
             if text == DENSE:
                 wanted.pop(name, None)
             else:
-                wanted[name] = parse(text)
+                wanted[name] = parse(text).for_kernel(found[name].layout.taps)
     if not wanted:
         raise ValueError(f"{dict(rules)} leaves every layer dense; give at least one of them a pattern")
     return {name: wanted[name] for name in found if name in wanted}

@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain, count
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cutwork.layers.swap import SparseLayer
 from cutwork.methods import Method, View, generator_for
+from cutwork.sparsity.birth import find_sizes
 from cutwork.training.attachment import (
     check_attachable,
     check_mask,
@@ -19,6 +21,7 @@ from cutwork.training.attachment import (
     check_state,
     check_used,
     find_in_average,
+    hide_gradients,
     holds,
     is_skipping,
     unwrap,
@@ -60,6 +63,8 @@ class Sparsifier:
         self._handles: list[Any] = []
         self._waiting: set[int] = set()
         self._gradients: dict[str, Any] = {}
+        # What an optimizer must not see in a step whose move stands in for the update.
+        self._hidden: dict[int, dict[Tensor, Tensor]] = {}
         self.state_key = f"{STATE_KEY}:{next(iter(self.layers))}"
         self._is_first_step = True
         self._averages: list[dict[str, SparseLayer]] = []
@@ -178,7 +183,8 @@ class Sparsifier:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the optimizers out of a copy, which must be attached anew: an optimizer does not copy its hooks."""
-        lists, tables = ("_optimizers", "_handles", "_averages"), ("_owners", "_trained", "_gradients")
+        lists = ("_optimizers", "_handles", "_averages")
+        tables = ("_owners", "_trained", "_gradients", "_hidden")
         fresh = {name: [] for name in lists} | {name: {} for name in tables}
         return {**vars(self), **fresh, "_waiting": set()}
 
@@ -236,8 +242,12 @@ class Sparsifier:
         for name, layer in self.layers.items():
             if self._owners[name] is optimizer:
                 self._gradients[name] = layer.sparsity.before_update(layer.trained, loss_scale)
+        if self.method.replaces_update and self.method.due(self.steps_done + 1):
+            self._hidden[id(optimizer)] = hide_gradients(optimizer)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        for parameter, gradient in self._hidden.pop(id(optimizer), {}).items():
+            parameter.grad = gradient
         if is_skipping(optimizer):
             return
         self._waiting.discard(id(optimizer))
@@ -272,13 +282,20 @@ class Sparsifier:
         last = list(self.layers)[-1]
         moving = {name: layer for name, layer in self.layers.items() if not layer.sparsity.is_frozen(layer.trained)}
         self._say_frozen(set(self.layers) - set(moving))
-        masks = {name: self._decide(name, layer, step, is_last=name == last) for name, layer in moving.items()}
+        views = (self._view(name, layer, step, is_last=name == last) for name, layer in moving.items())
+        shared = self.method.share_out(step, views)
+        densities = {} if shared is None else dict(zip(moving, shared, strict=True))
+        masks = {
+            name: self._decide(name, layer, step, is_last=name == last, density=densities.get(name))
+            for name, layer in moving.items()
+        }
         for name, layer in moving.items():
             reorders, resizes = layer.sparsity.reorders(masks[name]), layer.sparsity.resizes(masks[name])
             check_state(name, layer, self._optimizers, reorders=reorders, resizes=resizes)
+        sizes = find_sizes(chain.from_iterable(optimizer.state.items() for optimizer in self._optimizers))
         for name, layer in moving.items():
             mask = masks.pop(name)
-            layer.sparsity.move(mask, layer.trained, self._states_of(layer.trained))
+            layer.sparsity.move(mask, layer.trained, self._states_of(layer.trained), sizes)
             for average in self._averages:
                 average[name].sparsity.move(mask, average[name].trained, [])
             if self._exploration is not None:
@@ -289,24 +306,25 @@ class Sparsifier:
             logger.warning("the masks of frozen layers do not move: %s", ", ".join(name or "the model" for name in new))
         self._frozen |= names
 
-    def _decide(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> Any:
+    def _decide(self, name: str, layer: SparseLayer, step: int, *, is_last: bool, density: float | None) -> Any:
         try:
-            view = self._view(name, layer, step, is_last=is_last)
+            # What the gradient is formed from is needed no longer than this view.
+            gradient = self._gradients.pop(name, None)
+            view = self._view(name, layer, step, is_last=is_last, gradient=gradient)
             view.check_gradient()
-            mask = self.method.move(view)
+            mask = self.method.move(view if density is None else replace(view, density=density))
             check_mask(layer, mask)
             return layer.sparsity.condense(mask)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
-    def _view(self, name: str, layer: SparseLayer, step: int, *, is_last: bool) -> View:
+    def _view(self, name: str, layer: SparseLayer, step: int, *, is_last: bool, gradient: Any = None) -> View:
         sparsity = layer.sparsity
         return View(
             pattern=sparsity.pattern,
             density=sparsity.density,
             layout=sparsity.layout,
-            # What the gradient is formed from is needed no longer than this view.
-            numbers=sparsity.numbers(layer.trained, self._gradients.pop(name, None)),
+            numbers=sparsity.numbers(layer.trained, gradient),
             learned=sparsity.learned_scores(),
             step=step,
             generator=generator_for(self._seed, step, name),

@@ -13,7 +13,7 @@ from cutwork.methods.scores import SCORES, Score
 from cutwork.text import counted, did_you_mean
 from cutwork.training.allocation import ALLOCATIONS, Allocation
 from cutwork.training.amounts import Amounts, as_density, give_densities, give_densities_of
-from cutwork.training.install import install
+from cutwork.training.install import are_fresh, install
 from cutwork.training.selection import Patterns, describe_reasons, match_layers
 from cutwork.training.sparsifier import Sparsifier
 
@@ -32,6 +32,7 @@ def sparsify(
     allocation: str | Allocation = "uniform",
     init: str | Score | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    rescale: bool | None = None,
     steps: int | None = None,
     seed: int = 0,
     track: bool = False,
@@ -45,12 +46,14 @@ def sparsify(
     patterns, or to "dense" for layers to leave out; the last glob that matches decides. Give `density` or `sparsity`:
     one number for `allocation` to share out, or a mapping from globs to numbers; 2:4 and its like fix their own. The
     first mask keeps what `init` scores highest, by default the magnitude of the weights, unless `masks` gives masks,
-    shaped like the weights. `steps` is the length of the run, needed where the method speaks of a share of it. `track`
-    keeps count of the masks visited. With `storage="compressed"` linear layers in tiles store and train only what their
-    masks keep, from the first step: weights, gradients and optimizer state have the size of that. A layer that cannot
-    be sparse is an error; with `skip` it stays dense, a warning is logged, and `skipped` of the sparsifier says why.
-    Chosen layers on the meta device come into being on `device`, compressed at once: one after the other gets the first
-    numbers that its own `reset_parameters` gives it, and keeps what its mask does. All else stays on the meta device.
+    shaped like the weights. First weights are scaled so that what the mask keeps does what all of them would; trained
+    ones are not. How the weights look decides which they are, unless `rescale` says whether to. `steps` is the length
+    of the run, needed where the method speaks of a share of it. `track` keeps count of the masks visited. With
+    `storage="compressed"` linear layers and convolutions in tiles store and train only what their masks keep, from the
+    first step: weights, gradients and optimizer state have the size of that. A layer that cannot be sparse is an error;
+    with `skip` it stays dense, a warning is logged, and `skipped` of the sparsifier says why. Chosen layers on the meta
+    device come into being on `device`, compressed at once: one after the other gets the first numbers that its own
+    `reset_parameters` gives it, and keeps what its mask does. All else stays on the meta device.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -70,11 +73,13 @@ def sparsify(
         )
     _check_whole("steps", steps, least=1, example="the number of optimizer steps of the run")
     _check_whole("seed", seed, least=None, example="any whole number")
+    if rescale is not None and not isinstance(rescale, bool):
+        raise TypeError(f"rescale is True, False, or None to decide by how the weights look; got {rescale!r}")
     if not isinstance(skip, bool):
         raise TypeError(f"skip is True or False; got {skip!r}; a layer is left out by name with {{'head': 'dense'}}")
     chosen_method = find_method(method).in_steps(None if steps is None else int(steps))
     if not chosen_method.takes_first_mask:
-        _refuse_first_mask(init, masks)
+        _refuse_first_mask(chosen_method, init, masks)
     if storage not in STORAGES:
         near = did_you_mean(storage, STORAGES)
         raise ValueError(f"unknown storage {storage!r}{near}; write {', '.join(map(repr, STORAGES))}")
@@ -94,10 +99,17 @@ def sparsify(
         choices = give_densities_of(choices, masks)
     if target is not None and not any(choice.candidate.is_meta for choice in choices.values()):
         raise ValueError(f"device={device!r} is for layers on the meta device, and none of these is; leave it out")
+    rescales = are_fresh(model, choices) if rescale is None else rescale
+    logger.info(
+        "weights %s scaled to their masks, %s",
+        "are" if rescales else "are not",
+        f"rescale={rescale}" if rescale is not None else f"they look {'fresh' if rescales else 'trained'}",
+    )
     layers = install(
         *(model, choices, chosen_method),
         init=score,
         masks=masks,
+        rescales=rescales,
         seed=seed,
         is_compressed=storage == "compressed",
         device=target,
@@ -131,15 +143,18 @@ def _read_device(device: str | torch.device | None, storage: str) -> torch.devic
     return torch.device(device)
 
 
-def _refuse_first_mask(init: str | Score | None, masks: Mapping[str, Tensor] | None) -> None:
+def _refuse_first_mask(method: Method, init: str | Score | None, masks: Mapping[str, Tensor] | None) -> None:
+    name = type(method).__name__
     if init is not None:
         raise ValueError(
-            f"init={init!r} does not reach a supermask; Supermask(init=...) says how its scores start, leave init out"
+            f"init={init!r} does not reach {name}, which chooses its first masks itself: a supermask by scores, for "
+            "which there is Supermask(init=...), and Switch by the weights that a dense beginning has left; leave init "
+            "out"
         )
     if masks is not None:
         raise ValueError(
-            f"masks were given for {counted(len(masks), 'layer')} of a supermask, but its masks come from scores; "
-            "leave them out, or use another method"
+            f"masks were given for {counted(len(masks), 'layer')}, but {name} chooses its first masks itself; leave "
+            "them out, or use another method"
         )
 
 

@@ -76,6 +76,18 @@ def narrow_kernels(instruction_set: str) -> Any:
     return _kernels(instruction_set).narrow
 
 
+@functools.cache
+def grouping_kernels(instruction_set: str) -> Any:
+    """Return the grouping of rows, in an instruction set."""
+    return _kernels(instruction_set).grouping
+
+
+@functools.cache
+def selection_kernels(instruction_set: str) -> Any:
+    """Return what decides what is kept, in an instruction set."""
+    return _kernels(instruction_set).selection
+
+
 def _kernels(instruction_set: str) -> Any:
     return next(found for found in extension().instruction_sets() if found.name == instruction_set)
 

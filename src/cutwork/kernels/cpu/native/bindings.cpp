@@ -87,12 +87,23 @@ void bind_kernels(nb::module_ &module) {
     define(narrow, "int8_forward", &NarrowKernels::int8_forward);
     define(narrow, "int8_forward_bf16", &NarrowKernels::int8_forward_bf16);
 
+    nb::class_<GroupingKernels> grouping(module, "GroupingKernels", "Groups of rows whose bits agree.");
+    define(grouping, "group", &GroupingKernels::group);
+
+    nb::class_<SelectionKernels> selection(module, "SelectionKernels", "What is kept, by scores in float32.");
+    define(selection, "largest", &SelectionKernels::largest);
+    define(selection, "groups", &SelectionKernels::groups);
+    define(selection, "best_tiles", &SelectionKernels::best_tiles);
+    define(selection, "greedy_tiles", &SelectionKernels::greedy_tiles);
+
     nb::class_<InstructionSet>(module, "InstructionSet",
                                "An instruction set and its kernels; None where it adds nothing to them.")
         .def_ro("name", &InstructionSet::name)
         .def_ro("linear", &InstructionSet::linear)
         .def_ro("conv", &InstructionSet::conv)
-        .def_ro("narrow", &InstructionSet::narrow);
+        .def_ro("narrow", &InstructionSet::narrow)
+        .def_ro("grouping", &InstructionSet::grouping)
+        .def_ro("selection", &InstructionSet::selection);
     module.def("instruction_sets", &instruction_sets,
                "Return the instruction sets that this CPU can run, the one with the most instructions first.");
 }

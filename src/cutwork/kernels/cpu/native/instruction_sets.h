@@ -14,6 +14,8 @@ struct InstructionSet {
     const LinearKernels *linear;
     const ConvKernels *conv;
     const NarrowKernels *narrow;
+    const GroupingKernels *grouping;
+    const SelectionKernels *selection;
 };
 
 // Those that this CPU can run, the one with the most instructions first.
@@ -23,18 +25,24 @@ namespace generic {
 extern const LinearKernels LINEAR;
 extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
+extern const GroupingKernels GROUPING;
+extern const SelectionKernels SELECTION;
 }  // namespace generic
 
 namespace avx2 {
 extern const LinearKernels LINEAR;
 extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
+extern const GroupingKernels GROUPING;
+extern const SelectionKernels SELECTION;
 }  // namespace avx2
 
 namespace avx512 {
 extern const LinearKernels LINEAR;
 extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
+extern const GroupingKernels GROUPING;
+extern const SelectionKernels SELECTION;
 }  // namespace avx512
 
 namespace avx512vnni {

@@ -80,6 +80,18 @@ struct ConvKernels {
     void (*weight_gradient)(const Conv &, const float *x, const float *dy, float *dvalues, int threads);
 };
 
+// From scores[outputs, inputs] in float32, none of them nan, to a mask of the same shape, a byte for each entry.
+struct SelectionKernels {
+    // the `count` largest of all, at least one; of equal ones the first
+    void (*largest)(const float *scores, uint8_t *mask, int64_t size, int64_t count, int threads);
+    // of every `m` neighbours, `count` times, the `n` largest; of equal ones the first
+    void (*groups)(const float *scores, uint8_t *mask, int64_t count, int64_t n, int64_t m, int threads);
+    // in every 4x4 tile the best choice of `n` in each row and column; of equal ones the first in row-major order
+    void (*best_tiles)(const float *scores, uint8_t *mask, int64_t outputs, int64_t inputs, int64_t n, int threads);
+    // in every 4x4 tile entries by descending score while there is room, up to `n` in each row and column
+    void (*greedy_tiles)(const float *scores, uint8_t *mask, int64_t outputs, int64_t inputs, int64_t n, int threads);
+};
+
 // In numbers narrower than float32: bfloat16, handed over as their bits, with sums in float32; and int8, with sums in
 // int32, which are exact.
 struct NarrowKernels {
@@ -97,4 +109,13 @@ struct NarrowKernels {
                          int64_t tokens, Activation after, int threads);
     void (*int8_forward_bf16)(const Weight &, const float *scales, const uint16_t *x, const float *bias, uint16_t *y,
                               int64_t tokens, Activation after, int threads);
+};
+
+// Groups of rows whose bits agree; where the bits of a mask say which weights are kept, such rows can share them.
+struct GroupingKernels {
+    // order[rows]: a group begins at the first row that is left, and takes again and again the row whose overlap with
+    // all it has, times its scale, is largest; of equal ones the first. bits[rows, words]; the overlap with each row
+    // of a group counts as many times as that row's scale. The last group may have fewer than `size` rows.
+    void (*group)(const uint64_t *bits, const int64_t *scale, int64_t rows, int64_t words, int64_t size,
+                  int64_t *order, int threads);
 };
