@@ -44,17 +44,19 @@ PIECES = {
     "conv-others": "conv --shapes 128@16x16 --kernels 1 3 --strides 1 2 --batches 64 --passes forward dX dW "
     "--patterns block:16 --forms dense tile --seconds 40",
     "train-layer": "train --names linear:768x3072 mlp:768x3072 --batches 128 1576 --densities 0.5 0.2 0.1 0.05 "
-    "--patterns block:16 block:32 vector:16 --without compiled --seconds 180",
+    "--patterns block:16 block:32 vector:16 --without compiled moving --seconds 180",
+    "train-moves": "train --names linear:4096x4096 --batches 128 --densities 0.1 "
+    "--patterns block:16 block:32 vector:16 shuffled:16 --forms dense packed moving --seconds 180",
     "vit-b16": "model --names vit-b16 --layers mlp linears --batches 1 8 --densities 0.2 0.1 --patterns block:32 "
     "--seconds 580",
     "vit-b16-bf16": "model --names vit-b16 --layers linears --batches 1 8 --densities 0.2 0.1 --patterns block:32 "
     "--precisions bf16 --seconds 500",
     "vit-b16-train": "train --names vit-b16 --layers linears --batches 8 --densities 0.2 0.1 --patterns block:32 "
-    "--without compiled --seconds 480",
+    "--without compiled moving --seconds 480",
     "resnet50": "model --names resnet50 --layers convs --batches 1 8 --densities 0.2 0.1 --patterns block:16 "
     "--seconds 400",
     "resnet50-train": "train --names resnet50 --layers convs --batches 8 --densities 0.2 0.1 --patterns block:16 "
-    "--without compiled --seconds 120",
+    "--without compiled moving --seconds 120",
     "llama-small": "model --names llama-small --layers linears --batches 1 --densities 0.2 0.1 --patterns block:32 "
     "vector:16 --without compiled --seconds 60",
     "chance": "chance --count 200 --seconds 200",

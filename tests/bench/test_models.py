@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -152,3 +154,22 @@ def test_the_right_results_of_forms_that_share_them_are_computed_once(monkeypatc
         candidate.expected()
     # Of three forms to run and two masks, of which the first form is one.
     assert len(count) == 5
+
+
+@pytest.mark.parametrize("pattern", ["block:16", "vector:16", "shuffled:16"])
+def test_a_model_whose_masks_move_in_each_step_computes_what_dense_storage_does(pattern):
+    (group,) = model_groups(**SMALL | {"passes": ["step"], "patterns": [pattern], "forms": ["dense", "moving"]})
+    moving = group.candidates()[-1]
+    ready = moving.build()
+    assert moving.row.form == "moving" and ready.candidate.row.density == pytest.approx(0.25, abs=0.02)
+    with torch.no_grad():
+        assert worst_error(ready.results(), ready.candidate.expected()) <= moving.tolerance
+
+
+def test_what_moves_cost_is_said_for_training_with_a_move_in_a_hundred_steps():
+    row = models.Measurement("train", "mlp", 5, "step", "block:16", 0.25, "packed", "fp32", True, 0.0, median_ms=2.0)
+    moving = replace(row, form="moving", median_ms=12.0)
+    assert models.cost_of_moves([row, moving]) == (
+        "Training by RigL, with a move every 100 steps, takes longer than packed by: mlp, block:16 at 0.25: 5.0%."
+    )
+    assert models.cost_of_moves([row]) == models.cost_of_moves([moving]) == ""

@@ -1,5 +1,6 @@
 """Both storages train the same: the same masks, and the same weights to float tolerance."""
 
+import contextlib
 import copy
 import gc
 from collections.abc import Iterator
@@ -8,11 +9,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import cutwork as cw
 from cutwork.layers.compressed import CompressedConv2d
 from cutwork.methods import Method
+from cutwork.sparsity import numbers
 from cutwork.training import attachment
 
 pytestmark = pytest.mark.grid
@@ -250,6 +254,42 @@ def test_nothing_of_dense_size_is_alive_between_moves(method_name):
         assert max(tensor.numel() for tensor in tensors_of(model, optimizer)) < 0.6 * outputs * inputs
         # What was heard in a step is forgotten after it.
         assert not any(layer.sparsity.ear.pairs for layer in sparsifier.layers.values())
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size in bytes of the largest tensor that is made."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                self.num_bytes = max(self.num_bytes, made.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("pattern", ["block:8", "vector:8"])
+@pytest.mark.parametrize(
+    "method_name", ["rigl", "rigl by estimate", "set", "gradual", "gradual by taylor", "granet", "srigl"]
+)
+def test_a_move_makes_nothing_of_dense_size(method_name, pattern, monkeypatch):
+    monkeypatch.setattr(numbers, "NUMBERS_AT_ONCE", 2**13)
+    outputs, inputs = 512, 384
+    model = nn.Linear(inputs, outputs)
+    method = METHODS[method_name]
+    sparsifier = cw.sparsify(model, pattern, density=0.1, method=method, init="random", storage="compressed")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    sparsifier.attach(optimizer)
+    before, seen = sparsifier.layers[""].sparsity.mask, Largest()
+    # The first move of those that begin with more than they end with comes when most of it is gone.
+    for step in range(6):
+        optimizer.zero_grad()
+        model(torch.randn(4, inputs)).square().sum().backward()
+        with seen if step == 5 else contextlib.nullcontext():
+            optimizer.step()
+    assert not torch.equal(sparsifier.layers[""].sparsity.mask, before)
+    assert 0 < seen.num_bytes < outputs * inputs * 4 / 3
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

@@ -4,6 +4,11 @@ import torch
 from torch import nn
 
 import cutwork as cw
+from cutwork.methods import generator_for
+from cutwork.sparsity.compressed import index_of
+from cutwork.sparsity.gradient import GradientOfKept, WholeGradient
+from cutwork.sparsity.layout import Layout
+from cutwork.sparsity.numbers import KeptNumbers, WholeNumbers
 
 BAD = [
     (lambda: cw.RigL(every=2.5), ValueError, "whole number"),
@@ -69,3 +74,79 @@ def test_numbers_of_numpy_are_numbers():
     method = cw.RigL(every=np.int64(10), begin=np.int64(0), until=np.float32(0.5), fraction=np.float32(0.5))
     assert method.in_steps(np.int64(100)) == cw.RigL(every=10, begin=0, until=50, fraction=np.float32(0.5))
     assert cw.Gradual(start_density=np.float32(0.5), until=np.int32(200)).due(np.int64(100))
+
+
+def by_rank(weight, grad=None, generator=None):
+    """Compare gradients with each other, which no part of the matrix could do alone."""
+    return grad.abs().flatten().argsort().argsort().view(weight.shape).double()
+
+
+def views(pattern):
+    """Return one layer as two methods see it: with its whole weight, and with what is kept of it."""
+    torch.manual_seed(0)
+    pattern, weight, grad = cw.parse(pattern), torch.randn(23, 17).double(), torch.randn(23, 17).double()
+    mask = pattern.project(weight.abs(), 0.4)
+    weight, index = weight * mask, index_of(mask, pattern)
+
+    class Given(GradientOfKept):
+        def is_finite(self):
+            return True
+
+        def rows(self, outputs):
+            return grad[outputs]
+
+        def kept(self, index):
+            return index.gather(grad)
+
+    whole = WholeNumbers(pattern, weight, mask, WholeGradient(grad))
+    kept = KeptNumbers(pattern, index, index.gather(weight), Given())
+    return [
+        cw.View(pattern, 0.4, Layout.of(weight), numbers, None, 10, generator_for(0, 10, "a"), False)
+        for numbers in (whole, kept)
+    ]
+
+
+def matrix(mask):
+    return mask if isinstance(mask, torch.Tensor) else mask.to_mask()
+
+
+@pytest.mark.parametrize("grow", [cw.gradient, cw.taylor, cw.random, by_rank])
+@pytest.mark.parametrize("pattern", ["block:4", "block:5x3", "vector:4", "shuffled:4", "shuffled:4x2"])
+def test_a_method_moves_the_same_mask_whatever_is_there_of_the_weight(pattern, grow):
+    whole, kept = views(pattern)
+    assert torch.equal(whole.kept, kept.kept)
+    moved = [view.exchange(cw.magnitude, grow, 0.5) for view in (whole, kept)]
+    assert isinstance(moved[0], torch.Tensor)
+    assert isinstance(moved[1], torch.Tensor) == pattern.startswith("shuffled")
+    assert torch.equal(moved[0], matrix(moved[1]))
+    assert not torch.equal(moved[0], whole.mask) or grow is cw.taylor
+    if grow is not cw.random:
+        expected = whole.pattern.regrow(whole.mask, whole.score(cw.magnitude), whole.score(grow), 0.5)
+        assert torch.equal(moved[0], expected)
+
+
+@pytest.mark.parametrize("pattern", ["block:4", "vector:4", "shuffled:4"])
+def test_units_are_scored_and_kept_on_the_grid_of_the_pattern(pattern):
+    whole, kept = views(pattern)
+    for score in (cw.magnitude, cw.gradient, cw.taylor, by_rank):
+        expected = whole.pattern.pool(whole.score(score))
+        for view in (whole, kept):
+            torch.testing.assert_close(view.units(score), expected)
+    fewer = whole.kept & (torch.rand(whole.kept.shape) < 0.5)
+    assert torch.equal(matrix(whole.keep(fewer)), matrix(kept.keep(fewer)))
+    assert torch.equal(matrix(kept.unmoved), whole.mask) and whole.unmoved is whole.mask
+
+
+def test_a_gradient_that_is_not_finite_is_found_wherever_it_is():
+    whole, kept = views("block:4")
+    for view in (whole, kept):
+        view.check_gradient()
+        view.numbers.gradient.rows(slice(None))[22, 16] = torch.inf
+    for look in (
+        whole.check_gradient,
+        lambda: whole.grad,
+        lambda: kept.grad,
+        lambda: kept.units(cw.gradient),
+    ):
+        with pytest.raises(ValueError, match="the gradient of step 10 is not finite, so the mask cannot move"):
+            look()

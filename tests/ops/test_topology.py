@@ -38,6 +38,43 @@ def test_values_go_in_and_come_back(problem):
 
 
 @given(masks())
+def test_the_grid_tells_what_is_kept_and_makes_the_index_again(problem):
+    pattern, mask, _ = problem
+    topology = index_of(mask, pattern)
+    assert tuple(topology.kept.shape) == topology.grid
+    again = topology.keeping(topology.kept)
+    assert torch.equal(again.ptr, topology.ptr) and torch.equal(again.col, topology.col)
+    assert again.same_grid(topology)
+    assert torch.equal(topology.spread(torch.ones(topology.num_units)).bool(), topology.kept)
+
+
+@given(masks())
+def test_means_count_what_a_unit_has_inside_the_matrix(problem):
+    pattern, mask, matrix = problem
+    topology = index_of(mask, pattern)
+    inside = topology.gather(torch.ones(mask.shape))
+    expected = (topology.gather(matrix).double() * inside).sum((1, 2)) / inside.sum((1, 2))
+    torch.testing.assert_close(topology.means(topology.gather(matrix)).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@given(masks())
+def test_an_outer_product_has_its_values_without_being_formed(problem):
+    pattern, mask, matrix = problem
+    topology = index_of(mask, pattern)
+    outer = torch.outer(matrix[:, 0], matrix[0])
+    assert torch.equal(topology.outer(matrix[:, 0], matrix[0]), topology.gather(outer))
+
+
+@given(masks())
+def test_the_outputs_of_groups_are_the_rows_of_the_matrix_in_their_order(problem):
+    pattern, mask, matrix = problem
+    topology = index_of(mask, pattern)
+    strips = [matrix[topology.outputs(group, group + 2)] for group in range(0, topology.grid[0], 2)]
+    expected = matrix if topology.order is None else matrix[topology.order.long()]
+    assert torch.equal(torch.cat(strips), expected)
+
+
+@given(masks())
 def test_an_index_made_from_a_mask_is_sound(problem):
     pattern, mask, _ = problem
     topology = index_of(mask, pattern)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cutwork.ops.topology import Topology
 from cutwork.patterns import NM, Shuffled, TapBlock, parse
 
 PATTERNS = [
@@ -168,6 +169,19 @@ def test_growth_goes_where_the_scores_point(problem):
     dropped = int(0.5 * num_kept(pattern, mask))
     free = pattern.num_units(scores.shape) - num_kept(pattern, mask)
     assert num_kept(pattern, new & ~mask) == min(free, dropped)
+
+
+@given(problems())
+def test_where_every_choice_is_legal_the_units_are_the_tiles(problem):
+    pattern, scores, _ = problem
+    if pattern.tiling is None or not pattern.every_choice_is_legal:
+        return
+    tiles = Topology.from_mask(scores > 0, pattern.tiling.rows, pattern.tiling.columns)
+    assert tiles.grid == pattern.grid(scores.shape)
+    units = pattern.pool(torch.arange(1.0, scores.numel() + 1).view(scores.shape))
+    everything = tiles.keeping(torch.ones(tiles.grid, dtype=torch.bool))
+    values = everything.gather(pattern.spread(units, scores.shape))
+    assert torch.equal(values.amax((1, 2)).view(tiles.grid), units)
 
 
 @pytest.mark.parametrize("text", PATTERNS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from itertools import product
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from cutwork.layers.compressed import Compressed
 from cutwork.layers.swap import candidates as layers_that_can_be_sparse
 from cutwork.layers.swap import sparse_layers
 from cutwork.memory import check_memory
+from cutwork.methods import RigL
 from cutwork.models.named import FORWARD_ONLY, Subject, make_subject, title_of
 from cutwork.patterns import Pattern
 from cutwork.speed.forms import DENSE
@@ -29,10 +30,14 @@ from cutwork.speed.fusion import fuse
 from cutwork.speed.packing import pack
 from cutwork.speed.tolerance import MEASURED, MEASURED_STEP
 from cutwork.text import did_you_mean
+from cutwork.training.sparsifier import Sparsifier
 from cutwork.training.sparsify import sparsify
 
-PACKED, FUSED = "packed", "fused"
-MODEL_FORMS = (DENSE, "compiled", PACKED, FUSED)
+PACKED, FUSED, MOVING = "packed", "fused", "moving"
+# By the pass that is measured. A `moving` model is a packed one of which each step ends in a move of RigL.
+MODEL_FORMS = {"forward": (DENSE, "compiled", PACKED, FUSED), "step": (DENSE, "compiled", PACKED, FUSED, MOVING)}
+# After so many steps methods move their masks, unless they are told otherwise.
+USUAL_EVERY = 100
 LAYERS: dict[str, Callable[[str, type[nn.Module]], bool]] = {
     "all": lambda name, kind: True,
     "linears": lambda name, kind: kind is not nn.Conv2d,
@@ -110,7 +115,7 @@ def _candidates(
     found += [
         _candidate(replace(about, form=form, precision=kind), dense, expected, inputs, operations)
         for form, kind in dense_forms(choices.forms, precision)
-        if form in MODEL_FORMS
+        if form in MODEL_FORMS[about.work]
     ]
     for density in choices.densities:
         row = replace(about, pattern=str(pattern), density=density, form=PACKED, precision=precision)
@@ -118,7 +123,27 @@ def _candidates(
         found += [
             _sparse(replace(row, form=form), prepare, inputs, few) for form in (PACKED, FUSED) if form in choices.forms
         ]
+        if MOVING in choices.forms and precision == "fp32":
+            found.append(_moving(replace(row, form=MOVING), prepare, dense, names, pattern, inputs))
     return found
+
+
+def cost_of_moves(rows: Sequence[Measurement]) -> str:
+    """Say how much longer training takes when masks move as often as usual; empty where nothing moved."""
+    packed = {_key(row): row.median_ms for row in rows if row.form == PACKED and row.median_ms}
+    said = [
+        f"{row.shape}, {row.pattern} at {row.density:.3g}: "
+        f"{(row.median_ms - packed[_key(row)]) / packed[_key(row)] / USUAL_EVERY:.1%}"
+        for row in rows
+        if row.form == MOVING and row.median_ms and _key(row) in packed
+    ]
+    if not said:
+        return ""
+    return f"Training by RigL, with a move every {USUAL_EVERY} steps, takes longer than packed by: {'; '.join(said)}."
+
+
+def _key(row: Measurement) -> tuple[str, int, str, float]:
+    return row.shape, row.tokens, row.pattern, row.density
 
 
 @final
@@ -172,6 +197,31 @@ def _sparse(
     return Candidate(row, build, lambda: prepare().expected(), tolerance=_tolerance(row))
 
 
+def _moving(
+    row: Measurement,
+    prepare: Callable[[], Prepared],
+    dense: nn.Module,
+    names: Sequence[str],
+    pattern: Pattern,
+    inputs: tuple[Tensor, ...],
+) -> Candidate:
+    """Return a sparse model that moves its masks in each step; the right results are those of dense storage."""
+
+    def train(storage: Literal["dense", "compressed"]) -> Runnable:
+        model, method = copy.deepcopy(dense), RigL(every=1, until=10**9)
+        patterns = dict.fromkeys(names, pattern)
+        sparsifier = sparsify(model, patterns, density=row.density, method=method, storage=storage)
+        return _runnable("step", model, inputs, DENSE, sparsifier)
+
+    expected = cache(lambda: train("dense").results())
+
+    def build() -> Runnable:
+        known = Candidate(replace(prepare().row, form=row.form), build, expected, tolerance=_tolerance(row))
+        return replace(train("compressed" if pattern.tiling else "dense"), candidate=known)
+
+    return Candidate(row, build, expected, tolerance=_tolerance(row))
+
+
 def _candidate(
     row: Measurement,
     model: nn.Module,
@@ -218,13 +268,17 @@ def _own(model: nn.Module, work: str, precision: str) -> nn.Module:
     return model if (work, precision) == ("forward", "fp32") else copy.deepcopy(model).to(DTYPES[precision])
 
 
-def _runnable(work: str, model: nn.Module, inputs: tuple[Tensor, ...], form: str) -> Runnable:
+def _runnable(
+    work: str, model: nn.Module, inputs: tuple[Tensor, ...], form: str, sparsifier: Sparsifier | None = None
+) -> Runnable:
     transform = transform_of(form)
     if work == "forward":
         forward = transform(model.eval())
         return Runnable(lambda: forward(*inputs), lambda: [tensor_of(forward(*inputs))])
     forward = transform(model.train())
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
+    if sparsifier is not None:
+        sparsifier.attach(optimizer)
 
     @torch.enable_grad()
     def run() -> Tensor:

@@ -58,7 +58,8 @@ class Grid:
         densities: Shares of the weights that are kept.
         precisions: fp32, bf16; linear layers also int8 (weights and inputs, forward only).
         forms: The forms to measure, by default all. Dense fp32 is always measured. Layers: dense, compiled, tile;
-            linear layers also onnx, bsr, bsr-left, csr, csr-left, scipy. Models: dense, compiled, packed, fused.
+            linear layers also onnx, bsr, bsr-left, csr, csr-left, scipy. Models: dense, compiled, packed, fused; to
+            train also moving, of which each step ends in a move of RigL.
         without: Forms to leave out, for example the slow bsr and csr.
     """
 
@@ -171,8 +172,10 @@ def model(settings: Settings, grid: Grid = OF_MODELS, models: Models = TO_RUN) -
 
 
 def train(settings: Settings, grid: Grid = OF_MODELS, models: Models = TO_TRAIN) -> None:
-    """Measure whole training steps: forward, backward and AdamW, of layers, blocks and models."""
-    _measure(settings, lambda: _groups_of_models(models, settings, grid, "step"))
+    """Measure whole training steps: forward, backward and AdamW, of layers, blocks and models, and moves of masks."""
+    from cutwork.bench.models import cost_of_moves
+
+    _measure(settings, lambda: _groups_of_models(models, settings, grid, "step"), summary=cost_of_moves)
 
 
 def chance(settings: Settings, *, count: int = 200) -> None:
@@ -210,7 +213,7 @@ def _groups_of_models(models: Models, settings: Settings, grid: Grid, work: str)
     from cutwork.bench.passes import DTYPES
 
     few = settings.few
-    choices = grid.choose(settings, [work], precisions=list(DTYPES), forms=MODEL_FORMS)
+    choices = grid.choose(settings, [work], precisions=list(DTYPES), forms=MODEL_FORMS[work])
     return groups(names=few(models.names), layers=few(models.layers), batches=few(models.batches), choices=choices)
 
 
@@ -248,8 +251,8 @@ def _measure(
             raise stopped
         if stopped is not None:
             run.notes[STOPPED_NOTE] = None
-        if summary is not None:
-            run.notes[summary(run.rows)] = None
+        if summary is not None and (said := summary(run.rows)):
+            run.notes[said] = None
         results = run.results("cutwork " + shlex.join(sys.argv[1:]))
     _keep(results, settings.output)
     if stopped is not None:

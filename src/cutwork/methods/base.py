@@ -118,7 +118,7 @@ class View:
             return random(tiles.kept, None, self.generator)
         if score not in ENTRYWISE:
             scores = self.score(score)
-            return comparable(pool_rows(tiles, lambda outputs: scores[outputs]))
+            return comparable(pool_rows(tiles, lambda part: part, lambda outputs: [scores[outputs]]))
         by_gradient = score not in NEED_NO_GRADIENT
         units = self.numbers.pool(score, by_gradient=by_gradient, of_zeros=score not in ZERO_AT_ZERO)
         if by_gradient:

@@ -27,15 +27,16 @@ class Passage:
             source = places[place // old.rows * old.grid[1] + new.col.long()[:, None] // new.columns]
             self._row = place % old.rows
             source = source.masked_fill(place < 0, -1)
-        self._is_new = source < 0
+        self._new = (source < 0).flatten().nonzero()[:, 0]
         self._source = source.clamp(min=0)
 
     def carry(self, values: Tensor) -> Tensor:
         """Return the values in the order of the new index."""
         if self._keeps_order:
-            return values[self._source].masked_fill_(self._is_new[:, None, None], 0)
+            return values.index_select(0, self._source).index_fill_(0, self._new, 0)
         # [units, rows, columns]
-        carried = values[self._source, :, self._row].masked_fill_(self._is_new[:, :, None], 0)
+        carried = values[self._source, :, self._row]
+        carried.flatten(0, 1).index_fill_(0, self._new, 0)
         return carried.transpose(1, 2).contiguous()
 
 

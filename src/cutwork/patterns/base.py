@@ -168,7 +168,9 @@ def exchange_units(select: Select, kept: Tensor, drop: Tensor, grow: Tensor, fra
     count = int(kept.count_nonzero())
     if fraction == 1:
         return select(grow, count)
-    survivors = keep_largest(drop.masked_fill(~kept, -torch.inf), count - int(fraction * count))
+    places = kept.flatten().nonzero()[:, 0]
+    staying = keep_largest(drop.flatten()[places], count - int(fraction * count))
+    survivors = torch.zeros_like(kept).flatten().index_copy_(0, places, staying).view(kept.shape)
     return select(grow.masked_fill(survivors, torch.inf), count)
 
 

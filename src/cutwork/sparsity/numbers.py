@@ -19,8 +19,9 @@ Mask = Tensor | Topology
 # A score of a weight that looks at nothing but it and, if it is given, its gradient.
 EntryScore = Callable[[Tensor, Tensor | None], Tensor]
 
-# So many scores of entries are there at once: they stay in a cache, and their memory is used again.
-SCORES_AT_ONCE = 2**18
+# Rows are formed in strips of so many numbers, in which products are fast, and scored in pieces, which stay in a cache
+# and whose memory is used again.
+NUMBERS_AT_ONCE, SCORES_AT_ONCE = 2**21, 2**18
 
 
 class Numbers(ABC):
@@ -117,13 +118,11 @@ class WholeNumbers(Numbers):
         return self.tiles.keeping(kept).to_mask()
 
     def pool(self, score: EntryScore, *, by_gradient: bool, of_zeros: bool) -> Tensor:
-        gradient = self.gradient if by_gradient else None
-
-        def scores_of(outputs: Rows) -> Tensor:
-            return score(self._weight[outputs], None if gradient is None else gradient.rows(outputs))
-
         assert self.tiles is not None
-        return pool_rows(self.tiles, scores_of)
+        if self.gradient is None or not by_gradient:
+            return pool_rows(self.tiles, lambda weight: score(weight, None), lambda outputs: [self._weight[outputs]])
+        form = self.gradient.rows
+        return pool_rows(self.tiles, score, lambda outputs: [self._weight[outputs], form(outputs)])
 
     def under(self, mask: Mask) -> "WholeNumbers":
         matrix = mask if isinstance(mask, Tensor) else mask.to_mask()
@@ -182,7 +181,7 @@ class KeptNumbers(Numbers):
         if gradient is None or not of_zeros:
             return units
         zero = self._values.new_zeros(())
-        around = pool_rows(index, lambda outputs: score(zero, gradient.rows(outputs)))
+        around = pool_rows(index, lambda part: score(zero, part), lambda outputs: [gradient.rows(outputs)])
         return torch.where(index.kept, units, around)
 
     def under(self, mask: Mask) -> Numbers:
@@ -192,9 +191,13 @@ class KeptNumbers(Numbers):
         return WholeNumbers(self._pattern, self.weight, self.mask, whole).under(mask)
 
 
-def pool_rows(tiles: Topology, scores_of: Callable[[Rows], Tensor]) -> Tensor:
-    """Return the mean score of each tile, on their grid, of scores of entries that are made a few rows at a time."""
-    groups, step = tiles.grid[0], max(1, SCORES_AT_ONCE // (tiles.rows * tiles.shape[1]))
-    strips = (tiles.outputs(start, start + step) for start in range(0, groups, step))
-    means = [tile_means(widened(scores_of(outputs)), tiles.rows, tiles.columns) for outputs in strips]
+def pool_rows(tiles: Topology, score: Callable[..., Tensor], rows_of: Callable[[Rows], list[Tensor]]) -> Tensor:
+    """Return the mean score of each tile, on their grid; a score is of some matrices, of which `rows_of` forms rows."""
+    a_group = tiles.rows * tiles.shape[1]
+    step, piece = max(1, NUMBERS_AT_ONCE // a_group), max(1, SCORES_AT_ONCE // a_group)
+    means = []
+    for start in range(0, tiles.grid[0], step):
+        strips = rows_of(tiles.outputs(start, start + step))
+        for pieces in zip(*(strip.split(piece * tiles.rows) for strip in strips), strict=True):
+            means.append(tile_means(widened(score(*pieces)), tiles.rows, tiles.columns))
     return torch.cat(means)
