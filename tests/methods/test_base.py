@@ -89,6 +89,8 @@ def views(pattern):
     weight, index = weight * mask, index_of(mask, pattern)
 
     class Given(GradientOfKept):
+        has_exact_rows = False
+
         def is_finite(self):
             return True
 

@@ -172,9 +172,9 @@ def test_growth_goes_where_the_scores_point(problem):
 
 
 @given(problems())
-def test_where_every_choice_is_legal_the_units_are_the_tiles(problem):
+def test_units_that_are_said_to_be_tiles_are_these(problem):
     pattern, scores, _ = problem
-    if pattern.tiling is None or not pattern.every_choice_is_legal:
+    if pattern.tiling is None or not pattern.units_are_tiles:
         return
     tiles = Topology.from_mask(scores > 0, pattern.tiling.rows, pattern.tiling.columns)
     assert tiles.grid == pattern.grid(scores.shape)

@@ -46,6 +46,8 @@ def measure_energies(y: Tensor, x: Tensor, energies: Energies, gain: Tensor, cha
 class EstimatedGradient(GradientOfKept):
     """The size of a dense gradient as the outer product of two vectors of norms."""
 
+    has_exact_rows = True
+
     def __init__(self, norms_O: Tensor, norms_I: Tensor) -> None:
         self._norms_O, self._norms_I = norms_O, norms_I
 

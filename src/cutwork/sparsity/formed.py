@@ -25,6 +25,8 @@ class FormedGradient(GradientOfKept):
     when they form it, so all must form the same parts.
     """
 
+    has_exact_rows = False
+
     def __init__(self, pairs: list[Pair], gradient: Tensor, index: Topology) -> None:
         self._pairs = pairs
         self._gradient, self._index = gradient, index

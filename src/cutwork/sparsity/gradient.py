@@ -1,7 +1,7 @@
 """The gradient of a whole weight, also where its mask is zero: as many rows at a time as somebody wants."""
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 from torch import Tensor
 
@@ -24,7 +24,10 @@ class DenseGradient(ABC):
 
 
 class GradientOfKept(DenseGradient):
-    """The dense gradient of a weight of which only some units are stored; at these, only `kept` is exact."""
+    """The dense gradient of a weight of which only some units are stored; `kept` is exact at these."""
+
+    # Whether its rows are exact there too.
+    has_exact_rows: ClassVar[bool]
 
     @abstractmethod
     def kept(self, index: Topology) -> Tensor:

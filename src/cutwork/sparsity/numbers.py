@@ -69,7 +69,8 @@ class Numbers(ABC):
     def pool(self, score: EntryScore, *, by_gradient: bool, of_zeros: bool) -> Tensor:
         """Return the mean score of each tile, on their grid.
 
-        `by_gradient` says whether the score looks at the gradient, `of_zeros` whether a weight of zero can have one.
+        `by_gradient` says whether the score looks at the gradient, and `of_zeros` whether at nothing else, so that a
+        weight of zero has one too.
         """
 
     @abstractmethod
@@ -161,6 +162,8 @@ class KeptNumbers(Numbers):
         if self.gradient is None:
             return None
         index, around = self._index, self.gradient.rows(slice(None))
+        if self.gradient.has_exact_rows:
+            return around
         return torch.where(index.to_mask(), index.scatter(self.gradient.kept(index)), around)
 
     @property
@@ -176,13 +179,17 @@ class KeptNumbers(Numbers):
 
     def pool(self, score: EntryScore, *, by_gradient: bool, of_zeros: bool) -> Tensor:
         index, gradient = self._index, self.gradient if by_gradient else None
-        scores = score(self._values, None if gradient is None else gradient.kept(index))
-        units = index.spread(index.means(widened(scores)))
         if gradient is None or not of_zeros:
-            return units
+            return self._pool_kept(score, gradient)
         zero = self._values.new_zeros(())
         around = pool_rows(index, lambda part: score(zero, part), lambda outputs: [gradient.rows(outputs)])
-        return torch.where(index.kept, units, around)
+        # What is equal in the rows must stay so: sums of the same numbers in another order differ.
+        return around if gradient.has_exact_rows else torch.where(index.kept, self._pool_kept(score, gradient), around)
+
+    def _pool_kept(self, score: EntryScore, gradient: GradientOfKept | None) -> Tensor:
+        """Return the mean score of each unit that is stored, on the grid, and zero for the others."""
+        scores = score(self._values, None if gradient is None else gradient.kept(self._index))
+        return self._index.spread(self._index.means(widened(scores)))
 
     def under(self, mask: Mask) -> Numbers:
         if isinstance(mask, Topology) and mask.same_grid(self._index):
