@@ -48,8 +48,8 @@ HELD_OUT = 0.1
 class Run:
     """One training run: everything that decides its outcome.
 
-    A `lr` of None is the best one of a dense model, by the piece "learning-rates"; `groups` says whether layers have
-    the learning rates of `cutwork.param_groups`. With `held_out` the run is judged by a part of the training data.
+    A `lr` of None is the best one of a dense model, by the piece "learning-rates"; sparse layers have that divided
+    by their density to a `power`. With `held_out` the run is judged by a part of the training data.
     """
 
     data: str = "fashion-mnist"
@@ -61,7 +61,7 @@ class Run:
     init: str = "random"
     rescale: bool = False
     optimizer: str = "adamw"
-    groups: bool = False
+    power: float = 0.0
     lr: float | None = None
     epochs: int = 3
     held_out: bool = False
@@ -70,8 +70,14 @@ class Run:
     @classmethod
     def from_row(cls, row: Mapping[str, str]) -> "Run":
         """Read a run from a row of a table."""
-        kinds = {"density": float, "lr": lambda text: float(text) if text else None, "epochs": int, "seed": int}
-        kinds |= dict.fromkeys(("rescale", "groups", "held_out"), "True".__eq__)
+        kinds = {
+            "density": float,
+            "power": float,
+            "lr": lambda text: float(text) if text else None,
+            "epochs": int,
+            "seed": int,
+        }
+        kinds |= dict.fromkeys(("rescale", "held_out"), "True".__eq__)
         return cls(**{field.name: kinds.get(field.name, str)(row[field.name]) for field in fields(cls)})
 
 
@@ -97,8 +103,10 @@ def grid(**values: Sequence[Any]) -> list[Run]:
 BOTH = (False, True)
 OPTIMIZERS = ("sgd", "adamw")
 STARTS = ("random", "magnitude")
+METHODS = ("static", "rigl")
 EACH = {"optimizer": OPTIMIZERS}
 DIGITS = EACH | {"data": ("digits",), "epochs": (30,)}
+RECIPE = {"rescale": (True,), "power": (1.0,), "seed": range(3)}
 CONV = {"model": ("conv",), "epochs": (1,)}
 # Each with its number of epochs and the learning rates to choose from.
 MODELS = (
@@ -125,8 +133,8 @@ PIECES = {
     "fashion-start": Piece(
         "The first mask, and first weights scaled to it or not, at a twentieth of the weights.",
         [
-            *grid(**EACH, method=("static", "rigl"), init=STARTS, rescale=BOTH, seed=range(3)),
-            *grid(**EACH, method=("static", "rigl"), rescale=BOTH, seed=(3, 4)),
+            *grid(**EACH, method=METHODS, init=STARTS, rescale=BOTH, seed=range(3)),
+            *grid(**EACH, method=METHODS, rescale=BOTH, seed=(3, 4)),
             *grid(**EACH, method=("set",), rescale=BOTH, seed=range(3)),
             *grid(**EACH, method=("gradual",), seed=range(3)),
             *grid(**EACH, **DENSE, seed=range(3)),
@@ -137,33 +145,42 @@ PIECES = {
         "layers, and with those of `cutwork.param_groups`.",
         [
             run
-            for optimizer, rates in (("sgd", (0.03, 0.1, 0.3, 1.0, 3.0)), ("adamw", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)))
+            for optimizer, rates in (("adamw", (3e-4, 1e-3, 3e-3, 1e-2)), ("sgd", (0.03, 0.1, 0.3, 1.0)))
             for run in (
-                *grid(optimizer=(optimizer,), density=(0.5, 0.1, 0.05), groups=BOTH, lr=rates, rescale=(True,)),
+                *grid(optimizer=(optimizer,), density=(0.1, 0.05), rescale=(True,), power=(0, 0.5, 1), lr=rates),
+                *grid(optimizer=(optimizer,), density=(0.5,), rescale=(True,), power=(0, 1), lr=rates),
                 *grid(optimizer=(optimizer,), **DENSE, lr=rates),
             )
         ],
         columns="lr",
     ),
+    "fashion-recipe": Piece(
+        "With first weights scaled to their masks and the learning rates of `cutwork.param_groups`, from a rate at "
+        "which the dense model is as good as at its best.",
+        [
+            run
+            for optimizer, rate in (("adamw", 3e-3), ("sgd", 0.1))
+            for run in grid(**RECIPE, density=(0.05, 0.02, 0.1), method=METHODS, optimizer=(optimizer,), lr=(rate,))
+        ],
+    ),
+    "fashion-unstructured": Piece(
+        "Single weights instead of blocks, at a twentieth.",
+        [
+            *grid(pattern=("unstructured",), method=METHODS, init=STARTS, rescale=BOTH),
+            *grid(pattern=("unstructured",), rescale=(True,), power=(0, 0.5, 1), lr=(1e-3, 3e-3)),
+        ],
+    ),
     "digits": Piece(
         "The same as fashion-start with less data: one test image is 0.28 %.",
         [
-            *grid(**DIGITS, method=("static", "rigl"), density=(0.1, 0.05), init=STARTS, rescale=BOTH, seed=range(3)),
-            *grid(**DIGITS, method=("set",), density=(0.1, 0.05), rescale=BOTH, seed=range(3)),
+            *grid(**DIGITS, method=METHODS, init=STARTS, rescale=BOTH, seed=range(3)),
             *grid(**DIGITS, **DENSE, seed=range(3)),
-        ],
-    ),
-    "fashion-density": Piece(
-        "More and fewer weights.",
-        [
-            *grid(**EACH, method=("static", "rigl"), density=(0.2, 0.1, 0.02), rescale=BOTH, seed=range(2)),
-            *grid(**EACH, method=("static", "rigl"), density=(0.5,), rescale=BOTH, seed=range(2)),
         ],
     ),
     "fashion-conv": Piece(
         "A convolutional model with batch norm, one epoch.",
         [
-            *grid(**EACH, **CONV, method=("static", "rigl"), rescale=BOTH),
+            *grid(**EACH, **CONV, method=METHODS, rescale=BOTH),
             *grid(**EACH, **CONV, **DENSE),
         ],
     ),
@@ -329,7 +346,7 @@ def make_optimizer(model: nn.Module, run: Run) -> torch.optim.Optimizer:
     """Return the optimizer of a run."""
     rate = best_rate(run.data, run.model, run.optimizer) if run.lr is None else run.lr
     decay = WEIGHT_DECAY[run.optimizer]
-    groups = cw.param_groups(model, lr=rate, weight_decay=decay) if run.groups else model.parameters()
+    groups = cw.param_groups(model, lr=rate, weight_decay=decay, power=run.power) if run.power else model.parameters()
     if run.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, weight_decay=decay)
     return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
@@ -435,7 +452,9 @@ def _constants(runs: Sequence[Run]) -> str:
 
 def _written(value: Any) -> str:
     words = {True: "yes", False: "no", None: "best of dense", "": "-"}
-    return words[value] if isinstance(value, bool | None) or value == "" else f"{value}"
+    if isinstance(value, bool | None) or value == "":
+        return words[value]
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
 
 
 def _summary(accuracies: Sequence[float]) -> str:

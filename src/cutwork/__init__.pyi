@@ -47,6 +47,7 @@ from cutwork.training.baking import copy_masks as copy_masks
 from cutwork.training.baking import freeze_zeros as freeze_zeros
 from cutwork.training.dsb import dsb_layers as dsb_layers
 from cutwork.training.exploration import Exploration as Exploration
+from cutwork.training.param_groups import param_groups as param_groups
 from cutwork.training.sparsifier import Sparsifier as Sparsifier
 from cutwork.training.sparsify import sparsify as sparsify
 from cutwork.version import __version__ as __version__

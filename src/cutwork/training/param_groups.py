@@ -1,0 +1,45 @@
+"""Learning rates that carry over from one density to another."""
+
+from typing import Any
+
+from torch import nn
+
+from cutwork.layers.swap import sparse_layers
+
+
+def param_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0, power: float = 1.0) -> list[dict[str, Any]]:
+    """Return what trains in a model as groups for an optimizer, with `lr` for dense layers and more for sparse ones.
+
+    What a step changes in an output adds up over all inputs that are kept, so with fewer of them it changes less, in
+    SGD as in Adam. At the rate divided by the layer's density it changes as much, so a rate that suits the dense model,
+    or another density, suits this one. The weight decay is multiplied by the density: a step shrinks a weight by the
+    same share. Vectors, such as biases and norms, and what masks are learned by have the plain rate and no decay.
+    Frozen parameters are left out, tied ones appear once.
+
+    A rate close to the largest that the dense model bears may be too much for a sparse one. `power=0.5` divides by the
+    square root of the density only.
+
+    The densities are those of now: call it after `sparsify`; where a method changes them while it trains, the rates
+    stay. Schedules that scale the rate of each group work; one that sets a number needs one for each.
+
+    >>> from cutwork import sparsify
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> sparsifier = sparsify(model, {"0": "block:16"}, density=0.25)
+    >>> for group in param_groups(model, lr=1e-3, weight_decay=0.01):
+    ...     print(group["lr"], group["weight_decay"], [tuple(each.shape) for each in group["params"]])
+    0.004 0.0025 [(64, 64)]
+    0.001 0.0 [(64,), (10,)]
+    0.001 0.01 [(10, 64)]
+
+    Reference: Dey et al., Sparse maximal update parameterization, 2024, for Adam.
+    """
+    layers = sparse_layers(model).values()
+    densities = {id(layer.trained): layer.describe_weight().density for layer in layers}
+    learned = {id(each) for layer in layers for each in layer.sparsity.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            share = densities.get(id(parameter), 1.0) ** power
+            decay = 0.0 if parameter.ndim < 2 or id(parameter) in learned else weight_decay * share
+            groups.setdefault((lr / share, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
