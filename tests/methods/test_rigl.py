@@ -93,6 +93,25 @@ def test_it_moves_at_multiples_strictly_before_the_end():
     assert [step for step in range(60) if method.due(step)] == [20, 30]
 
 
+@pytest.mark.parametrize(("begin", "first_step"), [(0, 10), (5, 10), (10, 20), (25, 30)])
+def test_the_first_move_may_exchange_another_fraction(begin, first_step):
+    weight, grad = torch.arange(100.0).view(10, 10), torch.rand(10, 10)
+    method = RigL(every=10, until=100, begin=begin, first=1.0, fraction=cw.constant(0.0))
+    assert next(step for step in range(100) if method.due(step)) == first_step
+    view = view_at(step=first_step, weight=weight, mask=weight >= 50, grad=grad)
+    assert torch.equal(method.move(view), view.pattern.project(grad.abs(), 0.5))
+    later = view_at(step=first_step + 10, weight=weight, mask=weight >= 50, grad=grad)
+    assert torch.equal(method.move(later), later.mask)
+
+
+@pytest.mark.parametrize("first", [-0.1, 1.1, "all"])
+def test_a_first_fraction_that_is_no_share_is_refused(first):
+    with pytest.raises(
+        ValueError, match=r"^first=.* is the fraction that the first move exchanges; give 0 to 1, or None$"
+    ):
+        RigL(first=first)
+
+
 def test_annealing_may_outlast_the_moves():
     method = RigL(every=1, until=50, anneal_until=100)
     weight = torch.arange(100.0).view(10, 10)

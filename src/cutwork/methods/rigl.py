@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, final
 
 from torch import Tensor
@@ -38,6 +39,9 @@ class RigL(Method):
     `estimate=True` growth looks at the outer product of input and output-gradient norms, and the dense gradient is
     never computed. On `shuffled:B` this is DSB, dynamic shuffled blocks, whose rows change groups as they move.
 
+    The first move may exchange another fraction, `first`. With `first=1.0` it chooses the whole mask, and on shuffled
+    patterns the groups of rows, by what grows: early in training weights say little, and gradients much.
+
     A move comes after the update of its step, and so ranks weights that the gradient has changed already. With
     `replaces_update=True` it stands in for the update, as in the authors' code: nothing that the optimizer trains or
     remembers changes in that step but by the move. That takes an optimizer which passes over parameters without a
@@ -55,12 +59,17 @@ class RigL(Method):
     estimate: bool = False
     anneal_until: Steps | None = None
     replaces_update: bool = False
+    first: float | None = None
 
     step_fields: ClassVar[Sequence[str]] = ("until", "begin", "anneal_until")
 
     def __post_init__(self) -> None:
         check_span(self, every=self.every, begin=self.begin, until=self.until)
         check_fraction(self.fraction)
+        if self.first is not None and not (isinstance(self.first, Real) and 0 <= self.first <= 1):
+            raise ValueError(
+                f"first={self.first!r} is the fraction that the first move exchanges; give 0 to 1, or None"
+            )
         check_scores(drop=self.drop, grow=self.grow)
 
     def start(self, view: View, init: Score) -> Tensor:
@@ -72,9 +81,14 @@ class RigL(Method):
     def move(self, view: View) -> Mask:
         if self.needs_gradient and not view.has_gradient:
             return view.unmoved
+        return view.exchange(self.drop, self.grow, self._fraction(view.step))
+
+    def _fraction(self, step: int) -> float:
+        """Return which fraction of the units a move exchanges."""
+        if self.first is not None and step - self.every <= self.begin:
+            return self.first
         until = self.until if self.anneal_until is None else self.anneal_until
-        fraction = fraction_at(self.fraction, progress(view.step, begin=self.begin, until=until))
-        return view.exchange(self.drop, self.grow, fraction)
+        return fraction_at(self.fraction, progress(step, begin=self.begin, until=until))
 
     @property
     def needs_gradient(self) -> bool:
