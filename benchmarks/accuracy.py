@@ -106,7 +106,8 @@ STARTS = ("random", "magnitude")
 METHODS = ("static", "rigl")
 EACH = {"optimizer": OPTIMIZERS}
 DIGITS = EACH | {"data": ("digits",), "epochs": (30,)}
-RECIPE = {"rescale": (True,), "power": (1.0,), "seed": range(3)}
+RECIPE = {"rescale": (True,), "seed": range(3)}
+BALANCED = RECIPE | {"init": ("balanced",), "power": (1.0,)}
 CONV = {"model": ("conv",), "epochs": (1,)}
 # Each with its number of epochs and the learning rates to choose from.
 MODELS = (
@@ -160,7 +161,26 @@ PIECES = {
         [
             run
             for optimizer, rate in (("adamw", 3e-3), ("sgd", 0.1))
-            for run in grid(**RECIPE, density=(0.05, 0.02, 0.1), method=METHODS, optimizer=(optimizer,), lr=(rate,))
+            for run in (
+                *grid(
+                    **RECIPE, density=(0.05, 0.1), power=(1.0, 0.5), method=METHODS, optimizer=(optimizer,), lr=(rate,)
+                ),
+                *grid(**RECIPE, density=(0.02,), power=(1.0,), method=METHODS, optimizer=(optimizer,), lr=(rate,)),
+            )
+        ],
+    ),
+    "fashion-balanced": Piece(
+        "First masks by chance that spread blocks evenly over outputs and inputs; weights and learning rates as in "
+        "fashion-recipe.",
+        [
+            *grid(
+                **BALANCED,
+                optimizer=("adamw",),
+                density=(0.05, 0.1, 0.02),
+                method=("static", "set", "rigl"),
+                lr=(3e-3,),
+            ),
+            *grid(**BALANCED, optimizer=("sgd",), density=(0.05,), method=("static",), lr=(0.1,)),
         ],
     ),
     "fashion-unstructured": Piece(
@@ -260,6 +280,10 @@ def train(run: Run) -> dict[str, Any]:
     for x, y in batches(images, size, run):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
+        if not torch.isfinite(loss):
+            # It diverged. What it says now is what it would say in the end.
+            losses.append(loss.detach())
+            break
         loss.backward()
         optimizer.step()
         schedule.step()

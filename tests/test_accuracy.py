@@ -73,6 +73,13 @@ def test_every_method_trains_with_each_optimizer(method, optimizer, small):
     assert small.train(run)["accuracy"] > 5
 
 
+@pytest.mark.parametrize("method", ["static", "rigl"])
+def test_a_run_that_diverges_is_a_row_too(method, small):
+    outcome = small.train(small.Run(data="digits", method=method, optimizer="sgd", epochs=2, lr=1e3))
+    assert outcome["accuracy"] < 20
+    assert outcome["train_loss"] != outcome["train_loss"]
+
+
 def test_a_table_has_mean_spread_and_number_of_seeds_in_each_cell(small, monkeypatch):
     outcomes = [{"accuracy": str(80 + run.seed + (run.optimizer == "sgd"))} for run in small.PIECES["small"].runs]
     monkeypatch.setattr(

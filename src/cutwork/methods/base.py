@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.schedules import Schedule, cosine
-from cutwork.methods.scores import NEED_NO_GRADIENT, Score, random
+from cutwork.methods.scores import BY_UNIT, NEED_NO_GRADIENT, Score
 from cutwork.patterns import Pattern
 from cutwork.patterns.density import check_density
 from cutwork.sparsity.base import Sparsity
@@ -45,8 +45,8 @@ class View:
 
     def score(self, score: Score) -> Tensor:
         """Score the weights; chance draws one number for each unit, so that units cut by an edge are not favoured."""
-        if score is random:
-            units = random(self.weight.new_empty(self.pattern.grid(self.weight.shape)), None, self.generator)
+        if score in BY_UNIT:
+            units = score(self.weight.new_empty(self.pattern.grid(self.weight.shape)), None, self.generator)
             return self.pattern.spread(units, self.weight.shape)
         return score(self.weight, self.grad, self.generator)
 
