@@ -52,6 +52,16 @@ def test_a_run_that_stands_in_the_file_is_not_run_again(small, tmp_path, monkeyp
     assert trained == [small.PIECES["small"].runs[-1]]
 
 
+def test_a_run_that_stands_in_the_file_of_another_piece_is_taken_from_there(small, tmp_path, monkeypatch):
+    outcome = dict.fromkeys(small.OUTCOMES, "1")
+    monkeypatch.setattr(small, "train", lambda run: outcome)
+    small.main(["small"])
+    small.PIECES["other"] = small.Piece("one of them", small.PIECES["small"].runs[:1])
+    monkeypatch.setattr(small, "train", lambda run: pytest.fail("trained again"))
+    small.main(["other"])
+    assert small.results_of("other") == [(small.PIECES["small"].runs[0], outcome)]
+
+
 def test_a_run_trains_the_same_again(small):
     run = small.Run(data="digits", method="rigl", epochs=1, lr=1e-3)
     first, second = small.train(run), small.train(run)
