@@ -6,7 +6,7 @@
     python benchmarks/accuracy.py --render        the pages anew, from what was run
 
 Each run is one row of benchmarks/accuracy/PIECE/results.csv, written when the run ends. What stands there is not run
-again, so the program may be stopped at any time.
+again, so the program may be stopped at any time; nor is a run that stands in the file of another piece.
 """
 
 import csv
@@ -106,7 +106,9 @@ STARTS = ("random", "magnitude")
 METHODS = ("static", "rigl")
 EACH = {"optimizer": OPTIMIZERS}
 DIGITS = EACH | {"data": ("digits",), "epochs": (30,)}
-RECIPE = {"rescale": (True,), "power": (1.0,), "seed": range(3)}
+RECIPE = {"rescale": (True,), "seed": range(3)}
+BALANCED = RECIPE | {"init": ("balanced",), "power": (1.0,)}
+STEPS = ((False, 0.0, "random"), (True, 0.0, "random"), (True, 1.0, "random"), (True, 1.0, "balanced"))
 CONV = {"model": ("conv",), "epochs": (1,)}
 # Each with its number of epochs and the learning rates to choose from.
 MODELS = (
@@ -129,6 +131,30 @@ PIECES = {
             )
         ],
         columns="lr",
+    ),
+    "fashion-steps": Piece(
+        "One thing after the other: first weights scaled to their masks, learning rates divided by the density, and "
+        "first masks that spread blocks evenly. Masks do not move.",
+        [
+            run
+            for optimizer, rate in (("adamw", 3e-3), ("sgd", 0.1))
+            for run in (
+                *grid(optimizer=(optimizer,), **DENSE, lr=(rate,), seed=range(3)),
+                *(
+                    step
+                    for rescale, power, init in STEPS
+                    for step in grid(
+                        optimizer=(optimizer,),
+                        rescale=(rescale,),
+                        power=(power,),
+                        init=(init,),
+                        lr=(rate,),
+                        density=(0.05, 0.1, 0.02, 0.2),
+                        seed=range(3),
+                    )
+                ),
+            )
+        ],
     ),
     "fashion-start": Piece(
         "The first mask, and first weights scaled to it or not, at a twentieth of the weights.",
@@ -160,7 +186,23 @@ PIECES = {
         [
             run
             for optimizer, rate in (("adamw", 3e-3), ("sgd", 0.1))
-            for run in grid(**RECIPE, density=(0.05, 0.02, 0.1), method=METHODS, optimizer=(optimizer,), lr=(rate,))
+            for run in (
+                *grid(
+                    **RECIPE, density=(0.05, 0.1), power=(1.0, 0.5), method=METHODS, optimizer=(optimizer,), lr=(rate,)
+                ),
+                *grid(**RECIPE, density=(0.02,), power=(1.0,), method=METHODS, optimizer=(optimizer,), lr=(rate,)),
+            )
+        ],
+    ),
+    "fashion-balanced": Piece(
+        "First masks by chance that spread blocks evenly over outputs and inputs; weights and learning rates as in "
+        "fashion-recipe.",
+        [
+            *grid(**BALANCED, optimizer=("adamw",), method=("static", "set", "rigl"), lr=(3e-3,)),
+            *grid(**BALANCED | {"power": (0.5,)}, optimizer=("adamw",), method=("static", "set", "rigl"), lr=(3e-3,)),
+            *grid(**BALANCED | {"power": (0.0,)}, optimizer=("adamw",), method=("static", "set", "rigl"), lr=(3e-3,)),
+            *grid(**BALANCED, optimizer=("sgd",), lr=(0.1,)),
+            *grid(**BALANCED, optimizer=("adamw",), density=(0.5, 0.2, 0.1, 0.02), lr=(3e-3,)),
         ],
     ),
     "fashion-unstructured": Piece(
@@ -168,6 +210,7 @@ PIECES = {
         [
             *grid(pattern=("unstructured",), method=METHODS, init=STARTS, rescale=BOTH),
             *grid(pattern=("unstructured",), rescale=(True,), power=(0, 0.5, 1), lr=(1e-3, 3e-3)),
+            *grid(pattern=("unstructured",), **BALANCED, lr=(3e-3,)),
         ],
     ),
     "digits": Piece(
@@ -217,9 +260,10 @@ def run_piece(name: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     machine = Machine.here(f"python benchmarks/accuracy.py {name}")
     (file.parent / "machine.json").write_text(json.dumps(asdict(machine), indent=2) + "\n")
+    known = {run: outcome for other in PIECES for run, outcome in results_of(other)}
     start = perf_counter()
     for count, run in enumerate(left, 1):
-        outcome = train(run)
+        outcome = known[run] if run in known else train(run)
         is_new = not file.exists()
         with file.open("a", newline="") as stream:
             writer = csv.DictWriter(stream, [*NAMES, *OUTCOMES], lineterminator="\n")
@@ -229,7 +273,7 @@ def run_piece(name: str) -> None:
         minutes = (perf_counter() - start) / count * (len(left) - count) / 60
         differing = ", ".join(f"{field} {getattr(run, field)}" for field in varying(PIECES[name].runs))
         print(
-            f"{name} {count}/{len(left)}: {outcome['accuracy']:.2f} %  {outcome['seconds']:.0f} s  ({differing}); "
+            f"{name} {count}/{len(left)}: {outcome['accuracy']} %  {outcome['seconds']} s  ({differing}); "
             f"about {minutes:.0f} min left",
             flush=True,
         )
@@ -260,6 +304,10 @@ def train(run: Run) -> dict[str, Any]:
     for x, y in batches(images, size, run):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
+        if not torch.isfinite(loss):
+            # It diverged. What it says now is what it would say in the end.
+            losses.append(loss.detach())
+            break
         loss.backward()
         optimizer.step()
         schedule.step()

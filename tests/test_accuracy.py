@@ -52,6 +52,16 @@ def test_a_run_that_stands_in_the_file_is_not_run_again(small, tmp_path, monkeyp
     assert trained == [small.PIECES["small"].runs[-1]]
 
 
+def test_a_run_that_stands_in_the_file_of_another_piece_is_taken_from_there(small, tmp_path, monkeypatch):
+    outcome = dict.fromkeys(small.OUTCOMES, "1")
+    monkeypatch.setattr(small, "train", lambda run: outcome)
+    small.main(["small"])
+    small.PIECES["other"] = small.Piece("one of them", small.PIECES["small"].runs[:1])
+    monkeypatch.setattr(small, "train", lambda run: pytest.fail("trained again"))
+    small.main(["other"])
+    assert small.results_of("other") == [(small.PIECES["small"].runs[0], outcome)]
+
+
 def test_a_run_trains_the_same_again(small):
     run = small.Run(data="digits", method="rigl", epochs=1, lr=1e-3)
     first, second = small.train(run), small.train(run)
@@ -71,6 +81,13 @@ def test_every_method_trains_with_each_optimizer(method, optimizer, small):
         lr=1e-3,
     )
     assert small.train(run)["accuracy"] > 5
+
+
+@pytest.mark.parametrize("method", ["static", "rigl"])
+def test_a_run_that_diverges_is_a_row_too(method, small):
+    outcome = small.train(small.Run(data="digits", method=method, optimizer="sgd", epochs=2, lr=1e3))
+    assert outcome["accuracy"] < 20
+    assert outcome["train_loss"] != outcome["train_loss"]
 
 
 def test_a_table_has_mean_spread_and_number_of_seeds_in_each_cell(small, monkeypatch):

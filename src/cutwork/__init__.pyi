@@ -27,6 +27,7 @@ from cutwork.methods.schedules import cubic as cubic
 from cutwork.methods.schedules import exponential as exponential
 from cutwork.methods.schedules import linear as linear
 from cutwork.methods.schedules import power as power
+from cutwork.methods.scores import balanced as balanced
 from cutwork.methods.scores import energy as energy
 from cutwork.methods.scores import gradient as gradient
 from cutwork.methods.scores import magnitude as magnitude

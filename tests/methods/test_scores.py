@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch import nn
 
-from cutwork.methods.scores import NEED_NO_GRADIENT, SCORES, energy, gradient, magnitude, random, taylor
+import cutwork as cw
+from cutwork.methods.scores import NEED_NO_GRADIENT, SCORES, balanced, energy, gradient, magnitude, random, taylor
 from cutwork.patterns import parse
 
 WEIGHT, GRAD = torch.tensor([[1.0, -2.0]]), torch.tensor([[-3.0, 0.5]])
@@ -30,6 +32,27 @@ def test_by_energy_more_of_the_squares_is_kept(pattern):
 def test_chance_repeats_for_the_same_generator():
     first, again = (random(WEIGHT, None, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 49), (48, 32), (7, 1), (1, 7), (5, 64)])
+def test_the_best_of_a_balanced_score_lie_evenly_over_rows_and_columns(shape):
+    scores = balanced(torch.empty(shape), None, torch.Generator().manual_seed(0))
+    ranks = scores.flatten().argsort(descending=True)
+    assert len(scores.unique()) == scores.numel()
+    for count in range(1, scores.numel() + 1):
+        best = torch.zeros(scores.numel(), dtype=torch.bool)
+        best[ranks[:count]] = True
+        for dim in (0, 1):
+            per_line = best.view(shape).sum(dim)
+            assert per_line.max() - per_line.min() <= 1
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block:16", "vector:16", "shuffled:16"])
+def test_a_balanced_first_mask_leaves_no_output_without_inputs(pattern):
+    layer = nn.Linear(512, 512)
+    cw.sparsify(layer, pattern, density=0.05, init="balanced")
+    assert layer.sparsity.mask.any(dim=1).all()
+    assert layer.sparsity.mask.float().mean().item() == pytest.approx(0.05, rel=0.01)
 
 
 @pytest.mark.parametrize("score", [score for score in SCORES.values() if score not in NEED_NO_GRADIENT])

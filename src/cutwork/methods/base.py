@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.schedules import Schedule, cosine
-from cutwork.methods.scores import ENTRYWISE, NEED_NO_GRADIENT, ZERO_AT_ZERO, Score, random
+from cutwork.methods.scores import BY_UNIT, ENTRYWISE, NEED_NO_GRADIENT, ZERO_AT_ZERO, Score
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
 from cutwork.patterns.base import comparable
@@ -104,8 +104,8 @@ class View:
 
     def score(self, score: Score) -> Tensor:
         """Score the weights; chance draws one number for each unit, so that units cut by an edge are not favoured."""
-        if score is random:
-            units = random(self.weight.new_empty(self.pattern.grid(self.weight.shape)), None, self.generator)
+        if score in BY_UNIT:
+            units = score(self.weight.new_empty(self.pattern.grid(self.weight.shape)), None, self.generator)
             return self.pattern.spread(units, self.weight.shape)
         return score(self.weight, self.grad, self.generator)
 
@@ -114,8 +114,8 @@ class View:
         return self.numbers.tiles if self.pattern.units_are_tiles else None
 
     def _score(self, tiles: Topology, score: Score) -> Tensor:
-        if score is random:
-            return random(tiles.kept, None, self.generator)
+        if score in BY_UNIT:
+            return score(tiles.kept, None, self.generator)
         if score not in ENTRYWISE:
             scores = self.score(score)
             return comparable(pool_rows(tiles, lambda part: part, lambda outputs: [scores[outputs]]))

@@ -3,6 +3,7 @@
 A function of your own is given whole matrices, so that it may compare weights with each other.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -41,14 +42,38 @@ def random(weight: Tensor, grad: Tensor | None = None, generator: Generator | No
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
+def balanced(weight: Tensor, grad: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+    """Score by chance so that the best lie evenly over rows and columns, however many of them are taken.
+
+    Where few are kept, pure chance leaves many rows, outputs, without any.
+
+    >>> best = balanced(torch.ones(8, 8)) > -16
+    >>> best.sum(dim=0).tolist(), best.sum(dim=1).tolist()
+    ([2, 2, 2, 2, 2, 2, 2, 2], [2, 2, 2, 2, 2, 2, 2, 2])
+    """
+    rows, columns = weight.shape
+    divisor = math.gcd(rows, columns)
+    row, column, shift = (torch.randperm(size, generator=generator) for size in (rows, columns, divisor))
+    # A walk along wrapped diagonals, one step down and one to the right at a time, meets each place once.
+    step = torch.arange(rows * columns)
+    lap = step // (rows * columns // divisor)
+    # In double precision every place has a number of its own.
+    scores = torch.empty(rows, columns, dtype=torch.float64)
+    scores[row[(step + shift[lap]) % rows], column[step % columns]] = -step.double()
+    return scores.to(weight.device)
+
+
 SCORES: dict[str, Score] = {
     "magnitude": magnitude,
     "energy": energy,
     "gradient": gradient,
     "taylor": taylor,
     "random": random,
+    "balanced": balanced,
 }
-NEED_NO_GRADIENT = (magnitude, energy, random)
+NEED_NO_GRADIENT = (magnitude, energy, random, balanced)
+# They look at no weight and give each unit of a pattern a number of its own.
+BY_UNIT = (random, balanced)
 # Scores of each weight by itself, so that units are scored without whole matrices; of these, the ones that are zero
 # where the weight is.
 ENTRYWISE = (magnitude, energy, gradient, taylor)
