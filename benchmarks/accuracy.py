@@ -110,6 +110,14 @@ RECIPE = {"rescale": (True,), "seed": range(3)}
 BALANCED = RECIPE | {"init": ("balanced",), "power": (1.0,)}
 STEPS = ((False, 0.0, "random"), (True, 0.0, "random"), (True, 1.0, "random"), (True, 1.0, "balanced"))
 CONV = {"model": ("conv",), "epochs": (1,)}
+# Seeds first, so that a piece that is not done yet has something of everything.
+SEEDS_FIRST = {
+    "seed": range(5),
+    "density": (0.1, 0.05, 0.2, 0.5),
+    "rescale": (True,),
+    "optimizer": ("sgd",),
+    "lr": (0.1,),
+}
 # Each with its number of epochs and the learning rates to choose from.
 MODELS = (
     ("digits", "mlp", 30, (0.01, 0.03, 0.1, 0.3), (3e-4, 1e-3, 3e-3, 1e-2)),
@@ -212,6 +220,17 @@ PIECES = {
             *grid(pattern=("unstructured",), rescale=(True,), power=(0, 0.5, 1), lr=(1e-3, 3e-3)),
             *grid(pattern=("unstructured",), **BALANCED, lr=(3e-3,)),
         ],
+    ),
+    "fashion-shuffled": Piece(
+        "Shuffled blocks that stay (static: SSB) and whose rows change groups (dsb: RigL that first chooses all by the "
+        "gradient, and then a tenth at half as many moves), beside vectors and single weights.",
+        sorted(
+            [
+                *grid(**SEEDS_FIRST, pattern=("shuffled:16", "vector:16"), method=("static", "dsb")),
+                *grid(**SEEDS_FIRST, pattern=("unstructured",), method=("rigl", "dsb")),
+            ],
+            key=lambda run: run.seed,
+        ),
     ),
     "digits": Piece(
         "The same as fashion-start with less data: one test image is 0.28 %.",
@@ -368,6 +387,7 @@ def make_sparse(model: nn.Module, run: Run, steps: int) -> cw.Sparsifier | None:
         "static": cw.Static(),
         "set": cw.set_(every=every),
         "rigl": cw.RigL(every=every),
+        "dsb": cw.RigL(every=2 * every, fraction=0.1, first=1.0),
         "gradual": cw.Gradual(every=every),
         "supermask": cw.Supermask(),
         "ste": cw.STE(),
