@@ -107,7 +107,7 @@ def test_layers_that_a_sparsifier_moves_are_refused_until_it_is_detached(convert
     model = mlp()
     storage = "dense" if convert is to_tiles else "compressed"
     method = cw.RigL(every=1, until=9)
-    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=method, storage=storage)
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=method, rescale=False, storage=storage)
     sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(ValueError, match=r"0 is moved by a sparsifier .* detach\(\) the sparsifier"):
         convert(model)
@@ -158,7 +158,7 @@ def test_masks_are_copied_from_one_storage_to_another(source, target):
 def test_an_average_of_compressed_layers_whose_masks_have_moved_is_refused():
     model = mlp()
     method = cw.RigL(every=1, until=9)
-    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=method, storage="compressed")
+    sparsifier = cw.sparsify(model, "block:4", density=0.3, method=method, rescale=False, storage="compressed")
     average = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sparsifier.attach(optimizer)

@@ -92,10 +92,10 @@ def _candidates(
     layer, x = make()
     packed = nn.Sequential(copy.deepcopy(layer))
     try:
-        sparsify(packed, pattern, density=density, init="random")
+        sparsify(packed, pattern, density=density, init="random", rescale=False)
     except ValueError:
         # Too coarse for a layer this small, which would then be dense.
-        sparsify(packed, "unstructured", density=density, init="random")
+        sparsify(packed, "unstructured", density=density, init="random", rescale=False)
     mask = packed[0].sparsity.mask  # pyrefly: ignore
     dense = copy.deepcopy(layer)
     with torch.no_grad():
