@@ -168,7 +168,7 @@ def _prepare(
     sample: tuple[Tensor, ...],
 ) -> Prepared:
     masked = copy.deepcopy(dense)
-    sparsify(masked, dict.fromkeys(names, pattern), density=row.density)
+    sparsify(masked, dict.fromkeys(names, pattern), density=row.density, rescale=False)
     cost = flops(masked, *sample)
     masks = [layer.sparsity.mask for layer in sparse_layers(masked).values()]
     kept = sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
