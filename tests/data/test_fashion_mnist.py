@@ -29,6 +29,8 @@ def test_a_missing_file_is_named_with_how_to_get_it(fashion_files):
         (gzip.compress(b"\0\0\x08\1\0\0\0\7abcdef"), r"its head says \[7\], but 6 bytes follow"),
         (gzip.compress(b"\0\0\x08\1\0\0\0\5abcde"), r"images of shape \[6, 28, 28\] and labels of shape \[5\]"),
     ],
+    # The bytes hold the time.
+    ids=["no gzip", "cut off", "no idx", "too short", "too few"],
 )
 def test_a_damaged_file_is_refused(content, reason, fashion_files):
     (fashion_files / FILES["train_labels"]).write_bytes(content)
