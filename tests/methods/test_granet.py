@@ -136,6 +136,16 @@ def test_a_pattern_that_fixes_its_density_takes_no_part():
     assert kept(sparsifier)["0"] + kept(sparsifier)["2"] == 128
 
 
+def test_where_every_pattern_fixes_its_density_nothing_is_shared_out():
+    model, sparsifier, optimizer = build(
+        Gradual(every=EVERY, until=THIN_UNTIL, across_layers=True), "2:4", density=None
+    )
+    train(model, optimizer, range(STEPS))
+    for layer in sparsifier.layers.values():
+        assert layer.sparsity.pattern.allows(layer.sparsity.mask)
+        assert int(layer.sparsity.mask.sum()) == layer.weight.numel() // 2
+
+
 @pytest.mark.parametrize("storage", ["dense", "compressed"])
 def test_such_a_run_is_saved_and_resumed(storage, tmp_path):
     method = GraNet(every=2, until=12, thin_until=9, across_layers=True)

@@ -104,6 +104,7 @@ def test_the_kernel_must_be_known_to_a_bare_matrix():
         parse("block:4-9taps").project(torch.rand(8, 20), 0.5)
     assert parse("block:4x2-taps").for_kernel(1) == Block(4, 2)
     assert str(parse("block:4x2-taps").for_kernel(9)) == "block:4x2-9taps"
+    assert parse("block:4-9taps").for_kernel(4) == TapBlock(4, 4, 9)
     for text in ("block:4-0taps", "block:0-taps"):
         with pytest.raises(ValueError, match="at least one row, column and tap"):
             parse(text)
