@@ -38,7 +38,9 @@ def test_a_damaged_file_is_refused(content, reason, fashion_files):
         load_fashion_mnist(fashion_files)
 
 
-@pytest.mark.skipif(not FOLDER.exists(), reason="the Debian package dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(
+    not FOLDER.exists(), reason="31 MB that cutwork does not ship; install the package dataset-fashion-mnist"
+)
 def test_the_real_files_hold_as_many_of_each_kind():
     data = load_fashion_mnist()
     assert data.train_images.shape == (60000, 1, 28, 28)

@@ -72,15 +72,7 @@ class Supermask(Method):
         assert view.learned is not None, "a supermask lives in a layer that learns scores"
         if view.learned.isnan().any():
             raise ValueError("the learned scores hold nan, which has no rank; lower the learning rate of the scores")
-        density = self._density(view, at=view.step)
-        # At an unchanged count rows stay in their groups: forming these anew costs more than the training step. Where
-        # every choice is legal there are none.
-        if not view.pattern.every_choice_is_legal and density == view.density:
-            kept = view.pattern.units(view.mask)
-            if int(kept.count_nonzero()) == self._count(view, density):
-                chosen = view.pattern.exchange(kept, view.learned, view.learned, fraction=1)
-                return view.pattern.spread(chosen, view.weight.shape)
-        return self._choose(view, view.learned, density)
+        return self._choose(view, view.learned, self._density(view, at=view.step))
 
     @property
     def takes_first_mask(self) -> bool:
