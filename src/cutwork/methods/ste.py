@@ -41,7 +41,7 @@ class STE(Method):
                 f"keep={self.keep.__name__} needs a gradient, but the mask is chosen by the weight behind it; {TAKES}"
             )
 
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         return project_by(view, init)
 
     def due(self, step: int) -> bool:

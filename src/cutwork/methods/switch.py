@@ -45,7 +45,7 @@ class Switch(Method):
                 "sparse_from, and both after the beginning; leave dense_from out to stay sparse to the end"
             )
 
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         return torch.ones_like(view.mask) if self.sparse_from > 0 else self.method.start(view, init)
 
     def due(self, step: int) -> bool:
