@@ -123,6 +123,9 @@ def make_sparse(model, method="rigl", pattern="unstructured", optimizer="adamw",
     patterns |= {name: "dense" for name, module in model.named_modules() if isinstance(module, Remembers)}
     if cw.parse(pattern).density is None:
         options.setdefault("density", 0.25)
+    if METHODS[method].takes_first_mask:
+        # Another seed of the weights then means other masks.
+        options.setdefault("init", "magnitude")
     sparsifier = cw.sparsify(model, patterns, method=METHODS[method], **options)
     return sparsifier, attach(sparsifier, model, optimizer)
 
@@ -212,7 +215,7 @@ def compressed_run(make=mlp, method="rigl", pattern="block:2", **options):
 
 def packed(forms, make=mlp, pattern="block:2", seed=0):
     model = build(make, seed=seed)
-    cw.sparsify(model, pattern, density=0.4)
+    cw.sparsify(model, pattern, density=0.4, init="magnitude")
     cw.pack(model, forms=forms)
     return model.eval()
 

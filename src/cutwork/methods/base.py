@@ -194,6 +194,11 @@ class Method(ABC):
         return True
 
     @property
+    def first_score(self) -> Score | None:
+        """Return the score that first masks go by unless somebody names one; None to go by how the weights look."""
+        return None
+
+    @property
     def replaces_update(self) -> bool:
         """Say whether a move stands in for the update of its step, in which the optimizer then changes nothing."""
         return False

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.base import Method, View, check_every, check_scores, project_by
-from cutwork.methods.scores import Score, gradient, magnitude, taylor
+from cutwork.methods.scores import NEED_NO_GRADIENT, Score, gradient, magnitude, taylor
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.numbers import Mask
 from cutwork.sparsity.reprojected import Reprojected
@@ -42,6 +42,7 @@ class STE(Method):
             )
 
     def start(self, view: View, init: Score) -> Mask:
+        self._check_score(view)
         return project_by(view, init)
 
     def due(self, step: int) -> bool:
@@ -49,6 +50,11 @@ class STE(Method):
 
     def move(self, view: View) -> Mask:
         return view.exchange(self.keep, self.keep, fraction=1)
+
+    @property
+    def first_score(self) -> Score:
+        # The first move chooses all anew, and first weights are scaled to the first mask.
+        return self.keep
 
     @property
     def needs_gradient(self) -> bool:
@@ -70,6 +76,8 @@ class STE(Method):
 
     def _check_score(self, view: View) -> None:
         """Raise ValueError at once, not at the first move, where a score of somebody's own needs a gradient."""
+        if self.keep in NEED_NO_GRADIENT:
+            return
         try:
             view.score(self.keep)
         except Exception as error:

@@ -23,8 +23,8 @@ class Switch(Method):
     works with every method on every pattern, and ends in a dense model: what it saves is training. What becomes dense
     begins at zero where the method holds its masks fixed, and with what trained behind the mask where it does not.
 
-    After a dense beginning the first mask keeps the largest weights, or a supermask's largest scores. Steps of the
-    method itself, such as its `begin`, count from the beginning of the run.
+    After a dense beginning the first mask keeps the largest weights, what `STE` would keep, or a supermask's largest
+    scores. Steps of the method itself, such as its `begin`, count from the beginning of the run.
 
     Reference for the dense end: Hu et al., Accelerating transformer pre-training with 2:4 sparsity, 2024.
     """
@@ -55,7 +55,7 @@ class Switch(Method):
         if view.step == self.dense_from:
             return torch.ones_like(view.mask)
         if view.step == self.sparse_from:
-            return self.method.start(view, magnitude)
+            return self.method.start(view, self.first_score or magnitude)
         return self.method.move(view)
 
     def share_out(self, step: int, views: Iterable[View]) -> Sequence[float] | None:
@@ -71,6 +71,10 @@ class Switch(Method):
     @property
     def takes_first_mask(self) -> bool:
         return not self.sparse_from and self.method.takes_first_mask
+
+    @property
+    def first_score(self) -> Score | None:
+        return self.method.first_score
 
     @property
     def replaces_update(self) -> bool:

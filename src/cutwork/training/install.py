@@ -19,16 +19,10 @@ from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
 from cutwork.sparsity.numbers import WholeNumbers, as_matrix
 from cutwork.text import label
-from cutwork.training.rescaling import look_trained, rescale
+from cutwork.training.rescaling import rescale
 from cutwork.training.selection import Choice
 
 logger = logging.getLogger(__name__)
-
-
-def are_fresh(model: nn.Module, choices: Mapping[str, Choice]) -> bool:
-    """Say whether the chosen layers still have first weights, as far as one can see by the numbers."""
-    candidates = [choice.candidate for choice in choices.values() if not choice.candidate.is_meta]
-    return not look_trained(each.layout.to_matrix(weight_of(model, each).detach()) for each in candidates)
 
 
 def install(
