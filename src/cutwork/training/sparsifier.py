@@ -242,7 +242,7 @@ class Sparsifier:
         for name, layer in self.layers.items():
             if self._owners[name] is optimizer:
                 self._gradients[name] = layer.sparsity.before_update(layer.trained, loss_scale)
-        if self.method.replaces_update and self.method.due(self.steps_done + 1):
+        if self.method.replaces_update and self.method.exchanges(self.steps_done + 1):
             self._hidden[id(optimizer)] = hide_gradients(optimizer)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -273,9 +273,9 @@ class Sparsifier:
         # torch.distributed.checkpoint takes along what stands in a group of parameters, and drops all else.
         for optimizer in self._optimizers if self._handles else ():
             optimizer.param_groups[0][self.state_key] = self.steps_done
-        due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
+        is_read = bool(self._optimizers) and self.method.needs_gradient and self.method.exchanges(self.steps_done + 1)
         for layer in self.layers.values():
-            layer.sparsity.expect_gradient(layer.trained, due and not layer.sparsity.is_frozen(layer.trained))
+            layer.sparsity.expect_gradient(layer.trained, is_read and not layer.sparsity.is_frozen(layer.trained))
 
     def _move_all(self, step: int) -> None:
         """Decide where all masks move, and only then move them; the gradient of one layer at a time is formed."""
