@@ -29,6 +29,7 @@ METHODS = {
     "supermask-gradual": cw.Supermask(start_density=1.0, until=4),
     "ste": cw.STE(every=2),
     "srste": cw.srste(decay=0.01),
+    "srste-decoupled": cw.srste(decay=0.5, decoupled=True),
     "switch": cw.Switch(cw.srste(), sparse_from=2, dense_from=5),
 }
 OPTIMIZERS = {

@@ -178,14 +178,14 @@ class Method(ABC):
     def move(self, view: View) -> Mask:
         """Return the mask after a step that is due."""
 
-    def exchanges(self, step: int) -> bool:
-        """Say whether this step ends in a move of which `needs_gradient` and `replaces_update` speak."""
-        return self.due(step)
-
     @property
     @abstractmethod
     def needs_gradient(self) -> bool:
         """Say whether a move looks at the gradient outside the mask."""
+
+    def reads_gradient(self, step: int) -> bool:
+        """Say whether this step ends in a move that looks at the gradient outside the mask."""
+        return self.needs_gradient and self.due(step)
 
     @property
     @abstractmethod

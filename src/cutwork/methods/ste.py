@@ -21,8 +21,12 @@ class STE(Method):
     """Multiply with the best part of a weight that trains in full; every so many steps choose the part anew.
 
     The gradient goes through the choice as if it were not there. A `decay` above zero pulls the rest towards zero,
-    which keeps the choice from flickering: that is SR-STE. It joins the gradient, as in the paper, so an optimizer that
-    divides by the size of the gradient, as Adam does, moves a weight by a whole step where the decay is all there is.
+    which keeps the choice from flickering: that is SR-STE. It joins the gradient, as in the paper, which becomes
+    `gradient + decay * weight` outside the mask. So an optimizer that divides by the size of the gradient, as Adam
+    does, moves a weight by a whole step where the decay is all there is. With `decoupled=True` the optimizer sees
+    nothing of it: after its update, `weight -= learning_rate * decay * weight` outside the mask, in the manner of
+    AdamW. Under plain SGD that differs by the square of the learning rate only.
+
     `keep` sees the weight alone; by `energy` the tiles of `2:4-tile` keep a little more of the weight than by
     `magnitude`.
 
@@ -32,10 +36,13 @@ class STE(Method):
     every: int = 1
     decay: float = 0.0
     keep: Score = magnitude
+    decoupled: bool = False
 
     def __post_init__(self) -> None:
         check_every(self.every)
         check_scores(keep=self.keep)
+        if self.decoupled and not self.decay:
+            raise ValueError("decoupled=True says how the decay acts, but decay=0 is none; give a decay, such as 0.1")
         if self.keep in (gradient, taylor):
             raise ValueError(
                 f"keep={self.keep.__name__} needs a gradient, but the mask is chosen by the weight behind it; {TAKES}"
@@ -72,6 +79,7 @@ class STE(Method):
             pattern=view.pattern,
             density=view.density,
             decay=float(self.decay),
+            decoupled=self.decoupled,
         )
 
     def _check_score(self, view: View) -> None:
@@ -87,6 +95,6 @@ class STE(Method):
             ) from error
 
 
-def srste(*, every: int = 1, decay: float = 2e-4) -> STE:
+def srste(*, every: int = 1, decay: float = 2e-4, decoupled: bool = False) -> STE:
     """Return STE with the decay of its paper."""
-    return STE(every=every, decay=decay)
+    return STE(every=every, decay=decay, decoupled=decoupled)

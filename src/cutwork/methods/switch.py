@@ -51,9 +51,9 @@ class Switch(Method):
     def due(self, step: int) -> bool:
         return step in (self.sparse_from, self.dense_from) or (self._is_sparse(step) and self.method.due(step))
 
-    def exchanges(self, step: int) -> bool:
+    def reads_gradient(self, step: int) -> bool:
         # To become sparse takes the weights alone, and to become dense nothing.
-        return self._is_sparse(step) and self.method.exchanges(step)
+        return self._is_sparse(step) and self.method.reads_gradient(step)
 
     def move(self, view: View) -> Mask:
         if view.step == self.dense_from:

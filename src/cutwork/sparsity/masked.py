@@ -91,7 +91,7 @@ class Masked(Sparsity):
     def expect_gradient(self, trained: nn.Parameter, on: bool) -> None:
         """Do nothing: every step brings the whole gradient."""
 
-    def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
+    def before_update(self, trained: nn.Parameter, loss_scale: float, learning_rate: float) -> DenseGradient | None:
         """Leave the gradient as it is."""
         return None
 
