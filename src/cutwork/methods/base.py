@@ -84,6 +84,8 @@ class View:
 
     def units(self, score: Score) -> Tensor:
         """Score the units, on the grid of the pattern."""
+        if score in BY_UNIT:
+            return self._draw(score)
         tiles = self._tiles_of_units
         return self.pattern.pool(comparable(self.score(score))) if tiles is None else self._score(tiles, score)
 
@@ -92,6 +94,10 @@ class View:
         if self._tiles_of_units is None:
             return self.pattern.spread(units, self.layout.matrix_shape)
         return self.numbers.keeping(units)
+
+    def choose(self, units: Tensor, density: float) -> Mask:
+        """Return the mask of a density that keeps the units with the largest scores."""
+        return self.keep(self.pattern.select(units, self.pattern.count(self.layout.matrix_shape, density)))
 
     def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
         """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
@@ -105,17 +111,19 @@ class View:
     def score(self, score: Score) -> Tensor:
         """Score the weights; chance draws one number for each unit, so that units cut by an edge are not favoured."""
         if score in BY_UNIT:
-            units = score(self.weight.new_empty(self.pattern.grid(self.weight.shape)), None, self.generator)
-            return self.pattern.spread(units, self.weight.shape)
+            return self.pattern.spread(self._draw(score), self.layout.matrix_shape)
         return score(self.weight, self.grad, self.generator)
 
     @property
     def _tiles_of_units(self) -> Topology | None:
         return self.numbers.tiles if self.pattern.units_are_tiles else None
 
+    def _draw(self, score: Score) -> Tensor:
+        tiles = self._tiles_of_units
+        units = self.weight.new_empty(self.pattern.grid(self.weight.shape)) if tiles is None else tiles.kept
+        return score(units, None, self.generator)
+
     def _score(self, tiles: Topology, score: Score) -> Tensor:
-        if score in BY_UNIT:
-            return score(tiles.kept, None, self.generator)
         if score not in ENTRYWISE:
             scores = self.score(score)
             return comparable(pool_rows(tiles, lambda part: part, lambda outputs: [scores[outputs]]))
@@ -151,7 +159,7 @@ class Method(ABC):
     step_fields: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         """Return the first mask."""
 
     @abstractmethod
@@ -175,6 +183,10 @@ class Method(ABC):
     def needs_gradient(self) -> bool:
         """Say whether a move looks at the gradient outside the mask."""
 
+    def reads_gradient(self, step: int) -> bool:
+        """Say whether this step ends in a move that looks at the gradient outside the mask."""
+        return self.needs_gradient and self.due(step)
+
     @property
     @abstractmethod
     def dense_gradient_share(self) -> float:
@@ -184,6 +196,11 @@ class Method(ABC):
     def takes_first_mask(self) -> bool:
         """Say whether training may begin with a mask that somebody else has chosen."""
         return True
+
+    @property
+    def first_score(self) -> Score | None:
+        """Return the score that first masks go by unless somebody names one; None to go by how the weights look."""
+        return None
 
     @property
     def replaces_update(self) -> bool:
@@ -224,9 +241,9 @@ def hold_fixed(mask: Tensor, weight: Parameter, *, view: View, estimate: bool = 
     )
 
 
-def project_by(view: View, score: Score, density: float | None = None) -> Tensor:
+def project_by(view: View, score: Score, density: float | None = None) -> Mask:
     """Return the mask of the highest scores."""
-    return view.pattern.project(view.score(score), view.density if density is None else density)
+    return view.choose(view.units(score), view.density if density is None else density)
 
 
 def rank_within(view: View, units: Tensor) -> Tensor:

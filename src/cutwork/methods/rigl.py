@@ -72,7 +72,7 @@ class RigL(Method):
             )
         check_scores(drop=self.drop, grow=self.grow)
 
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         return project_by(view, init)
 
     def due(self, step: int) -> bool:

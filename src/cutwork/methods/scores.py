@@ -54,13 +54,17 @@ def balanced(weight: Tensor, grad: Tensor | None = None, generator: Generator | 
     rows, columns = weight.shape
     divisor = math.gcd(rows, columns)
     row, column, shift = (torch.randperm(size, generator=generator) for size in (rows, columns, divisor))
-    # A walk along wrapped diagonals, one step down and one to the right at a time, meets each place once.
-    step = torch.arange(rows * columns)
+    # A walk along wrapped diagonals, one step down and one to the right at a time, meets each place once: in the first
+    # column at these steps, and in another that many columns later on the same diagonal.
+    step = torch.arange(rows) * columns
     lap = step // (rows * columns // divisor)
-    # In double precision every place has a number of its own.
-    scores = torch.empty(rows, columns, dtype=torch.float64)
-    scores[row[(step + shift[lap]) % rows], column[step % columns]] = -step.double()
-    return scores.to(weight.device)
+    # Each place has a number of its own; single precision tells so many apart.
+    begin = torch.empty(rows, dtype=torch.float32 if rows * columns <= 2**24 else torch.float64)
+    begin[(step + shift[lap]) % rows] = step.to(begin.dtype)
+    down, right = row.argsort(), column.argsort()
+    # A window on these for each row, which takes no memory. To compute each diagonal takes several times as long.
+    diagonals = begin[torch.arange(1 - columns, rows) % rows].unfold(0, columns, 1)
+    return diagonals[down].index_select(1, columns - 1 - right).add_(right).neg_().to(weight.device)
 
 
 SCORES: dict[str, Score] = {

@@ -76,7 +76,8 @@ class Shuffled(Pattern):
 
     def select(self, units: Tensor, count: int) -> Tensor:
         # What is scored -inf, as outside a mask, would hide in the mean of a group how much of the group it is.
-        units = units.clamp(min=units.masked_fill(units == -torch.inf, torch.inf).min() - 1)
+        if units.min() == -torch.inf:
+            units = units.clamp(min=units.masked_fill(units == -torch.inf, torch.inf).min() - 1)
         order = group_rows(_about_largest(units, share=count / self.num_units(units.shape)), self.rows)
         everywhere = torch.ones(-(-len(order) // self.rows), units.shape[1], dtype=torch.bool, device=units.device)
         return self._ungroup(self._best_runs(self._group_means(units, order), everywhere, count), order)
@@ -128,6 +129,6 @@ def _exchanged_entries(kept: Tensor, drop: Tensor, grow: Tensor, fraction: float
 def _about_largest(scores: Tensor, share: float) -> Tensor:
     """Mark about a share of the entries, the largest; equal ones together, so that rows that are alike stay alike."""
     count = max(1, round(share * scores.numel()))
-    threshold = scores.flatten().kthvalue(scores.numel() - count + 1).values
+    threshold = scores[keep_largest(scores, count)].min()
     above, reached = scores > threshold, scores >= threshold
     return above if count - above.count_nonzero() < reached.count_nonzero() - count else reached

@@ -24,6 +24,11 @@ EntryScore = Callable[[Tensor, Tensor | None], Tensor]
 NUMBERS_AT_ONCE, SCORES_AT_ONCE = 2**21, 2**18
 
 
+def as_matrix(mask: Mask) -> Tensor:
+    """Return a mask as a matrix."""
+    return mask if isinstance(mask, Tensor) else mask.to_mask()
+
+
 class Numbers(ABC):
     """The weight, the mask and the gradient of one layer at one step.
 
@@ -126,8 +131,7 @@ class WholeNumbers(Numbers):
         return pool_rows(self.tiles, score, lambda outputs: [self._weight[outputs], form(outputs)])
 
     def under(self, mask: Mask) -> "WholeNumbers":
-        matrix = mask if isinstance(mask, Tensor) else mask.to_mask()
-        return WholeNumbers(self._pattern, self._weight, matrix, self.gradient)
+        return WholeNumbers(self._pattern, self._weight, as_matrix(mask), self.gradient)
 
 
 @final
