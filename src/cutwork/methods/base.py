@@ -12,7 +12,16 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.schedules import Schedule, cosine
-from cutwork.methods.scores import BY_UNIT, ENTRYWISE, NEED_NO_GRADIENT, ZERO_AT_ZERO, Score
+from cutwork.methods.scores import (
+    BY_UNIT,
+    ENTRYWISE,
+    NEED_NO_GRADIENT,
+    ZERO_AT_ZERO,
+    Score,
+    compare_with_lines,
+    gradient,
+    relative_gradient,
+)
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
 from cutwork.patterns.base import comparable
@@ -86,6 +95,8 @@ class View:
         """Score the units, on the grid of the pattern."""
         if score in BY_UNIT:
             return self._draw(score)
+        if score is relative_gradient:
+            return compare_with_lines(self.units(gradient))
         tiles = self._tiles_of_units
         return self.pattern.pool(comparable(self.score(score))) if tiles is None else self._score(tiles, score)
 
@@ -109,9 +120,9 @@ class View:
         return replace(self, numbers=self.numbers.under(mask))
 
     def score(self, score: Score) -> Tensor:
-        """Score the weights; chance draws one number for each unit, so that units cut by an edge are not favoured."""
-        if score in BY_UNIT:
-            return self.pattern.spread(self._draw(score), self.layout.matrix_shape)
+        """Score the weights; what chance draws, or compares whole units, is one number for each unit."""
+        if score in BY_UNIT or score is relative_gradient:
+            return self.pattern.spread(self.units(score), self.layout.matrix_shape)
         return score(self.weight, self.grad, self.generator)
 
     @property
