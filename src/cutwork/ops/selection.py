@@ -1,4 +1,4 @@
-"""Which entries of a matrix of scores are kept: the largest of all, of a group, or of a 4x4 tile.
+"""Which entries of a matrix of scores are kept: the largest of all, of a group, or of a 4x4 tile, or the best runs.
 
 Scores are float32 or float64, and none of them is nan. The largest are kept; entries scored inf before all others, and
 those scored -inf only where the rule leaves no other choice.

@@ -79,21 +79,20 @@ class FormedGradient(GradientOfKept):
     def _scale(self) -> float:
         """Return by what all is multiplied: it brings what is formed at the kept units closest to their gradient."""
         gradient, groups = self.kept(self._index).flatten(), self._index.grid[0]
-        formed = self._form_kept(-(-groups // PARTS))
-        size = torch.dot(formed, formed)
-        if size == 0:
-            # Nothing has come to these outputs.
-            formed = self._form_kept(groups)
-            size = torch.dot(formed, formed)
-        if size == 0 and not self._pairs and gradient.any():
+        # All of them only where nothing has come to the first.
+        for number in (-(-groups // PARTS), groups):
+            formed = self._form_kept(number)
+            scale = float(torch.dot(formed, gradient) / torch.dot(formed, formed))
+            if 0 < scale < float("inf"):
+                return scale
+        if not (self._pairs or formed.any()) and gradient.any():
             raise ValueError(
                 "none of the products by which its values got their gradient was seen, so the mask cannot move by the "
                 "gradient; something has replaced the values, or their hooks, since attach(): detach() and attach() "
                 "after casting, loading with assign=True and the like"
             )
-        scale = float(torch.dot(formed, gradient) / size)
         # Without any gradient at what is kept there is nothing to go by, and only the order matters.
-        return scale if 0 < scale < float("inf") else 1.0
+        return 1.0
 
     def _form_kept(self, num_groups: int) -> Tensor:
         """Form what the values of the first groups get, zero for the others; of convolutions all."""

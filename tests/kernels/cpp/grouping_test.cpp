@@ -98,7 +98,7 @@ void run_means(const GroupingKernels &kernels) {
     for (int64_t i = 0; i < outputs * inputs; ++i) {
         const int64_t output = i / inputs, column = i % inputs, cell = (outputs - 1 - output) / size * inputs + column;
         const bool is_marked = bits[output * bytes + column / 8] >> (7 - column % 8) & 1;
-        const bool is_kept = means_of_kept[cell] > -3;
+        const bool is_kept = means_of_kept[cell] > -1e30f;
         if (is_marked == (matrix[i] > 0) && (!is_kept || means_of_kept[cell] == means[cell]) &&
             (is_kept || matrix[i] == -2))
             continue;
