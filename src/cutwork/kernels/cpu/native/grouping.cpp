@@ -33,6 +33,15 @@ inline int64_t overlap(const uint64_t* a, const uint64_t* b, int64_t words) {
     for (; w < words; ++w) count += __builtin_popcountll(a[w] & b[w]);
     return count;
 }
+#else
+// The sum of all lanes, as unsigned numbers: the highest bit may be set.
+inline uint64_t sum_of(__m512i v) {
+    typedef uint64_t Four __attribute__((vector_size(32)));
+    typedef uint64_t Two __attribute__((vector_size(16)));
+    const Four four = (Four)_mm512_castsi512_si256(v) + (Four)_mm512_extracti64x4_epi64(v, 1);
+    const Two two = (Two)_mm256_castsi256_si128((__m256i)four) + (Two)_mm256_extracti128_si256((__m256i)four, 1);
+    return two[0] + two[1];
+}
 #endif
 
 // How many bits each row of some has in common with each of some others, for at most TILE of both.
@@ -64,7 +73,7 @@ void compare_tile(const uint64_t* a, int64_t count, const uint64_t* b, int64_t o
                 for (int j = 0; j < SIDE; j += FIELDS) {
                     __m512i fields = sums[i][j];
                     for (int f = 1; f < FIELDS; ++f) fields |= _mm512_slli_epi64(sums[i][j + f], f * BITS);
-                    store(&overlaps[r + i][s + j], _mm512_reduce_add_epi64(fields));
+                    store(&overlaps[r + i][s + j], sum_of(fields));
                 }
         }
     }
