@@ -60,3 +60,18 @@ def test_what_is_not_finite_is_found():
     assert layer.sparsity.before_update(layer.trained, 1.0, 0.1).is_finite()
     layer.trained.grad[0, 0, 0] = torch.inf
     assert not layer.sparsity.before_update(layer.trained, 1.0, 0.1).is_finite()
+
+
+def test_where_the_first_outputs_got_no_gradient_the_others_show_its_scale():
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(16, 64).double())
+    sparsifier = cw.sparsify(layer, "block:4", density=0.4, method=cw.RigL(every=1, until=9), storage="compressed")
+    sparsifier.attach(torch.optim.SGD(layer.parameters(), lr=0.1))
+    x = torch.randn(5, 16).double()
+    y = layer(x)
+    y[:, 32:].square().sum().backward()
+    trained = layer[0].trained
+    trained.grad *= 1 / 8
+    rows = layer[0].sparsity.before_update(trained, 1.0, 0.1).rows(slice(None))
+    expected = torch.cat([torch.zeros(32, 16), (2 * y[:, 32:]).T @ x / 8]).detach()
+    torch.testing.assert_close(rows, expected)

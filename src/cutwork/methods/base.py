@@ -2,7 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self, TypeGuard, final
@@ -112,6 +112,8 @@ class View:
 
     def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
         """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
+        if self.pattern.tiling is not None and self.pattern.tiling.exchange is not None:
+            return self._exchange_entries(self.pattern.tiling.exchange, drop, grow, fraction)
         scores = {score: self.units(score) for score in dict.fromkeys((drop, grow))}
         return self.keep(self.pattern.exchange(self.kept, scores[drop], scores[grow], fraction))
 
@@ -137,12 +139,38 @@ class View:
     def _score(self, tiles: Topology, score: Score) -> Tensor:
         if score not in ENTRYWISE:
             scores = self.score(score)
-            return comparable(pool_rows(tiles, lambda part: part, lambda outputs: [scores[outputs]]))
+            return comparable(pool_rows(tiles, lambda part: part, scores))
         by_gradient = score not in NEED_NO_GRADIENT
         units = self.numbers.pool(score, by_gradient=by_gradient, of_zeros=score not in ZERO_AT_ZERO)
         if by_gradient:
             self._check_gradient(all_finite(units))
         return comparable(units)
+
+    def _exchange_entries(self, exchange: Callable[..., Topology], drop: Score, grow: Score, fraction: float) -> Mask:
+        tiles = self.numbers.tiles
+        assert tiles is not None
+        scores = self._score_all(grow)
+
+        def score_kept() -> Tensor:
+            if drop is grow or drop not in ENTRYWISE:
+                return tiles.gather(scores if drop is grow else self._score_all(drop))
+            return comparable(self.numbers.score_kept(drop, by_gradient=drop not in NEED_NO_GRADIENT))
+
+        return self.numbers.as_held(exchange(tiles, score_kept, scores, fraction))
+
+    def _score_all(self, score: Score) -> Tensor:
+        if score not in ENTRYWISE:
+            return comparable(self.score(score))
+        by_gradient = score not in NEED_NO_GRADIENT
+
+        def score_part(weight: Tensor, grad: Tensor | None) -> Tensor:
+            scores = score(weight, grad, None)
+            if not by_gradient:
+                return comparable(scores)
+            self._check_gradient(all_finite(scores))
+            return scores
+
+        return self.numbers.score_all(score_part, by_gradient=by_gradient, of_zeros=score not in ZERO_AT_ZERO)
 
     def check_gradient(self) -> None:
         """Raise ValueError where the mask cannot move by the gradient; parts are checked as they are formed."""

@@ -109,7 +109,7 @@ class _GivenGradient(DenseGradient):
     def is_finite(self) -> bool:
         return all_finite(self._matrix)
 
-    def rows(self, outputs: Rows) -> Tensor:
+    def rows(self, outputs: Rows, into: Tensor | None = None) -> Tensor:
         mask, part = self._mask[outputs], self._matrix[outputs]
         return torch.where(mask, part, part / self._gain)
 
