@@ -21,6 +21,10 @@ from cutwork.methods import hold_fixed as hold_fixed
 from cutwork.methods import project_by as project_by
 from cutwork.methods import set_ as set_
 from cutwork.methods import srste as srste
+from cutwork.methods.foresight import force as force
+from cutwork.methods.foresight import grasp as grasp
+from cutwork.methods.foresight import snip as snip
+from cutwork.methods.foresight import synflow as synflow
 from cutwork.methods.schedules import constant as constant
 from cutwork.methods.schedules import cosine as cosine
 from cutwork.methods.schedules import cubic as cubic

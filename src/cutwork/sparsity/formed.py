@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from cutwork.distributed import num_processes
+from cutwork.distributed import average
 from cutwork.ops import block_conv2d, block_linear
 from cutwork.ops.activations import NONE
 from cutwork.ops.dispatch import kernel_of
@@ -49,7 +49,7 @@ class FormedGradient(GradientOfKept):
         if total is None:
             # Nothing was heard here, but perhaps in other processes.
             total = self._gradient.new_zeros(self._index.shape, dtype=self._wide)[outputs]
-        total = _average(total)
+        total = average(total)
         return total if scale == 1 else total.mul_(scale)
 
     @cached_property
@@ -77,7 +77,7 @@ class FormedGradient(GradientOfKept):
         gradient, formed = self.kept(self._index), torch.zeros_like(self._gradient, dtype=self._wide)
         for pair in self._pairs:
             formed += self._product_at_kept(pair)
-        _average(formed)
+        average(formed)
         if not (self._pairs or formed.any()) and gradient.any():
             raise ValueError(
                 "none of the products by which its values got their gradient was seen, so the mask cannot move by the "
@@ -95,14 +95,6 @@ class FormedGradient(GradientOfKept):
         if not geometry:
             return kernel_of(block_linear.weight_gradient, dy)(dy, x, *units, NONE)
         return kernel_of(block_conv2d.weight_gradient, dy)(dy, x, *units, *_parts_of(geometry))
-
-
-def _average(part: Tensor) -> Tensor:
-    """Average a part over the processes that train together, in place."""
-    if num_processes() > 1:
-        torch.distributed.all_reduce(part)
-        part /= num_processes()
-    return part
 
 
 def _parts_of(geometry: list[int]) -> tuple[list[int], list[int], list[int], list[int], int]:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.methods import Method, find_method
+from cutwork.methods.foresight import Foresight
 from cutwork.methods.scores import SCORES, Score
 from cutwork.text import counted, did_you_mean
 from cutwork.training.allocation import ALLOCATIONS, Allocation
 from cutwork.training.amounts import Amounts, as_density, give_densities, give_densities_of
+from cutwork.training.foreseeing import find_scores
 from cutwork.training.install import are_fresh, install
 from cutwork.training.selection import Patterns, describe_reasons, match_layers
 from cutwork.training.sparsifier import Sparsifier
@@ -30,7 +32,7 @@ def sparsify(
     sparsity: Amounts | None = None,
     method: str | Method = "static",
     allocation: str | Allocation = "uniform",
-    init: str | Score | None = None,
+    init: str | Score | Foresight | None = None,
     masks: Mapping[str, Tensor] | None = None,
     rescale: bool | None = None,
     steps: int | None = None,
@@ -46,14 +48,15 @@ def sparsify(
     patterns, or to "dense" for layers to leave out; the last glob that matches decides. Give `density` or `sparsity`:
     one number for `allocation` to share out, or a mapping from globs to numbers; 2:4 and its like fix their own. The
     first mask keeps what `init` scores highest, by default the magnitude of the weights, unless `masks` gives masks,
-    shaped like the weights. First weights are scaled so that what the mask keeps does what all of them would; trained
-    ones are not. How the weights look decides which they are, unless `rescale` says whether to. `steps` is the length
-    of the run, needed where the method speaks of a share of it. `track` keeps count of the masks visited. With
-    `storage="compressed"` linear layers and convolutions in tiles store and train only what their masks keep, from the
-    first step: weights, gradients and optimizer state have the size of that. A layer that cannot be sparse is an error;
-    with `skip` it stays dense, a warning is logged, and `skipped` of the sparsifier says why. Chosen layers on the meta
-    device come into being on `device`, compressed at once: one after the other gets the first numbers that its own
-    `reset_parameters` gives it, and keeps what its mask does. All else stays on the meta device.
+    shaped like the weights; `init` may also look at the whole model, as `snip(loss)` does. First weights are scaled so
+    that what the mask keeps does what all of them would; trained ones are not. How the weights look decides which they
+    are, unless `rescale` says whether to. `steps` is the length of the run, needed where the method speaks of a share
+    of it. `track` keeps count of the masks visited. With `storage="compressed"` linear layers and convolutions in tiles
+    store and train only what their masks keep, from the first step: weights, gradients and optimizer state have the
+    size of that. A layer that cannot be sparse is an error; with `skip` it stays dense, a warning is logged, and
+    `skipped` of the sparsifier says why. Chosen layers on the meta device come into being on `device`, compressed at
+    once: one after the other gets the first numbers that its own `reset_parameters` gives it, and keeps what its mask
+    does. All else stays on the meta device.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -83,7 +86,7 @@ def sparsify(
     if storage not in STORAGES:
         near = did_you_mean(storage, STORAGES)
         raise ValueError(f"unknown storage {storage!r}{near}; write {', '.join(map(repr, STORAGES))}")
-    score = _find(SCORES, "magnitude" if init is None else init, "score")
+    score = init if isinstance(init, Foresight) else _find(SCORES, "magnitude" if init is None else init, "score")
     share = _find(ALLOCATIONS, allocation, "allocation")
     target = _read_device(device, storage)
     amount = as_density(density, sparsity)
@@ -92,6 +95,7 @@ def sparsify(
             "masks bring their own density and need no scores; leave density, sparsity, allocation, init out"
         )
     skipped: dict[str, str] | None = {} if skip else None
+    _check_read(allocation, amount, score)
     choices = match_layers(model, patterns, skipped, target)
     if masks is None:
         choices = give_densities(choices, amount, allocation=share, skipped=skipped)
@@ -99,6 +103,7 @@ def sparsify(
         choices = give_densities_of(choices, masks)
     if target is not None and not any(choice.candidate.is_meta for choice in choices.values()):
         raise ValueError(f"device={device!r} is for layers on the meta device, and none of these is; leave it out")
+    choices, inits = find_scores(model, choices, score, seed=int(seed))
     rescales = are_fresh(model, choices) if rescale is None else rescale
     logger.info(
         "weights %s scaled to their masks, %s",
@@ -107,7 +112,7 @@ def sparsify(
     )
     layers = install(
         *(model, choices, chosen_method),
-        init=score,
+        inits=inits,
         masks=masks,
         rescales=rescales,
         seed=seed,
@@ -143,7 +148,20 @@ def _read_device(device: str | torch.device | None, storage: str) -> torch.devic
     return torch.device(device)
 
 
-def _refuse_first_mask(method: Method, init: str | Score | None, masks: Mapping[str, Tensor] | None) -> None:
+def _check_read(allocation: str | Allocation, amount: Amounts | None, score: Score | Foresight) -> None:
+    """Raise ValueError where the first masks say themselves how much each layer keeps, and something else does too."""
+    is_one_number = not isinstance(amount, Mapping) and allocation == "uniform"
+    if isinstance(score, Foresight) and score.across_layers and not is_one_number:
+        given = f"density={dict(amount)}" if isinstance(amount, Mapping) else f"allocation={allocation!r}"
+        raise ValueError(
+            f"{score.name} ranks the weights of all layers together, and so decides how much each keeps; got {given}, "
+            f"which would go unread; leave it out, or write {score.name}(..., across_layers=False)"
+        )
+
+
+def _refuse_first_mask(
+    method: Method, init: str | Score | Foresight | None, masks: Mapping[str, Tensor] | None
+) -> None:
     name = type(method).__name__
     if init is not None:
         raise ValueError(
