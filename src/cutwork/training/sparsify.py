@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from cutwork.methods import Method, find_method
 from cutwork.methods.foresight import Foresight
+from cutwork.methods.schedules import Schedule
 from cutwork.methods.scores import SCORES, Score
 from cutwork.text import counted, did_you_mean
 from cutwork.training.allocation import ALLOCATIONS, Allocation
 from cutwork.training.amounts import Amounts, as_density, give_densities, give_densities_of
+from cutwork.training.drop_connect import read_drop_connect
 from cutwork.training.foreseeing import find_scores
 from cutwork.training.install import are_fresh, install
 from cutwork.training.selection import Patterns, describe_reasons, match_layers
@@ -35,6 +37,7 @@ def sparsify(
     init: str | Score | Foresight | None = None,
     masks: Mapping[str, Tensor] | None = None,
     rescale: bool | None = None,
+    drop_connect: Schedule | float | None = None,
     steps: int | None = None,
     seed: int = 0,
     track: bool = False,
@@ -50,13 +53,14 @@ def sparsify(
     first mask keeps what `init` scores highest, by default the magnitude of the weights, unless `masks` gives masks,
     shaped like the weights; `init` may also look at the whole model, as `snip(loss)` does. First weights are scaled so
     that what the mask keeps does what all of them would; trained ones are not. How the weights look decides which they
-    are, unless `rescale` says whether to. `steps` is the length of the run, needed where the method speaks of a share
-    of it. `track` keeps count of the masks visited. With `storage="compressed"` linear layers and convolutions in tiles
-    store and train only what their masks keep, from the first step: weights, gradients and optimizer state have the
-    size of that. A layer that cannot be sparse is an error; with `skip` it stays dense, a warning is logged, and
-    `skipped` of the sparsifier says why. Chosen layers on the meta device come into being on `device`, compressed at
-    once: one after the other gets the first numbers that its own `reset_parameters` gives it, and keeps what its mask
-    does. All else stays on the meta device.
+    are, unless `rescale` says whether to. `drop_connect` is the share of the kept units that each step of training
+    leaves out by chance, a number or a schedule. `steps` is the length of the run, needed where the method or a
+    schedule speaks of a share of it. `track` keeps count of the masks visited. With `storage="compressed"` linear
+    layers and convolutions in tiles store and train only what their masks keep, from the first step: weights, gradients
+    and optimizer state have the size of that. A layer that cannot be sparse is an error; with `skip` it stays dense, a
+    warning is logged, and `skipped` of the sparsifier says why. Chosen layers on the meta device come into being on
+    `device`, compressed at once: one after the other gets the first numbers that its own `reset_parameters` gives it,
+    and keeps what its mask does. All else stays on the meta device.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -86,6 +90,7 @@ def sparsify(
     if storage not in STORAGES:
         near = did_you_mean(storage, STORAGES)
         raise ValueError(f"unknown storage {storage!r}{near}; write {', '.join(map(repr, STORAGES))}")
+    drops = read_drop_connect(drop_connect, None if steps is None else int(steps))
     score = init if isinstance(init, Foresight) else _find(SCORES, "magnitude" if init is None else init, "score")
     share = _find(ALLOCATIONS, allocation, "allocation")
     target = _read_device(device, storage)
@@ -123,7 +128,7 @@ def sparsify(
         logger.warning(
             "sparsify leaves %s dense: %s", counted(len(skipped), "layer"), "; ".join(describe_reasons(skipped))
         )
-    return Sparsifier(layers, chosen_method, seed=int(seed), track=track, skipped=skipped)
+    return Sparsifier(layers, chosen_method, seed=int(seed), track=track, skipped=skipped, drop_connect=drops)
 
 
 def _check_whole(name: str, value: object, *, least: int | None, example: str) -> None:
