@@ -57,3 +57,4 @@ from cutwork.training.param_groups import param_groups as param_groups
 from cutwork.training.sparsifier import Sparsifier as Sparsifier
 from cutwork.training.sparsify import sparsify as sparsify
 from cutwork.version import __version__ as __version__
+from cutwork.transforms.decay import folded_decay as folded_decay
