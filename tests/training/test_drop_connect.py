@@ -182,6 +182,24 @@ def test_copies_and_files_have_none_of_it_and_neither_has_a_model_that_is_let_go
     assert loss_of(model, 0) != loss_of(plain, 0)
 
 
+@pytest.mark.parametrize("storage", ["dense", "compressed"])
+def test_averages_find_the_same_buffers_in_the_model_as_in_its_copy(storage):
+    model, sparsifier, optimizer = prepared(storage, method="rigl")
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    sparsifier.take_along(average)
+    assert [name for name, _ in average.module.named_buffers()] == [name for name, _ in model.named_buffers()]
+    for step in range(4):
+        train(model, optimizer, [step])
+        average.update_parameters(model)
+    assert loss_of(average.train(), 9).isfinite()
+
+
+def test_the_precision_of_a_model_may_change_while_units_are_left_out():
+    model, _, _ = prepared("compressed")
+    model.float()
+    assert model[3](torch.randn(2, 8 * 16)).dtype == model[3].sparsity.gate.dtype == torch.float32
+
+
 def test_a_copy_of_model_sparsifier_and_optimizer_goes_on_alike():
     model, sparsifier, optimizer = prepared(method="rigl")
     train(model, optimizer, range(3))

@@ -46,7 +46,7 @@ class Sparsity(nn.Module):
     _gain: float
     gain: Tensor
     # Whether some units are left out in training; by what each number is multiplied for that in the coming step; and at
-    # which rate, and by which chance.
+    # which rate, and by which chance. No buffer: copies have none, and averages go through the buffers of both at once.
     drops: bool
     gate: Tensor
     _drawn: tuple[float, int]
@@ -87,7 +87,6 @@ class Sparsity(nn.Module):
     def release(self, trained: nn.Parameter) -> None:
         """Take note that no sparsifier is attached any more."""
         self.is_followed = self.needs_gradient = self.drops = False
-        self._buffers.pop("gate", None)
         self.expect_gradient(trained, False)
 
     @abstractmethod
@@ -98,7 +97,7 @@ class Sparsity(nn.Module):
     def expect_drops(self, trained: nn.Parameter, rate: float, seed: int) -> None:
         """Leave out each unit that is kept with a probability in the coming step; the others make up for it."""
         if not self.drops:
-            self.register_buffer("gate", torch.ones((), dtype=trained.dtype, device=self.gain.device), persistent=False)
+            self.gate = torch.ones((), dtype=trained.dtype, device=self.gain.device)
         self.drops, self._drawn = True, (rate, seed)
         self._renew_gate()
 
@@ -211,6 +210,13 @@ class Sparsity(nn.Module):
             self._gain = gain
             self.gain.fill_(gain)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Do what `nn.Module` does, with the gate too."""
+        super()._apply(fn, recurse)
+        if self.drops:
+            self.gate = fn(self.gate)
+        return self
+
     def extra_repr(self) -> str:
         """Describe the mask in the representation of the model."""
         return f"{self.pattern}, density {self.mask.float().mean():.4g}"
@@ -218,10 +224,9 @@ class Sparsity(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out that a sparsifier follows, and the gain and gate that it has set: nobody follows a copy."""
         # A tensor made for this moment could not be sent to another process: it would be gone before it is read.
-        buffers = {name: buffer for name, buffer in self._buffers.items() if name not in ("gain", "gate")}
-        unset = self._non_persistent_buffers_set - {"gate"}
-        alone = {"is_followed": False, "needs_gradient": False, "drops": False, "_non_persistent_buffers_set": unset}
-        return {**vars(self), "_buffers": buffers, **alone}
+        buffers = {name: buffer for name, buffer in self._buffers.items() if name != "gain"}
+        held = {name: value for name, value in vars(self).items() if name != "gate"}
+        return {**held, "_buffers": buffers, "is_followed": False, "needs_gradient": False, "drops": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make anew what a copy leaves out."""

@@ -12,6 +12,8 @@ from cutwork.methods.schedules import Schedule, constant
 class DropConnect:
     """The share of the kept units that each step leaves out, by chance, over a run of so many steps.
 
+    `sparsify` makes one; a `Sparsifier` of a loaded model is given one.
+
     Reference: Wan et al., Regularization of neural networks using DropConnect, 2013.
     """
 
