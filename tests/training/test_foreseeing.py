@@ -247,6 +247,20 @@ def test_chance_in_the_model_begins_at_the_seed():
     assert not torch.equal(choose(0, 1), choose(3, 1))
 
 
+def test_each_round_may_draw_other_batches_but_both_passes_of_grasp_draw_the_same():
+    drawn = []
+
+    def drawing(model):
+        drawn.append(torch.randint(1000, (1,)).item())
+        return loss(model)
+
+    cw.sparsify(network(), "unstructured", density=0.3, init=cw.force(drawing, rounds=3))
+    assert len(set(drawn)) == 3
+    drawn.clear()
+    cw.sparsify(network(), "unstructured", density=0.3, init=cw.grasp(drawing))
+    assert len(drawn) == 2 and drawn[0] == drawn[1]
+
+
 def test_losses_that_are_yielded_add_up_one_batch_at_a_time():
     def yielding(model):
         for x, y in zip(batch()[0].split(4), batch()[1].split(4), strict=True):

@@ -84,8 +84,8 @@ def grasp(loss: Loss, *, across_layers: bool = True) -> Foresight:
     """Score a weight by how much less the gradient would do without it, to first order: GraSP.
 
     What is kept has the largest products of the weight with the Hessian times the gradient; the paper's score is their
-    negative, of which it drops the largest. `loss` is called twice and should see the same batches; the authors
-    divide the outputs by a temperature of 200 in it.
+    negative, of which it drops the largest. `loss` is called twice and should see the same batches; batches that torch
+    draws on the CPU are. The authors divide the outputs by a temperature of 200 in it.
 
     Reference: Wang et al., Picking winning tickets before training by preserving gradient flow, 2020.
     """
@@ -118,7 +118,9 @@ def _differentiate(loss: Loss, model: nn.Module, weights: Sequence[Tensor]) -> G
 
 def _differentiate_flow(loss: Loss, model: nn.Module, weights: Sequence[Tensor]) -> Gradients:
     """Return the Hessian of the loss times its gradient: half the gradient of the square of the gradient."""
-    gradients = _differentiate(loss, model, weights)
+    # Both passes meet the same chance.
+    with torch.random.fork_rng(devices=()):
+        gradients = _differentiate(loss, model, weights)
 
     def curvatures() -> Iterator[Sequence[Tensor | None]]:
         for value in _run(loss, model):

@@ -1,7 +1,8 @@
 """The scores of first masks that come from a look at the whole model, and how much of each layer they keep."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
@@ -43,15 +44,16 @@ def find_scores(
     masks: dict[str, Tensor] = {}
     views: dict[str, View] = {}
     densities: dict[str, float] = {}
-    for number in range(1, init.rounds + 1):
-        _hide(weights, first, masks, choices)
-        scores = _look(twin, weights, first, init, seed=seed)
-        views = {
-            name: _view(choice, scores[name], None if init.may_return else masks.get(name))
-            for name, choice in choices.items()
-        }
-        densities = _share_out(views, init, share=number / init.rounds)
-        masks = {name: cast(Tensor, thin_out(view, _given, densities[name])) for name, view in views.items()}
+    with _chance_of_its_own(weights.values(), seed):
+        for number in range(1, init.rounds + 1):
+            _hide(weights, first, masks, choices)
+            scores = _look(twin, weights, first, init)
+            views = {
+                name: _view(choice, scores[name], None if init.may_return else masks.get(name))
+                for name, choice in choices.items()
+            }
+            densities = _share_out(views, init, share=number / init.rounds)
+            masks = {name: cast(Tensor, thin_out(view, _given, densities[name])) for name, view in views.items()}
     _warn_of_collapse(densities, init)
     return {name: _at_least_one_unit(choice, densities[name]) for name, choice in choices.items()}, {
         name: _score_of(view) for name, view in views.items()
@@ -67,18 +69,20 @@ def _check_not_meta(choices: Mapping[str, Choice], foresight: Foresight) -> None
             )
 
 
+@contextmanager
+def _chance_of_its_own(weights: Iterable[Tensor], seed: int) -> Iterator[None]:
+    """Let chance begin anew for a while, and then go on where it was."""
+    devices = {weight.device for weight in weights if weight.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(devices, key=str)):
+        torch.manual_seed(generator_for(seed, 0, "").initial_seed())
+        yield
+
+
 def _look(
-    twin: nn.Module,
-    weights: Mapping[str, Tensor],
-    first: Mapping[str, Tensor],
-    foresight: Foresight,
-    *,
-    seed: int,
+    twin: nn.Module, weights: Mapping[str, Tensor], first: Mapping[str, Tensor], foresight: Foresight
 ) -> dict[str, Tensor]:
     """Return the scores of all weights, each shaped like it."""
-    devices = {weight.device for weight in weights.values() if weight.device.type == "cuda"}
-    with torch.enable_grad(), torch.random.fork_rng(sorted(devices, key=str)):
-        torch.manual_seed(generator_for(seed, 0, "").initial_seed())
+    with torch.enable_grad():
         gradients = foresight.look(twin, list(weights.values()))
     scores: dict[str, Tensor] = {}
     for (name, weight), gradient in zip(first.items(), gradients, strict=True):
