@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from cutwork.distributed import whole
 from cutwork.patterns import Pattern
 from cutwork.sparsity.base import Sparsity, States
-from cutwork.sparsity.compressed import index_of
 from cutwork.sparsity.gradient import DenseGradient
 from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.numbers import Mask, WholeNumbers
@@ -132,13 +131,13 @@ class Masked(Sparsity):
     @final
     def _make_gate(self, draw: Callable[[int], Tensor]) -> Tensor:
         """Return the gate as a whole weight, one outside the mask; without tiles each weight is a unit."""
-        mask, tiling = self.mask_matrix(), self.pattern.tiling
+        mask = self.mask_matrix()
         gate = torch.ones(mask.shape, dtype=self.gate.dtype, device=mask.device)
-        if tiling is None:
+        tiles = WholeNumbers(self.pattern, mask, mask).tiles
+        if tiles is None:
             return self.layout.from_matrix(gate.masked_scatter_(mask, draw(int(mask.sum())).to(gate)))
-        index = index_of(mask, self.pattern)
-        drawn = draw(index.num_units).to(gate)[:, None, None].expand(-1, index.columns, index.rows)
-        return self.layout.from_matrix(torch.where(mask, index.scatter(drawn), gate))
+        drawn = draw(tiles.num_units).to(gate)[:, None, None].expand(-1, tiles.columns, tiles.rows)
+        return self.layout.from_matrix(torch.where(mask, tiles.scatter(drawn), gate))
 
     @final
     def _load_from_state_dict(
