@@ -231,6 +231,20 @@ PIECES = {
             )
         ],
     ),
+    "fashion-longer": Piece(
+        "The same at a fiftieth in ten epochs.",
+        [
+            run
+            for seed in range(10)
+            for run in grid(
+                **BALANCED | {"seed": (seed,)},
+                method=("static", "rigl-tenth", "rigl-relative"),
+                density=(0.02,),
+                epochs=(10,),
+                lr=(3e-3,),
+            )
+        ],
+    ),
     "fashion-shuffled-recipe": Piece(
         "Shuffled blocks with AdamW and the learning rates of `cutwork.param_groups`: masks that stay, those of "
         "fashion-shuffled, and those that grow by cutwork.relative_gradient.",
@@ -273,10 +287,24 @@ PIECES = {
             *grid(**DIGITS, **DENSE, seed=range(3)),
         ],
     ),
+    "fashion-conv-shuffled": Piece(
+        "Shuffled blocks in a convolutional model with batch norm, one epoch.",
+        [
+            run
+            for seed in range(5)
+            for run in grid(
+                **CONV | RECIPE | {"seed": (seed,)},
+                pattern=("shuffled:16",),
+                method=("static", "dsb", "dsb-relative", "rigl-relative"),
+                optimizer=("sgd",),
+            )
+        ],
+    ),
     "fashion-conv": Piece(
-        "A convolutional model with batch norm, one epoch.",
+        "A convolutional model with batch norm, one epoch, also with the learning rates of `cutwork.param_groups`.",
         [
             *grid(**EACH, **CONV, method=METHODS, rescale=BOTH),
+            *grid(**EACH, **CONV, power=(0.0, 1.0), rescale=BOTH, seed=range(3)),
             *grid(**EACH, **CONV, **DENSE),
         ],
     ),
