@@ -1,0 +1,304 @@
+"""Which sizes of a model can grow together, and how large they become.
+
+Every symbol has an exponent, 0 or 1: how often it is multiplied by the factor of the growth. Both sides of an equation
+must come out at the same exponent, where those of a product add up, a division subtracts, and of a sum the largest
+counts. As many sizes of parameters as possible get a 1; attributes only where an equation asks for it, numbers of heads
+before the sizes of heads. Then symbols get whole numbers, the smallest first, so that every equation holds again.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
+
+from cutwork.transforms.sizes import Expression, Sizes
+
+Equation = tuple[Expression, Expression]
+# The largest share of a size by which rounding may change it; a coarser multiple is halved.
+MOST_ROUNDING = 1 / 8
+# How far from its own factor a size may be looked for that an equation decides, such as a sum with something fixed.
+WIDEST_SEARCH = 1 / 2
+# Of a number of heads; it grows before the size of a head does.
+HEADS = "heads"
+
+
+@final
+@dataclass(frozen=True)
+class Growth:
+    """How large each size becomes: `roots` are the symbols, or numbers, that stand for all sizes equal to one.
+
+    Of the roots `old` and `new` are the sizes before and after, in the model's `equations`.
+    """
+
+    roots: Mapping[Expression, Expression]
+    equations: tuple[Equation, ...]
+    old: Mapping[Expression, int]
+    new: Mapping[Expression, int]
+
+    def size(self, expression: Expression) -> int:
+        """Return how large a size becomes."""
+        return evaluate(expression.xreplace(self.roots), self.new)
+
+    def grows(self, expression: Expression) -> bool:
+        """Say whether a size becomes another."""
+        root = self.roots.get(expression, expression)
+        return root in self.new and self.new[root] != self.old[root]
+
+
+def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
+    """Return how large each size becomes if as many as possible grow by a factor.
+
+    Sizes are rounded to a multiple, or to half of it, a quarter and so on where that would change them by more than an
+    eighth. Raise ValueError where nothing can grow, or no whole sizes fit together.
+    """
+    roots, equations = _unite(sizes)
+    wishes = _find_wishes(sizes, roots)
+    exponents: dict[Expression, int] = {}
+    for part in _connected(wishes, equations):
+        exponents |= _Choice(part, wishes, equations).choose()
+    if not any(exponents[root] for root, wish in wishes.items() if wish.is_parameter):
+        raise ValueError(
+            "nothing can grow: every width is tied to a number that comes from outside of the parameters, such as the "
+            "size of an input or a constant in the code of forward"
+        )
+    old = {root: int(sizes.values[root]) for root in wishes}
+    new = {root: size for root, size in old.items() if not exponents[root]}
+    growing = sorted(
+        (root for root in wishes if exponents[root]), key=lambda root: (wishes[root].is_parameter, old[root])
+    )
+    for root in growing:
+        step = multiple if wishes[root].is_parameter else 1
+        asked = [equation for equation in equations if root in symbols_of(equation)]
+        decided = [each for each in asked if symbols_of(each) <= {*new, root}]
+        found = next(
+            (size for size in _candidates(factor * old[root], step) if _hold(decided, {**new, root: size})), None
+        )
+        if found is None:
+            raise ValueError(
+                f"{sizes.titles[root]}: no whole size near {factor:.4g} * {old[root]} = {factor * old[root]:.5g} fits "
+                f"the others it is tied to; a density such as 0.25, with a whole factor, or multiple=1 may"
+            )
+        new[root] = found
+    return Growth(roots, tuple(equations), old, new)
+
+
+def evaluate(expression: Expression, values: Mapping[Expression, int]) -> int:
+    """Return the whole number that an expression of sizes is."""
+    if expression.is_Symbol:
+        return values[expression]
+    if expression.is_Integer:
+        return int(expression)
+    parts = [evaluate(part, values) for part in expression.args]
+    if expression.is_Add:
+        return sum(parts)
+    if expression.is_Mul:
+        return math.prod(parts)
+    if isinstance(expression, FloorDiv):
+        return parts[0] // parts[1]
+    if isinstance(expression, Mod | PythonMod):
+        return parts[0] % parts[1]
+    return int(expression.func(*parts))
+
+
+def symbols_of(equation: Equation) -> set[Expression]:
+    """Return the symbols on both sides."""
+    return equation[0].free_symbols | equation[1].free_symbols
+
+
+def _hold(equations: Iterable[Equation], values: Mapping[Expression, int]) -> bool:
+    return all(evaluate(left, values) == evaluate(right, values) for left, right in equations)
+
+
+def _candidates(target: float, multiple: int) -> Iterator[int]:
+    """Yield whole sizes: multiples first, those nearest to the target before others, then those of its half, and so on.
+
+    >>> from itertools import islice
+    >>> list(islice(_candidates(90.5, 32), 4))
+    [96, 64, 128, 96]
+    """
+    while multiple > 1 and abs(_nearest(target, multiple) - target) > MOST_ROUNDING * target:
+        multiple //= 2
+    while multiple:
+        first, last = (
+            math.ceil((1 - WIDEST_SEARCH) * target / multiple),
+            math.floor((1 + WIDEST_SEARCH) * target / multiple),
+        )
+        yield from sorted(
+            (multiple * count for count in range(max(1, first), last + 1)), key=lambda size: abs(size - target)
+        )
+        multiple //= 2
+
+
+def _nearest(target: float, multiple: int) -> int:
+    return max(1, math.floor(target / multiple + 0.5)) * multiple
+
+
+def _unite(sizes: Sizes) -> tuple[dict[Expression, Expression], list[Equation]]:
+    """Return the symbol that stands for all that are equal to one, or their number, and the equations left."""
+    order = {symbol: at for at, symbol in enumerate(sizes.values)}
+    parents: dict[Expression, Expression] = {}
+
+    def find(size: Expression) -> Expression:
+        while size in parents:
+            size = parents[size]
+        return size
+
+    left = sizes.equations
+    while True:
+        roots = {symbol: find(symbol) for symbol in order}
+        current = dict.fromkeys(_reduced(a.xreplace(roots), b.xreplace(roots)) for a, b in left)
+        left = [(a, b) for a, b in current if a != b]
+        plain = [(a, b) for a, b in left if _is_plain(a) and _is_plain(b)]
+        if not plain:
+            return roots, left
+        for a, b in plain:
+            keep, lose = sorted((find(a), find(b)), key=lambda each: order.get(each, -1))
+            if keep != lose:
+                parents[lose] = keep
+
+
+def _is_plain(expression: Expression) -> bool:
+    return bool(expression.is_Symbol or expression.is_Integer)
+
+
+def _reduced(left: Expression, right: Expression) -> Equation:
+    """Return an equation without the whole number that both sides are multiples of."""
+    (a, rest), (b, other) = left.as_coeff_Mul(), right.as_coeff_Mul()
+    if not (a.is_Integer and b.is_Integer and a > 0 and b > 0):
+        return left, right
+    common = math.gcd(int(a), int(b))
+    return a / common * rest, b / common * other
+
+
+class _Wish(NamedTuple):
+    """Whether a size is to grow if it can, how many numbers depend on it, and whether parameters have it."""
+
+    grows: bool
+    weight: int
+    is_parameter: bool
+
+
+def _find_wishes(sizes: Sizes, roots: Mapping[Expression, Expression]) -> dict[Expression, _Wish]:
+    """Return the wish for each root that is no number.
+
+    Sizes of parameters are to grow, but not one that nothing is tied to: the rows of an embedding are not a width.
+    """
+    weights: defaultdict[Expression, int] = defaultdict(int)
+    for shape in sizes.parameters.values():
+        for size in shape:
+            weights[roots.get(size, size)] += math.prod(int(sizes.values.get(each, each)) for each in shape)
+    tied = {roots[symbol] for equation in sizes.equations for symbol in symbols_of(equation)}
+    is_count = {roots[symbol] for symbol, title in sizes.titles.items() if HEADS in title.rpartition(".")[2]}
+    wishes: dict[Expression, _Wish] = {}
+    for root in dict.fromkeys(roots.values()):
+        if root.is_Symbol:
+            is_parameter = root in weights
+            grows = root in tied and (is_parameter or root in is_count)
+            wishes[root] = _Wish(grows, weights[root], is_parameter)
+    return wishes
+
+
+def _connected(symbols: Iterable[Expression], equations: Sequence[Equation]) -> Iterator[list[Expression]]:
+    """Yield the symbols in parts that no equation connects."""
+    near: defaultdict[Expression, set[Expression]] = defaultdict(set)
+    for equation in equations:
+        for symbol in symbols_of(equation):
+            near[symbol] |= symbols_of(equation)
+    seen: set[Expression] = set()
+    for first in symbols:
+        part, queue = [], [first]
+        while queue:
+            symbol = queue.pop()
+            if symbol not in seen:
+                seen.add(symbol)
+                part.append(symbol)
+                queue += near[symbol]
+        if part:
+            yield part
+
+
+@final
+class _Choice:
+    """The exponents of some symbols that satisfy their equations, those with the largest wishes chosen first."""
+
+    def __init__(
+        self, part: Sequence[Expression], wishes: Mapping[Expression, _Wish], equations: Sequence[Equation]
+    ) -> None:
+        order = {symbol: at for at, symbol in enumerate(wishes)}
+        self.wishes = wishes
+        self.order = sorted(part, key=lambda each: (not wishes[each].grows, -wishes[each].weight, order[each]))
+        self.equations: defaultdict[Expression, list[Equation]] = defaultdict(list)
+        for equation in equations:
+            for symbol in symbols_of(equation):
+                self.equations[symbol].append(equation)
+
+    def choose(self) -> dict[Expression, int]:
+        """Return the exponents; all zero, which changes nothing, is always a choice."""
+        chosen = self._search(0, {})
+        assert chosen is not None
+        return chosen
+
+    def _search(self, at: int, chosen: dict[Expression, int]) -> dict[Expression, int] | None:
+        while at < len(self.order) and self.order[at] in chosen:
+            at += 1
+        if at == len(self.order):
+            return chosen
+        symbol = self.order[at]
+        wished = int(self.wishes[symbol].grows)
+        for exponent in (wished, 1 - wished):
+            more = self._follow(symbol, exponent, chosen)
+            if more is not None and (found := self._search(at + 1, more)) is not None:
+                return found
+        return None
+
+    def _follow(
+        self, symbol: Expression, exponent: int, chosen: Mapping[Expression, int]
+    ) -> dict[Expression, int] | None:
+        """Return what is chosen with one more exponent and all that follow from it; None where nothing fits."""
+        chosen = {**chosen, symbol: exponent}
+        queue = [symbol]
+        while queue:
+            for equation in self.equations[queue.pop()]:
+                if not _can_hold(equation, chosen):
+                    return None
+                for other in sorted(symbols_of(equation) - {*chosen}, key=self.order.index):
+                    fitting = [each for each in (0, 1) if _can_hold(equation, {**chosen, other: each})]
+                    if not fitting:
+                        return None
+                    if len(fitting) == 1:
+                        chosen[other] = fitting[0]
+                        queue.append(other)
+        return chosen
+
+
+def _can_hold(equation: Equation, exponents: Mapping[Expression, int]) -> bool:
+    """Say whether both sides can come out at the same exponent, whatever the symbols not yet chosen get."""
+    left, right = equation
+    if isinstance(left, Mod | PythonMod) and right == 0:
+        (_, most), (least, _) = (_bounds(part, exponents) for part in left.args)
+        return most >= least
+    if 0 in equation:
+        return True
+    (least, most), (other_least, other_most) = _bounds(left, exponents), _bounds(right, exponents)
+    return least <= other_most and other_least <= most
+
+
+def _bounds(expression: Expression, exponents: Mapping[Expression, int]) -> tuple[int, int]:
+    """Return the least and the largest exponent that an expression can have."""
+    if expression.is_Symbol:
+        return (exponents[expression],) * 2 if expression in exponents else (0, 1)
+    if not expression.args:
+        return 0, 0
+    lows, highs = zip(*(_bounds(part, exponents) for part in expression.args), strict=True)
+    if expression.is_Mul:
+        return sum(lows), sum(highs)
+    if isinstance(expression, FloorDiv):
+        return lows[0] - highs[1], highs[0] - lows[1]
+    if expression.is_Pow and expression.args[1].is_Integer:
+        power = int(expression.args[1])
+        return tuple(sorted((power * lows[0], power * highs[0])))
+    # Of a sum, or the largest of several, the largest counts.
+    return max(lows), max(highs)
