@@ -14,14 +14,14 @@ from typing import NamedTuple, final
 
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
-from cutwork.transforms.sizes import Expression, Sizes
+from cutwork.transforms.sizes import HEAD, Expression, Sizes
 
 Equation = tuple[Expression, Expression]
 # The largest share of a size by which rounding may change it; a coarser multiple is halved.
 MOST_ROUNDING = 1 / 8
 # How far from its own factor a size may be looked for that an equation decides, such as a sum with something fixed.
 WIDEST_SEARCH = 1 / 2
-# Of a number of heads; it grows before the size of a head does.
+# In the name of a number of heads, which grows before the size of a head does.
 HEADS = "heads"
 
 
@@ -59,7 +59,7 @@ def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
     exponents: dict[Expression, int] = {}
     for part in _connected(wishes, equations):
         exponents |= _Choice(part, wishes, equations).choose()
-    if not any(exponents[root] for root, wish in wishes.items() if wish.is_parameter):
+    if not any(exponents[root] for root, wish in wishes.items() if wish.weight):
         raise ValueError(
             "nothing can grow: every width is tied to a number that comes from outside of the parameters, such as the "
             "size of an input or a constant in the code of forward"
@@ -67,10 +67,10 @@ def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
     old = {root: int(sizes.values[root]) for root in wishes}
     new = {root: size for root, size in old.items() if not exponents[root]}
     growing = sorted(
-        (root for root in wishes if exponents[root]), key=lambda root: (wishes[root].is_parameter, old[root])
+        (root for root in wishes if exponents[root]), key=lambda root: (not wishes[root].is_count, old[root])
     )
     for root in growing:
-        step = multiple if wishes[root].is_parameter else 1
+        step = 1 if wishes[root].is_count else multiple
         asked = [equation for equation in equations if root in symbols_of(equation)]
         decided = [each for each in asked if symbols_of(each) <= {*new, root}]
         found = next(
@@ -174,30 +174,37 @@ def _reduced(left: Expression, right: Expression) -> Equation:
 
 
 class _Wish(NamedTuple):
-    """Whether a size is to grow if it can, how many numbers depend on it, and whether parameters have it."""
+    """Whether a size is to grow if it can, and what is chosen first.
+
+    `weight` is how many numbers of parameters have it, `is_head` says that it counts heads or measures one.
+    """
 
     grows: bool
     weight: int
-    is_parameter: bool
+    is_head: bool
+    is_count: bool
 
 
 def _find_wishes(sizes: Sizes, roots: Mapping[Expression, Expression]) -> dict[Expression, _Wish]:
     """Return the wish for each root that is no number.
 
-    Sizes of parameters are to grow, but not one that nothing is tied to: the rows of an embedding are not a width.
+    Sizes of tensors are to grow, but not one that nothing is tied to: the rows of an embedding are not a width. Nor are
+    those of whole numbers, such as places in a table.
     """
     weights: defaultdict[Expression, int] = defaultdict(int)
     for shape in sizes.parameters.values():
         for size in shape:
             weights[roots.get(size, size)] += math.prod(int(sizes.values.get(each, each)) for each in shape)
     tied = {roots[symbol] for equation in sizes.equations for symbol in symbols_of(equation)}
-    is_count = {roots[symbol] for symbol, title in sizes.titles.items() if HEADS in title.rpartition(".")[2]}
+    heads = {roots[symbol]: title.rpartition(".")[2] for symbol, title in sizes.titles.items() if HEAD in title}
+    of_buffers = {roots.get(size, size) for shape in sizes.buffers.values() for size in shape}
     wishes: dict[Expression, _Wish] = {}
     for root in dict.fromkeys(roots.values()):
         if root.is_Symbol:
-            is_parameter = root in weights
-            grows = root in tied and (is_parameter or root in is_count)
-            wishes[root] = _Wish(grows, weights[root], is_parameter)
+            is_head = root not in weights and HEAD in heads.get(root, "")
+            is_count = is_head and HEADS in heads[root]
+            grows = root in tied and (root in weights or is_count or (root in of_buffers and not is_head))
+            wishes[root] = _Wish(grows, weights.get(root, 0), is_head, is_count)
     return wishes
 
 
@@ -229,7 +236,7 @@ class _Choice:
     ) -> None:
         order = {symbol: at for at, symbol in enumerate(wishes)}
         self.wishes = wishes
-        self.order = sorted(part, key=lambda each: (not wishes[each].grows, -wishes[each].weight, order[each]))
+        self.order = sorted(part, key=lambda each: (*_rank(wishes[each]), order[each]))
         self.equations: defaultdict[Expression, list[Equation]] = defaultdict(list)
         for equation in equations:
             for symbol in symbols_of(equation):
@@ -272,6 +279,11 @@ class _Choice:
                         chosen[other] = fitting[0]
                         queue.append(other)
         return chosen
+
+
+def _rank(wish: _Wish) -> tuple[bool, int, bool, bool]:
+    """Return what sorts wishes: parameters, the most numbers first; then heads; then what else is to grow."""
+    return not wish.weight, -wish.weight, not wish.is_head, not wish.grows
 
 
 def _can_hold(equation: Equation, exponents: Mapping[Expression, int]) -> bool:

@@ -52,6 +52,7 @@ class Attribute:
 class Sizes:
     """The sizes of a model and the equations between them; a size that cannot change is a number.
 
+    `parameters`, `buffers` and `indices`, which are buffers of whole numbers, hold the sizes of tensors by name.
     `values` are the symbols' sizes in the model as it is, `titles` say where they stand. `called` are the modules that
     ran in evaluation, `called_in_training` those of a training pass where evaluation leaves some out; `stems` read what
     the model is given, before any parameter has touched it.
@@ -59,6 +60,7 @@ class Sizes:
 
     parameters: dict[str, tuple[Expression, ...]] = field(default_factory=dict)
     buffers: dict[str, tuple[Expression, ...]] = field(default_factory=dict)
+    indices: dict[str, tuple[Expression, ...]] = field(default_factory=dict)
     attributes: dict[Attribute, tuple[Expression, ...]] = field(default_factory=dict)
     values: dict[Expression, Any] = field(default_factory=dict)
     titles: dict[Expression, str] = field(default_factory=dict)
@@ -183,7 +185,8 @@ def _make_twin(model: nn.Module, symbols: _Listening, mode: FakeTensorMode) -> n
                 if isinstance(tensor, nn.Parameter):
                     twin = nn.Parameter(twin, requires_grad=tensor.is_floating_point())
                 memo[id(tensor)] = twin
-            table = symbols.sizes.parameters if isinstance(tensor, nn.Parameter) else symbols.sizes.buffers
+            table = symbols.sizes.buffers if tensor.is_floating_point() else symbols.sizes.indices
+            table = symbols.sizes.parameters if isinstance(tensor, nn.Parameter) else table
             table[path] = tuple(map(as_expression, twin.shape))
     twin_model = deepcopy(model, memo)
     widths = {size for parameter in model.parameters() for size in parameter.shape}
