@@ -59,8 +59,8 @@ def resize(model: nn.Module, sizes: Sizes, growth: Growth, tensors: Mapping[str,
     larger = deepcopy(model, memo)
     for attribute, expressions in sizes.attributes.items():
         kept = vars(larger.get_submodule(attribute.module))
-        new = tuple(map(growth.size, expressions))
-        kept[attribute.name] = new if isinstance(kept[attribute.name], tuple) else new[0]
+        kind, new = type(kept[attribute.name]), list(map(growth.size, expressions))
+        kept[attribute.name] = new[0] if kind is int else kind(new)
     for module in larger.modules():
         said = next((said for kind, said in SAID.items() if isinstance(module, kind)), {})
         for name, size in said.items():

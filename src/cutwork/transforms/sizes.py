@@ -188,17 +188,17 @@ def _make_twin(model: nn.Module, symbols: _Listening, mode: FakeTensorMode) -> n
             table = symbols.sizes.buffers if tensor.is_floating_point() else symbols.sizes.indices
             table = symbols.sizes.parameters if isinstance(tensor, nn.Parameter) else table
             table[path] = tuple(map(as_expression, twin.shape))
-    twin_model = deepcopy(model, memo)
-    widths = {size for parameter in model.parameters() for size in parameter.shape}
-    for name, module in twin_model.named_modules():
-        for key, value in _numbers_of(module, widths):
-            numbers = value if isinstance(value, tuple) else (value,)
-            made = tuple(
-                symbols.make(number, f"{name}.{key}".lstrip(".")) if number > 1 else number for number in numbers
-            )
-            vars(module)[key] = made if isinstance(value, tuple) else made[0]
+    copied = deepcopy(model, memo)
+    widths = set(map(int, symbols.sizes.values.values()))
+    for name, module in copied.named_modules():
+        for key in _sizes_kept_by(module, widths):
+            title = f"{name}.{key}" if name else key
+            value = vars(module)[key]
+            numbers = [value] if isinstance(value, int) else value
+            made = [symbols.make(number, title) if number > 1 else number for number in numbers]
+            vars(module)[key] = made[0] if isinstance(value, int) else type(value)(made)
             symbols.sizes.attributes[Attribute(name, key)] = tuple(map(as_expression, made))
-    return twin_model
+    return copied
 
 
 def _make_shape(
@@ -226,20 +226,18 @@ def as_expression(size: Any) -> Expression:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
-def _numbers_of(module: nn.Module, widths: set[int]) -> list[tuple[str, int | tuple[int, ...]]]:
-    """Return the attributes of a module that may be read as sizes which change with those of parameters."""
+def _sizes_kept_by(module: nn.Module, widths: set[int]) -> list[str]:
+    """Return the attributes of a module that hold sizes which may change with those of parameters."""
     read = [name for kind, names in READ.items() if isinstance(module, kind) for name in names]
     if _is_of_torch(module):
-        return [(name, vars(module)[name]) for name in read]
-    return [
-        (name, value)
-        for name, value in vars(module).items()
-        if name in read or (_is_whole(value) and value > 1 and (value in widths or HEAD in name))
-    ]
+        return read
+    return [name for name, value in vars(module).items() if name in read or _may_be_sizes(name, value, widths)]
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _may_be_sizes(name: str, value: Any, widths: set[int]) -> bool:
+    if type(value) is int:
+        return value > 1 and (value in widths or HEAD in name)
+    return type(value) in (tuple, list) and all(type(each) is int for each in value) and not widths.isdisjoint(value)
 
 
 def _is_of_torch(module: nn.Module) -> bool:
