@@ -125,9 +125,7 @@ def test_wide_networks_meet_the_published_budgets_at_the_known_sparsities(name):
         assert [*larger.densities.values()] == pytest.approx([1 - sparsity] * len(sparse), abs=1e-4)
 
 
-@given(
-    st.lists(st.tuples(st.integers(10_000, 10**9), st.integers(0, 1000)), min_size=1, max_size=8), st.integers(1, 99)
-)
+@given(st.lists(st.tuples(st.integers(10**7, 10**9), st.integers(0, 1000)), min_size=1, max_size=8), st.integers(1, 99))
 def test_the_density_spends_the_budget(layers, percent):
     works = {str(at): Work(products, rest) for at, (products, rest) in enumerate(layers)}
     budget = round(sum(work.products * percent / 100 + work.rest for work in works.values()))

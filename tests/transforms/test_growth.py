@@ -42,6 +42,17 @@ def test_sizes_that_are_equal_to_a_number_stay():
     assert growth.grows(HIDDEN)
 
 
+def test_a_size_that_cannot_follow_leads():
+    # Split as evenly as three parts can be: 30, 30 and 28.
+    sizes = make_sizes(
+        {HIDDEN: 30, WIDTH: 88},
+        [(FloorDiv(WIDTH + 2, 3), HIDDEN), (Mod(WIDTH, 8), sympy.Integer(0))],
+        [(WIDTH, HIDDEN)],
+    )
+    growth = find_growth(sizes, 2, 4)
+    assert (growth.size(WIDTH), growth.size(HIDDEN)) == (176, 59)
+
+
 def test_where_no_whole_sizes_fit_the_size_is_named():
     sizes = make_sizes(
         {WIDTH: 64, HIDDEN: 128},

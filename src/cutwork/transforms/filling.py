@@ -95,11 +95,11 @@ class _Repetition:
                 name = f"{module_name}.{key}" if module_name else key
                 if (at := inputs_of(module, key)) is not None:
                     self._flattened(sizes.parameters[name][at])
-        for _ in growth.equations:
+        known = -1
+        while known < len(self.blocks):
+            known = len(self.blocks)
             for equation in growth.equations:
-                known = [self.blocks[symbol] for symbol in symbols_of(equation) if symbol in self.blocks]
-                for symbol in symbols_of(equation) if known else ():
-                    self._set(symbol, max(known))
+                self._share(symbols_of(equation))
 
     def repeat(self, old: Tensor, shape: tuple[Expression, ...], inputs: int | None) -> Tensor:
         """Return a tensor that repeats its entries; along `inputs` they are divided by how often each stands there."""
@@ -118,6 +118,12 @@ class _Repetition:
         old, new, block = self.growth.old[root], self.growth.new[root], self.blocks.get(root, 1)
         at = torch.arange(new)
         return at // block * (old // block) // (new // block) * block + at % block
+
+    def _share(self, symbols: set[Expression]) -> None:
+        """Give the block of some sizes to the others in their equation, so that all are cut in the same places."""
+        if known := [self.blocks[symbol] for symbol in symbols if symbol in self.blocks]:
+            for symbol in symbols:
+                self._set(symbol, max(known))
 
     def _set(self, symbol: Expression, block: int) -> None:
         old, new = self.growth.old[symbol], self.growth.new[symbol]

@@ -3,7 +3,8 @@
 Every symbol has an exponent, 0 or 1: how often it is multiplied by the factor of the growth. Both sides of an equation
 must come out at the same exponent, where those of a product add up, a division subtracts, and of a sum the largest
 counts. As many sizes of parameters as possible get a 1; attributes only where an equation asks for it, numbers of heads
-before the sizes of heads. Then symbols get whole numbers, the smallest first, so that every equation holds again.
+before the sizes of heads. Then symbols get whole numbers, the smallest first, so that every equation holds again. One
+that has no size left comes first in the next try.
 """
 
 import math
@@ -66,23 +67,40 @@ def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
         )
     old = {root: int(sizes.values[root]) for root in wishes}
     new = {root: size for root, size in old.items() if not exponents[root]}
-    growing = sorted(
-        (root for root in wishes if exponents[root]), key=lambda root: (not wishes[root].is_count, old[root])
+    order = sorted(
+        (root for root in wishes if exponents[root]), key=lambda each: (not wishes[each].is_count, old[each])
     )
-    for root in growing:
-        step = 1 if wishes[root].is_count else multiple
-        asked = [equation for equation in equations if root in symbols_of(equation)]
-        decided = [each for each in asked if symbols_of(each) <= {*new, root}]
-        found = next(
-            (size for size in _candidates(factor * old[root], step) if _hold(decided, {**new, root: size})), None
-        )
-        if found is None:
+    steps = {root: 1 if wishes[root].is_count else multiple for root in order}
+    tried: set[Expression] = set()
+    while (failed := _round(order, equations, {root: factor * old[root] for root in order}, steps, new)) is not None:
+        if failed in tried:
             raise ValueError(
-                f"{sizes.titles[root]}: no whole size near {factor:.4g} * {old[root]} = {factor * old[root]:.5g} fits "
-                f"the others it is tied to; a density such as 0.25, with a whole factor, or multiple=1 may"
+                f"{sizes.titles[failed]}: no whole size near {factor:.4g} * {old[failed]} fits the others it is "
+                "tied to; a density with a whole factor, such as 0.25, may, or multiple=1"
             )
-        new[root] = found
+        # What could not follow the others leads them.
+        tried.add(failed)
+        order = [failed, *(root for root in order if root != failed)]
     return Growth(roots, tuple(equations), old, new)
+
+
+def _round(
+    order: Sequence[Expression],
+    equations: Sequence[Equation],
+    targets: Mapping[Expression, float],
+    steps: Mapping[Expression, int],
+    sizes: dict[Expression, int],
+) -> Expression | None:
+    """Give sizes to roots, in this order; return the first for which none fits those before it, if there is one."""
+    for root in order:
+        sizes.pop(root, None)
+    for root in order:
+        decided = [each for each in equations if root in symbols_of(each) and symbols_of(each) <= {*sizes, root}]
+        fitting = (size for size in _candidates(targets[root], steps[root]) if _hold(decided, {**sizes, root: size}))
+        if (size := next(fitting, None)) is None:
+            return root
+        sizes[root] = size
+    return None
 
 
 def evaluate(expression: Expression, values: Mapping[Expression, int]) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from cutwork.evaluation import Call, call_of, hooked, in_evaluation
+from cutwork.layers.sparse_class import why_not_sparsify
 from cutwork.layers.swap import can_swap, candidates, sparse_layers
 from cutwork.patterns import Pattern
 from cutwork.patterns.density import check_density
@@ -62,11 +63,15 @@ def wide(
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     call = call_of(model, given)
     sizes = trace_sizes(model, call)
-    growth = find_growth(sizes, density**-0.5, multiple)
+    growth = find_growth(sizes, float(density) ** -0.5, multiple)
     tensors = fill(model, sizes, growth, weights=weights, seed=seed)
     larger = resize(model, sizes, growth, tensors)
     _compare(model, larger, call, is_copy=weights == COPY)
-    return fit(model, larger, *given, sparse=_find_sparse(model, larger, sizes), pattern=pattern, counting=counting)
+    sparse = _find_sparse(model, larger, sizes)
+    try:
+        return fit(model, larger, *given, sparse=sparse, pattern=pattern, counting=counting)
+    except ValueError as error:
+        raise ValueError(f"{error}{_say_what_stays_dense(larger, sparse)}") from error
 
 
 def _check(model: nn.Module, density: float, multiple: int, weights: str) -> None:
@@ -102,6 +107,16 @@ def _find_sparse(model: nn.Module, larger: nn.Module, sizes: Sizes) -> set[str]:
         return {*sides} - is_stem
     order = list(sides)
     return {name for name in order[: order.index(both[-1]) + 1] if name not in is_stem}
+
+
+def _say_what_stays_dense(larger: nn.Module, sparse: set[str]) -> str:
+    reasons = {
+        name: each.obstacle or why_not_sparsify(each.kind)
+        for name, each in candidates(larger).items()
+        if name not in sparse
+    }
+    first = next((name for name, reason in reasons.items() if reason), None)
+    return "" if first is None else f"; {first} stays dense because {reasons[first]}"
 
 
 def _compare(model: nn.Module, larger: nn.Module, call: Call, *, is_copy: bool) -> None:
