@@ -80,6 +80,31 @@ def test_wider_models_compile_and_export(name):
     torch.testing.assert_close(call(exported, kwargs or inputs), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_both_storages_train_alike():
+    losses = []
+    for storage in ("dense", "compressed"):
+        _, inputs, larger = make_wide("resnet-preactivation")
+        sparsifier = cw.sparsify(
+            larger.model,
+            larger.patterns("block:8"),
+            density=larger.densities,
+            method=cw.RigL(every=2),
+            steps=8,
+            storage=storage,
+        )
+        optimizer = torch.optim.SGD(cw.param_groups(larger.model, lr=1e-2), momentum=0.9)
+        sparsifier.attach(optimizer)
+        losses.append([])
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = call(larger.model, inputs).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0][-1] < losses[0][0]
+
+
 def test_they_are_saved_and_loaded_like_any(tmp_path):
     _, inputs, larger = make_wide("resnet-preactivation")
     cw.sparsify(larger.model, larger.patterns("block:8"), density=larger.densities, storage="compressed")

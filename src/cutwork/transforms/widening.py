@@ -41,7 +41,7 @@ def wide(
     layers that grow on both sides. The first layer and the last, whose other side meets the outside, grow on one side
     and stay dense, as do depthwise convolutions; the budget counts that. `inputs` is what the model is called with, a
     tensor or a tuple, with a mapping at the end for what it takes by name. They show which sizes belong together, and
-    what a pass costs; what evaluation does not run is not widened.
+    what a pass costs. What a module computed from its sizes when it was built, such as a scale, stays as it was.
 
     With a `pattern` densities come in whole units of it. `weights="fresh"` draws first weights from the numbers that
     each layer has; `weights="copy"` repeats channels and divides where they are summed, so that a trained model goes on
