@@ -100,6 +100,16 @@ def test_what_only_training_runs_grows_with_the_rest():
     assert grown(Training(), torch.rand(2, 4))["second.weight"] == (3, 16)
 
 
+def test_the_bias_of_a_transposed_convolution_belongs_to_its_outputs():
+    model = nn.Sequential(nn.ConvTranspose1d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3))
+    sizes = grown(model, torch.rand(2, 8, 5))
+    assert [sizes[f"{at}.weight"] + sizes[f"{at}.bias"] for at in range(3)] == [
+        (8, 16, 3, 16),
+        (16, 16, 3, 16),
+        (16, 8, 3, 8),
+    ]
+
+
 def test_stems_are_what_reads_the_input_itself():
     assert trace(Joining(joins=True), torch.rand(2, 4)).stems >= {"left", "right"}
     assert "last" not in trace(Joining(joins=True), torch.rand(2, 4)).stems

@@ -18,7 +18,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._pytree import tree_map
 
 from cutwork.evaluation import Call, first_input, hooked, in_evaluation
@@ -81,28 +81,22 @@ def trace_sizes(model: nn.Module, call: Call) -> Sizes:
     # To look up what was computed before takes longer here than to compute it.
     mode.cache_enabled = False
     twin = _make_twin(model, symbols, mode)
-    names = {module: name for name, module in twin.named_modules()}
     with mode:
         given = Call(*tree_map(lambda each: _without_numbers(each, mode), (call.args, dict(call.kwargs))))
     with in_evaluation(twin):
-        _run(twin, given, sizes, sizes.called, mode, names)
-        if any(name not in sizes.called and any(own_tensors(module)) for module, name in names.items()):
+        sizes.called = _run(twin, given, mode, sizes)
+        if any(name not in sizes.called and any(own_tensors(module)) for name, module in twin.named_modules()):
             # Parts that only training runs, such as auxiliary classifiers.
             twin.train()
-            _run(twin, given, sizes, sizes.called_in_training, mode, names)
+            sizes.called_in_training = _run(twin, given, mode, sizes)
     return sizes
 
 
-def _run(
-    twin: nn.Module,
-    call: Call,
-    sizes: Sizes,
-    called: set[str],
-    mode: FakeTensorMode,
-    names: Mapping[nn.Module, str],
-) -> None:
-    """Run the twin of a model once, which writes down equations, and note which modules were called."""
+def _run(twin: nn.Module, call: Call, mode: FakeTensorMode, sizes: Sizes) -> set[str]:
+    """Run the twin of a model once, which writes down equations, and return the names of the modules that ran."""
+    names = {module: name for name, module in twin.named_modules()}
     running: list[str] = []
+    called: set[str] = set()
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         running.append(names[module])
@@ -132,6 +126,7 @@ def _run(
         for size in tensor.shape:
             # What the model returns keeps its shape.
             int(size)
+    return called
 
 
 @final
@@ -204,8 +199,9 @@ def _make_twin(model: nn.Module, symbols: _Listening, mode: FakeTensorMode) -> n
 def _make_shape(
     module: nn.Module, key: str, tensor: Tensor, symbols: _Listening, path: str, twins: Mapping[int, Any]
 ) -> list[Any]:
-    weight = module._parameters.get("weight")
-    if _is_of_torch(module) and tensor is not weight and weight is not None and tensor.shape == weight.shape[:1]:
+    weight = module._parameters.get("weight") if _is_of_torch(module) else None
+    has_rows = weight is not None and not isinstance(module, _ConvTransposeNd)
+    if has_rows and tensor is not weight and tensor.shape == weight.shape[:1]:
         # Layers of PyTorch have an entry of bias, of running mean and the like for each row of the weight.
         return [twins[id(weight)].shape[0]]
     fixed = 2 if isinstance(module, _ConvNd) and key == "weight" else tensor.dim()
