@@ -14,7 +14,13 @@ _FILE_OF = {name: file for _, file, _, name, *_ in map(str.split, _LINES)}
 def __getattr__(name):
     if name not in _FILE_OF:
         raise AttributeError(f"module 'cutwork' has no attribute {name!r}; public names: {', '.join(_FILE_OF)}")
-    value = getattr(importlib.import_module(_FILE_OF[name]), name)
+    file = _FILE_OF[name]
+    # A room is public as a whole.
+    value = (
+        importlib.import_module(f"cutwork.{name}")
+        if file == "cutwork"
+        else getattr(importlib.import_module(file), name)
+    )
     globals()[name] = value
     return value
 

@@ -1,3 +1,4 @@
+from cutwork import transforms as transforms
 from cutwork.bench.benchmark import benchmark as benchmark
 from cutwork.costs.flops import flops as flops
 from cutwork.costs.pictures import draw_masks as draw_masks

@@ -1,10 +1,23 @@
 from fractions import Fraction
 
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from cutwork.transforms.budget import doped_rank, factor_width, num_branches, wide_width
+import cutwork as cw
+from cutwork.transforms.budget import (
+    Work,
+    check_spent,
+    doped_rank,
+    factor_width,
+    num_branches,
+    round_to_units,
+    solve_density,
+    wide_width,
+)
 
 # Known sizes for 3x3 convolutions, by sparsity and channels. At 0.9 the published code returns one more for the width
 # of square layers, because 1 - 0.9 is not a tenth in floating point.
@@ -50,3 +63,96 @@ def test_sizes_spend_the_budget_and_no_more(inputs, outputs, percent):
 def test_a_density_outside_its_range_is_refused(size, density):
     with pytest.raises(ValueError, match="is outside"):
         size(density)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """The networks in which the budgets were published, at any base width."""
+
+    def __init__(self, num_blocks, num_classes, width=64):
+        super().__init__()
+        small = num_classes == 100
+        stem = nn.Conv2d(3, width, 3, padding=1, bias=False) if small else nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), *([] if small else [nn.MaxPool2d(3, 2, 1)]))
+        blocks, inputs = [], width
+        for stage, number in enumerate(num_blocks):
+            for at in range(number):
+                outputs = width * 2**stage
+                blocks.append(Block(inputs, outputs, 2 if stage and not at else 1))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.Identity() if small else nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8 * width, num_classes)
+
+    def forward(self, x):
+        x = self.pool(self.blocks(self.stem(x)))
+        return self.fc(F.avg_pool2d(x, x.shape[-1]).flatten(1))
+
+
+# Published budgets, and by base width the sparsity at which wide networks meet them.
+NETS = {
+    "resnet18-cifar": ([2, 2, 2, 2], 100, 32, 1_115_226_800, [0.4958, 0.7518, 0.9012, 0.9512, 0.9906]),
+    "resnet18": ([2, 2, 2, 2], 1000, 224, 3_647_128_359, [0.5098, 0.7689, 0.9160, 0.9630, 0.9968]),
+    "resnet34": ([3, 4, 6, 3], 1000, 224, 7_355_270_501, [0.5020, 0.7593, 0.9077, 0.9564, 0.9934]),
+}
+WIDTHS = [90, 128, 202, 286, 640]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_wide_networks_meet_the_published_budgets_at_the_known_sparsities(name):
+    num_blocks, num_classes, side, budget, sparsities = NETS[name]
+    with torch.device("meta"):
+        old, x = ResNet(num_blocks, num_classes), torch.empty(1, 3, side, side)
+        wider = [ResNet(num_blocks, num_classes, width) for width in WIDTHS]
+    for new, sparsity in zip(wider, sparsities, strict=True):
+        sparse = [name for name, layer in new.blocks.named_modules(prefix="blocks") if isinstance(layer, nn.Conv2d)]
+        larger = cw.transforms.fit(old, new, x, sparse=sparse, counting="every-operation")
+        assert larger.flops_before == budget
+        assert larger.flops_after == pytest.approx(budget, rel=1e-3)
+        assert [*larger.densities.values()] == pytest.approx([1 - sparsity] * len(sparse), abs=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(10**7, 10**9), st.integers(0, 1000)), min_size=1, max_size=8), st.integers(1, 99))
+def test_the_density_spends_the_budget(layers, percent):
+    works = {str(at): Work(products, rest) for at, (products, rest) in enumerate(layers)}
+    budget = round(sum(work.products * percent / 100 + work.rest for work in works.values()))
+    density = solve_density(works, budget)
+    spent = sum(work.at(density) for work in works.values())
+    assert abs(spent - budget) <= len(works)
+    check_spent(works, dict.fromkeys(works, density), budget)
+
+
+@given(st.lists(st.integers(8, 200), min_size=2, max_size=6), st.integers(15, 95))
+def test_whole_units_come_as_close_as_the_cheapest(numbers, percent):
+    works = {str(at): Work(1000 * number) for at, number in enumerate(numbers)}
+    budget = sum(work.products for work in works.values()) * percent // 100
+    units = {str(at): number for at, number in enumerate(numbers)}
+    densities = round_to_units(works, dict.fromkeys(works, percent / 100), units, budget)
+    assert all(
+        densities[name] * number == pytest.approx(round(densities[name] * number)) for name, number in units.items()
+    )
+    # Every unit costs a thousand here.
+    assert abs(sum(work.at(densities[name]) for name, work in works.items()) - budget) <= 500 * len(works)
+
+
+def test_a_model_that_stays_too_small_is_refused():
+    with pytest.raises(ValueError, match="even with every weight the larger model needs"):
+        solve_density({"a": Work(100)}, budget=200)
+
+
+def test_nothing_sparse_pays_for_nothing():
+    with pytest.raises(ValueError, match="no layer of the larger model is to be sparse"):
+        solve_density({"a": Work(100, is_sparse=False)}, budget=200)

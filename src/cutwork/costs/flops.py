@@ -31,12 +31,16 @@ from cutwork.sparsity.base import Sparsity
 @final
 @dataclass(frozen=True)
 class LayerFlops:
-    """The operations of one layer in a forward pass: with its weight whole, and with what its mask keeps."""
+    """The operations of one layer in a forward pass: with its weight whole, and with what its mask keeps.
+
+    Of these `rest` are the same for every mask, such as those of the bias.
+    """
 
     name: str
     kind: str
     dense: int
     sparse: int
+    rest: int = 0
 
 
 @final
@@ -234,7 +238,7 @@ def flops(model: nn.Module, *inputs: Any, counting: str = "products") -> Flops:
     layers, unseen = [], []
     for name, module in model.named_modules():
         if module in tally.dense:
-            layers.append(LayerFlops(name, kind_of(module), tally.dense[module], tally.sparse[module]))
+            layers.append(tally.count(name, module))
         elif module in tally.ran and has_matrix(module):
             unseen.append(name)
     return Flops(tuple(layers), tuple(unseen))
@@ -261,6 +265,7 @@ class _Tally:
     def __init__(self) -> None:
         self.dense: Counter[nn.Module] = Counter()
         self.sparse: Counter[nn.Module] = Counter()
+        self.rest: Counter[nn.Module] = Counter()
         self.ran: set[nn.Module] = set()
 
     def add(self, module: nn.Module, operations: Operations) -> None:
@@ -271,6 +276,11 @@ class _Tally:
         adds, multiplies, rest = operations
         self.dense[module] += adds + multiplies + rest
         self.sparse[module] += adds * kept // total + multiplies * kept // total + rest
+        self.rest[module] += rest
+
+    def count(self, name: str, module: nn.Module) -> LayerFlops:
+        """Return what was added up for a module."""
+        return LayerFlops(name, kind_of(module), self.dense[module], self.sparse[module], self.rest[module])
 
 
 def _tally_products(model: nn.Module, call: Call, tally: _Tally) -> None:

@@ -1,4 +1,4 @@
-"""The sizes at which a larger, sparser layer costs what the dense one did.
+"""The sizes at which a larger, sparser layer costs what the dense one did, and the density at which a model does.
 
 Sizes are exact: a density is read as the fraction it was written as, because `1 - 0.9` in floating point would make
 some of them one too large. A linear layer has `inputs` and `outputs`; a k x k convolution k * k times its channels as
@@ -8,11 +8,31 @@ Reference: Thangarasa et al., Sparse-IFT, 2024.
 """
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import NamedTuple
 
 from cutwork.patterns.density import check_density
 
 MOST_DENOMINATOR = 1_000_000
+# How far the operations of a larger model may lie from those of the dense one, as a share of these.
+TOLERANCE = Fraction(1, 1000)
+
+
+class Work(NamedTuple):
+    """The operations of one layer with its weight whole: those that a mask saves its share of, and the rest."""
+
+    products: int
+    rest: int = 0
+    is_sparse: bool = True
+
+    def at(self, density: float) -> int:
+        """Return the operations at a density, rounded to the nearest.
+
+        >>> Work(products=1000, rest=10).at(0.25)
+        260
+        """
+        return round(self.products * Fraction(density)) + self.rest
 
 
 def wide_width(width: int, density: float) -> int:
@@ -50,6 +70,65 @@ def doped_rank(inputs: int, outputs: int, density: float) -> int:
     28
     """
     return math.floor((1 - _exact(density)) * Fraction(inputs * outputs, inputs + outputs))
+
+
+def solve_density(works: Mapping[str, Work], budget: int) -> float:
+    """Return the one density of all sparse layers at which the whole costs the budget; raise ValueError if none does.
+
+    >>> solve_density({"stem": Work(100, is_sparse=False), "body": Work(1600)}, budget=500)
+    0.25
+    """
+    products = sum(work.products for work in works.values() if work.is_sparse)
+    fixed = sum(work.rest + (0 if work.is_sparse else work.products) for work in works.values())
+    if not products:
+        raise ValueError("no layer of the larger model is to be sparse, so nothing can pay for its size")
+    if fixed >= budget:
+        raise ValueError(
+            f"what stays dense in the larger model needs {fixed:,} operations, all of the dense one {budget:,}; "
+            "a larger density makes it smaller"
+        )
+    density = Fraction(budget - fixed, products)
+    if fixed + products < budget * (1 - TOLERANCE):
+        raise ValueError(
+            f"even with every weight the larger model needs {fixed + products:,} operations, the dense one {budget:,}; "
+            "a smaller density, or a smaller multiple, makes it larger"
+        )
+    return float(min(density, Fraction(1)))
+
+
+def round_to_units(
+    works: Mapping[str, Work], densities: Mapping[str, float], num_units: Mapping[str, int], budget: int
+) -> dict[str, float]:
+    """Return densities that keep whole units of each layer, such that the whole stays closest to the budget.
+
+    All are rounded down, to one unit at least; then those that lost most get one back, as far as the budget goes.
+
+    >>> works = {"a": Work(1000), "b": Work(1000)}
+    >>> round_to_units(works, {"a": 0.35, "b": 0.35}, {"a": 10, "b": 10}, budget=700)
+    {'a': 0.4, 'b': 0.3}
+    """
+    exact = {name: Fraction(density) * num_units[name] for name, density in densities.items()}
+    kept = {name: max(1, math.floor(units)) for name, units in exact.items()}
+    price = {name: Fraction(works[name].products, num_units[name]) for name in densities}
+    left = budget - sum(
+        work.rest + (kept[name] * price[name] if work.is_sparse else work.products) for name, work in works.items()
+    )
+    for name in sorted(kept, key=lambda each: kept[each] - exact[each]):
+        # Half a unit too much is as near as half a unit too little.
+        if kept[name] < num_units[name] and price[name] <= 2 * left:
+            kept[name] += 1
+            left -= price[name]
+    return {name: kept[name] / num_units[name] for name in densities}
+
+
+def check_spent(works: Mapping[str, Work], densities: Mapping[str, float], budget: int) -> None:
+    """Raise ValueError where the operations at these densities are more than 0.1 % off the budget."""
+    spent = sum(work.at(densities.get(name, 1.0)) for name, work in works.items())
+    if abs(spent - budget) > TOLERANCE * budget:
+        raise ValueError(
+            f"at these densities the larger model needs {spent:,} operations, {float(spent / budget - 1):+.2%} off the "
+            f"{budget:,} of the dense one; smaller tiles come closer"
+        )
 
 
 def _exact(density: float) -> Fraction:

@@ -1,0 +1,160 @@
+"""A larger model whose layers are to be sparse, so that it needs the operations of the dense one."""
+
+from collections.abc import Collection, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple, final
+
+from torch import nn
+
+from cutwork.costs.flops import LayerFlops, flops
+from cutwork.layers.attention import open_attention
+from cutwork.layers.swap import candidates
+from cutwork.patterns import Pattern, parse
+from cutwork.text import in_columns, label
+from cutwork.transforms.budget import Work, check_spent, round_to_units, solve_density
+
+HEAD = ("layer", "old shape", "new shape", "density", "FLOPs before", "FLOPs after")
+FLUSH = "<<<>>>"
+
+
+@final
+@dataclass(frozen=True)
+class Change:
+    """What became of one layer: its shapes, its density, and the operations of a pass with what its mask keeps.
+
+    One that stays dense has no density, one that is new no old shape. Where several came of one layer, the operations
+    before are those of the first.
+    """
+
+    layer: str
+    old_shape: tuple[int, ...]
+    new_shape: tuple[int, ...]
+    density: float | None
+    flops_before: int
+    flops_after: int
+
+
+@final
+@dataclass(frozen=True)
+class Larger:
+    """A larger model, still dense, and how much of which layers is to be kept; it prints as a table.
+
+    What is left is one line: `sparsify(larger.model, larger.patterns("block:32"), density=larger.densities, ...)`.
+    """
+
+    model: nn.Module
+    changes: tuple[Change, ...]
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Return how much is kept of each layer that is to be sparse."""
+        return {each.layer: each.density for each in self.changes if each.density is not None}
+
+    @property
+    def flops_before(self) -> int:
+        """Return the operations of a pass of the dense model, which are the budget."""
+        return sum(each.flops_before for each in self.changes)
+
+    @property
+    def flops_after(self) -> int:
+        """Return the operations of a pass of the larger model with what its masks keep."""
+        return sum(each.flops_after for each in self.changes)
+
+    def patterns(self, pattern: str | Pattern) -> dict[str, Pattern]:
+        """Return this pattern for each layer that is to be sparse, as `sparsify` takes it; all else stays dense."""
+        return dict.fromkeys(self.densities, parse(pattern))
+
+    def __str__(self) -> str:
+        """Write the changes as a table, and their sum."""
+        total = ("total", "", "", "", f"{self.flops_before:,}", f"{self.flops_after:,}")
+        return "\n".join(in_columns([HEAD, *map(_cells, self.changes), total], FLUSH))
+
+
+def fit(
+    old: nn.Module,
+    new: nn.Module,
+    *inputs: Any,
+    sparse: Collection[str],
+    origins: Mapping[str, str] | None = None,
+    pattern: str | Pattern | None = None,
+    counting: str = "products",
+) -> Larger:
+    """Return a larger model with the density of its `sparse` layers that spends what the old one needs for `inputs`.
+
+    It is one density for all of them, within 0.1 % of the budget, or an error; with a pattern they keep whole units
+    of that. `origins` says from which layer one came that has another name. Layers are named as `sparsify` names them,
+    also the projections of an attention. `counting` is that of `flops`; a mapping given last holds inputs by name.
+    """
+    before, after = _weigh(old, inputs, counting), _weigh(new, inputs, counting)
+    if missing := [name for name in sparse if name not in after]:
+        raise ValueError(f"{label(missing[0])} is to be sparse, but computes nothing for these inputs; pass others")
+    works = {name: each.work(is_sparse=name in sparse) for name, each in after.items()}
+    budget = sum(each.cost.dense for each in before.values())
+    densities = dict.fromkeys((name for name in works if name in sparse), solve_density(works, budget))
+    if pattern is not None:
+        densities = round_to_units(works, densities, _count_units(new, parse(pattern), densities), budget)
+    check_spent(works, densities, budget)
+    named = {name: (origins or {}).get(name, name) for name in works}
+    sources = [before.get(named[name]) for name in works]
+    firsts = {named[name]: name for name in reversed(works)}
+    changes = [
+        Change(
+            layer=name,
+            old_shape=() if source is None else source.shape,
+            new_shape=after[name].shape,
+            density=densities.get(name),
+            flops_before=0 if source is None or firsts[named[name]] != name else source.cost.dense,
+            flops_after=work.at(densities.get(name, 1.0)),
+        )
+        for (name, work), source in zip(works.items(), sources, strict=True)
+    ]
+    gone = [
+        Change(name, each.shape, (), None, each.cost.dense, 0) for name, each in before.items() if name not in firsts
+    ]
+    return Larger(new, (*changes, *gone))
+
+
+class _Layer(NamedTuple):
+    """A layer that computes something: the shape of its weight, if it has one, and its operations."""
+
+    shape: tuple[int, ...]
+    cost: LayerFlops
+
+    def work(self, *, is_sparse: bool) -> Work:
+        return Work(self.cost.dense - self.cost.rest, self.cost.rest, is_sparse=is_sparse)
+
+
+def _weigh(model: nn.Module, inputs: tuple[Any, ...], counting: str) -> dict[str, _Layer]:
+    opened = share(model)
+    for module in [each for each in opened.modules() if type(each) is nn.MultiheadAttention]:
+        open_attention(module)
+    found = flops(opened, *inputs, counting=counting).layers
+    return {each.name: _Layer(_shape_of(opened.get_submodule(each.name)), each) for each in found}
+
+
+def _shape_of(module: nn.Module) -> tuple[int, ...]:
+    weight = module._parameters.get("weight")
+    return () if weight is None else tuple(weight.shape)
+
+
+def share(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that has the same tensors, so that its modules can be changed and cost no memory."""
+    return deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
+
+
+def _count_units(model: nn.Module, pattern: Pattern, names: Collection[str]) -> dict[str, int]:
+    layouts = {name: each.layout for name, each in candidates(model).items() if name in names}
+    return {name: pattern.for_kernel(each.taps).num_units(each.matrix_shape) for name, each in layouts.items()}
+
+
+def _cells(change: Change) -> tuple[str, ...]:
+    return (
+        label(change.layer),
+        "x".join(map(str, change.old_shape)),
+        "x".join(map(str, change.new_shape)),
+        "dense" if change.density is None else f"{change.density:.4g}",
+        f"{change.flops_before:,}",
+        f"{change.flops_after:,}",
+    )

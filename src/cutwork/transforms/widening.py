@@ -1,0 +1,168 @@
+"""Sparse-Wide: every width of a model grows, and what its layers keep shrinks by as much."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from cutwork.evaluation import Call, call_of, hooked, in_evaluation
+from cutwork.layers.sparse_class import why_not_sparsify
+from cutwork.layers.swap import can_swap, candidates, sparse_layers
+from cutwork.patterns import Pattern
+from cutwork.patterns.density import check_density
+from cutwork.text import label
+from cutwork.transforms.filling import COPY, FRESH, fill
+from cutwork.transforms.growth import find_growth
+from cutwork.transforms.larger import Larger, fit
+from cutwork.transforms.resizing import resize
+from cutwork.transforms.sizes import Sizes, tensors_in, trace_sizes
+
+# How far, relative to the largest, the outputs of a model with copied weights may lie from those it had.
+MOST_DIFFERENCE = 1e-5
+
+
+def wide(
+    model: nn.Module,
+    density: float,
+    *,
+    inputs: Any,
+    multiple: int = 32,
+    pattern: str | Pattern | None = None,
+    weights: str = "fresh",
+    counting: str = "products",
+    seed: int = 0,
+) -> Larger:
+    """Return a wider model that, made as sparse as it says, needs the operations of this one; this one stays as it is.
+
+    Every width grows by the square root of one over the density, rounded to a multiple, or to half of that and so on
+    where the width is small; numbers of heads grow, their size stays. Then the density is solved anew, one for all
+    layers that grow on both sides. The first layer and the last, whose other side meets the outside, grow on one side
+    and stay dense, as do depthwise convolutions; the budget counts that. `inputs` is what the model is called with, a
+    tensor or a tuple, with a mapping at the end for what it takes by name. They show which sizes belong together, and
+    what a pass costs. What a module computed from its sizes when it was built, such as a scale, stays as it was.
+
+    With a `pattern` densities come in whole units of it. `weights="fresh"` draws first weights from the numbers that
+    each layer has; `weights="copy"` repeats channels and divides where they are summed, so that a trained model goes on
+    from the function it has. That is exact, up to rounding, where the factor of the widths is whole, at densities such
+    as 1/4 and 1/9, and with batch norm at others too; otherwise it is refused.
+
+    >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    >>> larger = wide(model, density=0.25, inputs=torch.rand(1, 20))
+    >>> print(larger)
+    layer  old shape  new shape  density  FLOPs before  FLOPs after
+    0      64x20      128x20       dense         2,560        5,120
+    2      64x64      128x128     0.1328         8,192        4,352
+    4      10x64      10x128       dense         1,280        2,560
+    total                                       12,032       12,032
+
+    Reference: Thangarasa et al., Sparse-IFT, 2024.
+    """
+    _check(model, density, multiple, weights)
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    call = call_of(model, given)
+    sizes = trace_sizes(model, call)
+    growth = find_growth(sizes, float(density) ** -0.5, multiple)
+    tensors = fill(model, sizes, growth, weights=weights, seed=seed)
+    larger = resize(model, sizes, growth, tensors)
+    _compare(model, larger, call, is_copy=weights == COPY)
+    sparse = _find_sparse(model, larger, sizes)
+    try:
+        return fit(model, larger, *given, sparse=sparse, pattern=pattern, counting=counting)
+    except ValueError as error:
+        raise ValueError(f"{error}{_say_what_stays_dense(larger, sparse)}") from error
+
+
+def _check(model: nn.Module, density: float, multiple: int, weights: str) -> None:
+    if check_density(density) == 1:
+        raise ValueError("density=1 keeps everything, so nothing could become wider; 0.25 doubles every width")
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple={multiple!r} is no whole number above 0; 32 suits blocks, 1 rounds to whole widths")
+    if weights not in (FRESH, COPY):
+        raise ValueError(f"unknown weights {weights!r}; write {FRESH!r} or {COPY!r}")
+    if layers := sparse_layers(model):
+        raise ValueError(f"{label(next(iter(layers)))} is sparse already; bake() the model first, or build it anew")
+
+
+def _find_sparse(model: nn.Module, larger: nn.Module, sizes: Sizes) -> set[str]:
+    """Return the layers that are to be sparse: those wider on both sides, and on one if that lies inside the model."""
+    old, new = candidates(model), candidates(larger)
+    sides: dict[str, int] = {}
+    for name, each in old.items():
+        before, after = each.layout.channels, new[name].layout.channels
+        if can_swap(each.kind) and not each.obstacle and min(after) > 1 and before != after:
+            sides[name] = sum(a != b for a, b in zip(before, after, strict=True))
+    runs = {name: old[name].attention or name for name in sides}
+    for name, run in runs.items():
+        if run not in sizes.called | sizes.called_in_training:
+            raise ValueError(
+                f"{name} is not called: other code reads its weight, so a mask there would do nothing; change that "
+                "code to call the layer"
+            )
+    sides = {name: number for name, number in sides.items() if runs[name] in sizes.called}
+    both = [name for name, number in sides.items() if number == 2]
+    is_stem = {name for name in sides if runs[name] in sizes.stems}
+    if not both:
+        return {*sides} - is_stem
+    order = list(sides)
+    return {name for name in order[: order.index(both[-1]) + 1] if name not in is_stem}
+
+
+def _say_what_stays_dense(larger: nn.Module, sparse: set[str]) -> str:
+    reasons = {
+        name: each.obstacle or why_not_sparsify(each.kind)
+        for name, each in candidates(larger).items()
+        if name not in sparse
+    }
+    first = next((name for name, reason in reasons.items() if reason), None)
+    return "" if first is None else f"; {first} stays dense because {reasons[first]}"
+
+
+def _compare(model: nn.Module, larger: nn.Module, call: Call, *, is_copy: bool) -> None:
+    """Run both models; raise ValueError where the larger one fails, or returns what it should not."""
+    running: list[str] = []
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        running.append(names[module])
+
+    def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        running.pop()
+
+    if is_copy:
+        # Rounding in single precision could hide how little the inputs of a new model change its outputs.
+        model, larger, call = deepcopy(model).double(), deepcopy(larger).double(), _doubled(call)
+    names = {module: name for name, module in larger.named_modules()}
+    with in_evaluation(model):
+        expected = list(tensors_in(call(model)))
+    try:
+        with in_evaluation(larger), hooked(larger.modules(), enter, leave):
+            found = list(tensors_in(call(larger)))
+    except Exception as error:
+        raise ValueError(
+            f"{label(running[-1] if running else '')} does not run in the wider model, so some size is tied in a way "
+            f"that cannot be seen: {type(error).__name__}: {error}"
+        ) from error
+    for before, after in zip(expected, found, strict=True):
+        if before.shape != after.shape:
+            raise ValueError(f"the wider model returns {tuple(after.shape)} where it returned {tuple(before.shape)}")
+        if not after.isfinite().all() and before.isfinite().all():
+            raise ValueError("the wider model returns numbers that are not finite; its first weights do not fit it")
+        if is_copy and not _are_close(before, after):
+            raise ValueError(
+                "copies of the weights do not compute the same here: norms other than batch norm need a whole factor, "
+                "which a density such as 0.25 has, and channels must not be shuffled; use weights='fresh'"
+            )
+
+
+def _doubled(call: Call) -> Call:
+    def double(given: Any) -> Any:
+        return given.double() if isinstance(given, Tensor) and given.is_floating_point() else given
+
+    return Call(*tree_map(double, (call.args, dict(call.kwargs))))
+
+
+def _are_close(before: Tensor, after: Tensor) -> bool:
+    if not before.is_floating_point():
+        return torch.equal(before, after)
+    return bool((before - after).abs().max() <= MOST_DIFFERENCE * before.abs().max())
