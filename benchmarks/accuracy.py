@@ -213,6 +213,40 @@ PIECES = {
             *grid(**BALANCED, optimizer=("adamw",), density=(0.5, 0.2, 0.1, 0.02), lr=(3e-3,)),
         ],
     ),
+    "fashion-relative": Piece(
+        "RigL by cutwork.gradient, in moves of three tenths and, half as often, of one tenth (rigl-tenth), and such by "
+        "cutwork.relative_gradient (rigl-relative), beside masks that stay.",
+        [
+            run
+            for seed in range(5)
+            for optimizer, rate in (("adamw", 3e-3), ("sgd", 0.1))
+            for density in (0.05, 0.02)
+            # With SGD, a fiftieth at rates divided by the density diverges.
+            for run in grid(
+                **BALANCED | {"seed": (seed,), "power": (0.5 if optimizer == "sgd" and density < 0.05 else 1.0,)},
+                method=("static", "rigl", "rigl-tenth", "rigl-relative"),
+                density=(density,),
+                optimizer=(optimizer,),
+                lr=(rate,),
+            )
+        ],
+    ),
+    "fashion-shuffled-recipe": Piece(
+        "Shuffled blocks with AdamW and the learning rates of `cutwork.param_groups`: masks that stay, those of "
+        "fashion-shuffled, and those that grow by cutwork.relative_gradient.",
+        [
+            run
+            for seed in range(5)
+            for run in grid(
+                **RECIPE | {"seed": (seed,)},
+                power=(1.0,),
+                pattern=("shuffled:16",),
+                method=("static", "dsb", "dsb-relative"),
+                density=(0.1, 0.05),
+                lr=(3e-3,),
+            )
+        ],
+    ),
     "fashion-unstructured": Piece(
         "Single weights instead of blocks, at a twentieth.",
         [
@@ -387,7 +421,10 @@ def make_sparse(model: nn.Module, run: Run, steps: int) -> cw.Sparsifier | None:
         "static": cw.Static(),
         "set": cw.set_(every=every),
         "rigl": cw.RigL(every=every),
+        "rigl-tenth": cw.RigL(every=2 * every, fraction=0.1),
+        "rigl-relative": cw.RigL(every=2 * every, fraction=0.1, grow=cw.relative_gradient),
         "dsb": cw.RigL(every=2 * every, fraction=0.1, first=1.0),
+        "dsb-relative": cw.RigL(every=2 * every, fraction=0.1, first=1.0, grow=cw.relative_gradient),
         "gradual": cw.Gradual(every=every),
         "supermask": cw.Supermask(),
         "ste": cw.STE(),

@@ -1,6 +1,7 @@
 """What is asked of the memory before anything large is made."""
 
 import pytest
+import torch
 
 from cutwork import memory
 
@@ -17,3 +18,11 @@ def test_memory_that_is_not_there_is_refused_and_told(monkeypatch):
 
 def test_what_there_is_memory_for_is_let_through():
     memory.check_memory("a number", 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_memory_is_taken_in_the_shape_and_dtype_that_are_asked_for(dtype):
+    taken = memory.take_memory((3, 5), dtype, torch.device("cpu"))
+    assert taken.shape == (3, 5) and taken.dtype == dtype and taken.is_contiguous()
+    taken.fill_(2)
+    assert taken.sum() == 30

@@ -33,6 +33,7 @@ from cutwork.methods.scores import energy as energy
 from cutwork.methods.scores import gradient as gradient
 from cutwork.methods.scores import magnitude as magnitude
 from cutwork.methods.scores import random as random
+from cutwork.methods.scores import relative_gradient as relative_gradient
 from cutwork.methods.scores import taylor as taylor
 from cutwork.patterns import Pattern as Pattern
 from cutwork.patterns import parse as parse

@@ -150,7 +150,7 @@ def compile_under_ddp(model: nn.Sequential) -> DistributedDataParallel:
 def attach_with_masks_of_different_seeds(wrap) -> str:
     """Return the error that a rank gets whose masks were chosen from weights of its own."""
     model = build(seed=dist.get_rank())
-    sparsifier = cw.sparsify(model, "unstructured", density=0.3, method=METHODS["rigl"])
+    sparsifier = cw.sparsify(model, "unstructured", density=0.3, init="magnitude", method=METHODS["rigl"])
     wrap(model)
     try:
         sparsifier.attach(torch.optim.SGD(model.parameters(), lr=0.1))
@@ -188,7 +188,7 @@ def attach_compressed(method: str, wrap, seed: int) -> str:
 
 
 def sparsified(model: nn.Module, method: str) -> nn.Module:
-    cw.sparsify(model, {"[57]": "block:4"}, density=0.3, method=METHODS[method])
+    cw.sparsify(model, {"[57]": "block:4"}, density=0.3, init="magnitude", method=METHODS[method])
     return model
 
 

@@ -29,6 +29,7 @@ METHODS = {
     "supermask-gradual": cw.Supermask(start_density=1.0, until=4),
     "ste": cw.STE(every=2),
     "srste": cw.srste(decay=0.01),
+    "srste-decoupled": cw.srste(decay=0.5, decoupled=True),
     "switch": cw.Switch(cw.srste(), sparse_from=2, dense_from=5),
 }
 OPTIMIZERS = {
@@ -123,6 +124,9 @@ def make_sparse(model, method="rigl", pattern="unstructured", optimizer="adamw",
     patterns |= {name: "dense" for name, module in model.named_modules() if isinstance(module, Remembers)}
     if cw.parse(pattern).density is None:
         options.setdefault("density", 0.25)
+    if METHODS[method].takes_first_mask:
+        # Another seed of the weights then means other masks.
+        options.setdefault("init", "magnitude")
     sparsifier = cw.sparsify(model, patterns, method=METHODS[method], **options)
     return sparsifier, attach(sparsifier, model, optimizer)
 
@@ -212,7 +216,7 @@ def compressed_run(make=mlp, method="rigl", pattern="block:2", **options):
 
 def packed(forms, make=mlp, pattern="block:2", seed=0):
     model = build(make, seed=seed)
-    cw.sparsify(model, pattern, density=0.4)
+    cw.sparsify(model, pattern, density=0.4, init="magnitude")
     cw.pack(model, forms=forms)
     return model.eval()
 

@@ -82,7 +82,7 @@ def step(run):
 def packed(forms, pattern="block:3x2", seed=0, steps=0):
     torch.manual_seed(seed)
     model = mlp()
-    cw.sparsify(model, pattern, density=0.4)
+    cw.sparsify(model, pattern, density=0.4, init="magnitude")
     cw.pack(model, forms=forms)
     return Run(model.eval())
 

@@ -24,7 +24,7 @@ def test_the_golden_file_of_version_1_loads():
     assert {name: str(record) for name, record in cw.describe(GOLDEN).layers.items()} == {
         "0": "learned block:2 at density 0.5, score_range=[-1.0, 1.0], dense_weight_gradient=False, bits=3",
         "1.attention.q_proj": "fixed unstructured at density 0.25, estimate=False",
-        "2": "reprojected 2:4 at density 0.5, decay=0.0002",
+        "2": "reprojected 2:4 at density 0.5, decay=0.0002, decoupled=False",
         "3": "fixed shuffled:2x4 at density 0.5, estimate=True",
     }
     assert list(checkpoint.layers) == list(cw.describe(GOLDEN).layers)

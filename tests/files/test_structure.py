@@ -102,7 +102,8 @@ def test_a_layer_of_another_orientation_is_refused(path):
             "unstructured",
             "srste",
             0.25,
-            ": 0 has kind fixed and estimate False and decay none in the .* kind reprojected and .* and decay 0.01",
+            ": 0 has kind fixed and estimate False and decay none and decoupled none in the "
+            ".* kind reprojected and .* and decay 0.01 and decoupled False",
         ),
         (
             "unstructured",

@@ -25,11 +25,18 @@ OPTIONS = {
     "generic": [],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": AVX512,
+    "avx512vpopcntdq": [*AVX512, "-mavx512vpopcntdq"],
     "avx512vnni": [*AVX512, "-mavx512vnni"],
     "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
 WIDE = ["generic", "avx2", "avx512"]
-KERNELS = {"linear": WIDE, "conv": WIDE, "grouping": WIDE, "selection": WIDE, "narrow": list(OPTIONS)}
+KERNELS = {
+    "linear": WIDE,
+    "conv": WIDE,
+    "selection": WIDE,
+    "grouping": [*WIDE, "avx512vpopcntdq"],
+    "narrow": [*WIDE, "avx512vnni", "avx512bf16"],
+}
 
 
 def can_sanitize(folder):
@@ -40,7 +47,7 @@ def can_sanitize(folder):
 
 
 def runnable_here():
-    return cpu.narrow_instruction_sets() if cpu.has_tiles() else ["generic"]
+    return [found.name for found in cpu.extension().instruction_sets()] if cpu.has_tiles() else ["generic"]
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler; install g++ or clang++, or name one in CXX")

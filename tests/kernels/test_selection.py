@@ -49,3 +49,26 @@ def test_what_is_kept_does_not_depend_on_the_number_of_threads(isa, kernel, deci
         results.append(kernel(isa, scores, *rest))
     torch.set_num_threads(1)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@EVERY_ISA
+@pytest.mark.parametrize("columns", [1, 4, 16, 1500])
+def test_runs_are_those_of_the_reference(isa, columns):
+    for seed, (rows, width) in enumerate([(1, 1), (3, 5), (7, 100), (40, 300), (5, 2000)] * 6):
+        scores = tied((rows, width), seed).clamp(-1e30, 1e30)
+        allowed = (
+            torch.rand(rows, width, generator=torch.Generator().manual_seed(seed)) < (0.0, 0.1, 0.7, 1.0)[seed % 4]
+        )
+        num_runs = int((-(-allowed.sum(1) // columns)).sum())
+        for share in (0.0, 0.01, 0.3, 1.0):
+            rest = scores, allowed, columns, round(share * num_runs)
+            assert torch.equal(selection.keep_best_runs(isa, *rest), reference_of(ops.keep_best_runs)(*rest))
+
+
+def test_runs_do_not_depend_on_the_number_of_threads():
+    scores, results = tied((100, 1000), 1), []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        results.append(ops.keep_best_runs(scores, scores < 1, 7, 500))
+    torch.set_num_threads(1)
+    assert all(torch.equal(results[0], other) for other in results[1:])

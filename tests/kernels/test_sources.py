@@ -21,6 +21,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 OTHER_SETS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": AVX512,
+    "avx512vpopcntdq": [*AVX512, "-mavx512vpopcntdq"],
     "avx512vnni": [*AVX512, "-mavx512vnni"],
     "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }

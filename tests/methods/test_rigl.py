@@ -75,7 +75,9 @@ def test_it_is_the_published_algorithm_bit_for_bit(build):
 
     ours, x, y = problem()
     method = RigL(every=EVERY, until=UNTIL, fraction=cw.cosine(ALPHA))
-    sparsifier = cw.sparsify(ours, "unstructured", density=DENSITY, method=method, track=True, rescale=False)
+    sparsifier = cw.sparsify(
+        ours, "unstructured", density=DENSITY, method=method, track=True, init="magnitude", rescale=False
+    )
     optimizer = build(ours.parameters())
     sparsifier.attach(optimizer)
     for _ in range(35):

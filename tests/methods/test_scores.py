@@ -3,7 +3,17 @@ import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork.methods.scores import NEED_NO_GRADIENT, SCORES, balanced, energy, gradient, magnitude, random, taylor
+from cutwork.methods.scores import (
+    NEED_NO_GRADIENT,
+    SCORES,
+    balanced,
+    energy,
+    gradient,
+    magnitude,
+    random,
+    relative_gradient,
+    taylor,
+)
 from cutwork.patterns import parse
 
 WEIGHT, GRAD = torch.tensor([[1.0, -2.0]]), torch.tensor([[-3.0, 0.5]])
@@ -19,6 +29,31 @@ def test_scores_are_what_their_names_say():
 def test_squares_of_small_numbers_in_half_precision_do_not_vanish():
     small = torch.tensor([1e-4, -2e-4], dtype=torch.float16)
     assert energy(small)[1] > energy(small)[0] > 0
+
+
+def test_a_relative_gradient_finds_what_is_more_than_its_row_and_column_explain():
+    learned = torch.tensor([4.0, 3, 3, 3])
+    grad = -torch.outer(learned, learned)
+    grad[2, 3] *= 1.5
+    assert gradient(grad, grad).argmax() == 0
+    assert relative_gradient(grad, grad).argmax() == 2 * 4 + 3
+
+
+def test_a_quiet_output_is_not_chosen_for_its_noise():
+    grad = torch.ones(4, 4)
+    grad[3] = torch.tensor([1e-9, 0, 0, 0])
+    assert relative_gradient(grad, grad)[3].max() < 1e-8 * relative_gradient(grad, grad)[0].max()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_relative_gradients_do_not_depend_on_the_scale_of_the_loss(scale):
+    grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    grad[3], grad[:, 5] = 0, 0
+    found = relative_gradient(grad, scale * grad) * scale
+    torch.testing.assert_close(found, relative_gradient(grad, grad))
+    assert not found[3].any() and not found[:, 5].any()
+    assert not relative_gradient(grad, torch.zeros(8, 8)).any()
+    assert relative_gradient(grad, grad * torch.nan).isnan().any()
 
 
 @pytest.mark.parametrize("pattern", ["2:4-tile", "block:4"])

@@ -69,3 +69,21 @@ def test_the_recipe_of_the_tile_paper_pulls_masked_weights_through_the_gradient_
     assert moves[-1] == 200
     assert {step % 40 for step in moves} == {0}
     assert model[0].sparsity.mask.all()
+
+
+@pytest.mark.parametrize("storage", ["dense", "compressed"])
+def test_the_steps_of_the_switch_ask_for_no_dense_gradient(storage):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16, bias=False))
+    method = Switch(RigL(every=2, until=10), sparse_from=4, dense_from=8)
+    sparsifier = cw.sparsify(model, "block:4", density=0.25, method=method, storage=storage)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    read = []
+    for step in range(1, 11):
+        optimizer.zero_grad()
+        model(torch.randn(8, 16)).square().sum().backward()
+        if model[0].sparsity.before_update(model[0].trained, 1.0, 0.1) is not None:
+            read.append(step)
+        optimizer.step()
+    assert read == [6]

@@ -3,27 +3,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutwork.ops.grouping import group_rows, group_similar, read_groups
+from cutwork.ops.grouping import group_rows, group_similar, mean_of_kept, pack, read_bits, read_groups
+from cutwork.ops.topology import Topology
 from cutwork.patterns import Shuffled
 
 
 @pytest.mark.parametrize(("rows", "size"), [(12, 4), (13, 4), (3, 4), (1, 1), (40, 7)])
 def test_groups_are_balanced_and_take_every_row_once(rows, size):
     mask = torch.rand(rows, 30, generator=torch.Generator().manual_seed(0)) < 0.3
-    order = group_rows(mask, size)
+    order = group_rows(pack(mask), size)
     assert sorted(order.tolist()) == list(range(rows))
-    assert torch.equal(order, group_rows(mask, size))
+    assert torch.equal(order, group_rows(pack(mask), size))
 
 
 def test_identical_rows_come_together_even_when_a_short_group_looks_like_a_full_one():
     rows = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
-    groups = group_rows(rows, 2).split(2)
+    groups = group_rows(pack(rows), 2).split(2)
     assert all(torch.equal(rows[group[0]], rows[group[-1]]) for group in groups)
 
 
 def test_grouping_4096_rows_needs_no_cube_of_memory():
     mask = torch.rand(4096, 64, generator=torch.Generator().manual_seed(0)) < 0.1
-    assert len(group_rows(mask, 16)) == 4096
+    assert len(group_rows(pack(mask), 16)) == 4096
 
 
 def test_masks_with_groups_are_read_back_whole():
@@ -38,7 +39,7 @@ def test_rows_that_share_most_come_together():
     hidden = torch.rand(8, 200, generator=generator) < 0.2
     mask = hidden.repeat_interleave(16, 0) & (torch.rand(128, 200, generator=generator) < 0.7)
     shuffled = torch.randperm(128, generator=generator)
-    groups = (shuffled[group_rows(mask[shuffled], 16)] // 16).view(8, 16)
+    groups = (shuffled[group_rows(pack(mask[shuffled]), 16)] // 16).view(8, 16)
     assert bool((groups == groups[:, :1]).all())
 
 
@@ -51,7 +52,7 @@ def test_rows_that_share_most_come_together():
 )
 def test_similar_rows_are_grouped_by_overlap_over_the_roots_of_their_sizes(rows, columns, size, density, seed):
     mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < density
-    order = group_similar(mask, size)
+    order = group_similar(pack(mask), size)
     assert sorted(order.tolist()) == list(range(rows))
     overlap = mask.double() @ mask.double().T
     cosine = overlap / (overlap.diagonal()[:, None] * overlap.diagonal()).sqrt().clamp(min=1)
@@ -60,3 +61,16 @@ def test_similar_rows_are_grouped_by_overlap_over_the_roots_of_their_sizes(rows,
         for place in range(begin + 1, min(begin + size, rows)):
             linkage = cosine[order[begin:place]].sum(0)
             assert linkage[order[place]] >= linkage[order[place:]].max() - 1e-4 * (place - begin)
+
+
+@pytest.mark.parametrize("step", [1, 3, 7])
+def test_entries_of_a_packed_mask_can_be_read(step):
+    mask = torch.rand(13, 21, generator=torch.Generator().manual_seed(0)) < 0.4
+    assert torch.equal(read_bits(pack(mask), 21, step), mask.flatten()[::step])
+
+
+def test_what_a_row_does_not_keep_counts_as_the_least():
+    tiles = Topology.from_mask(torch.tensor([[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 1, 0]]).bool(), 2, 1)
+    scores = torch.tensor([[[5.0, 3.0]], [[8.0, 2.0]], [[4.0, 1.0]]])
+    means = mean_of_kept(scores, tiles, torch.tensor([0, 2, 1, 3]).int(), 2)
+    assert means.tolist() == [[3.0, 6.0, -torch.inf], [2.0, 1.5, -torch.inf]]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutwork.ops.dispatch import KERNELS, reference_of
-from cutwork.ops.selection import keep_best_tiles, keep_in_groups, keep_largest, keep_tiles_greedily
+from cutwork.ops.selection import keep_best_runs, keep_best_tiles, keep_in_groups, keep_largest, keep_tiles_greedily
 
 BOTH = [reference_of, lambda decision: decision]
 INF = math.inf
@@ -174,3 +174,18 @@ def test_a_mode_sees_the_reference(monkeypatch):
 
     with Mode():
         assert keep_in_groups(torch.ones(1, 4), 2, 4).tolist() == [[True, True, False, False]]
+
+
+@pytest.mark.parametrize("by", BOTH)
+def test_runs_take_what_their_rows_have_left(by):
+    scores = torch.tensor([[9.0, 1, 8, 7, 2], [6.0, 6, 5, 6, 0]])
+    allowed = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
+    expected = {
+        1: [[1, 0, 1, 0, 0], [0, 0, 0, 0, 0]],
+        2: [[1, 0, 1, 0, 0], [1, 1, 0, 0, 0]],
+        3: [[1, 0, 1, 0, 0], [1, 1, 1, 1, 0]],
+        4: [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0]],
+        5: [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]],
+    }
+    for count, kept in expected.items():
+        assert by(keep_best_runs)(scores, allowed, 2, count).int().tolist() == kept

@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cutwork.ops import grouping
-from cutwork.ops.grouping import read_groups
-from cutwork.patterns import Shuffled
+from cutwork.ops.grouping import pack, read_groups
+from cutwork.ops.topology import Topology
+from cutwork.patterns import Shuffled, shuffled
 
 
 def planted(groups, rows, columns, width, seed):
@@ -125,3 +127,47 @@ def test_a_mask_of_other_shape_is_not_legal():
     three_columns[:, :3] = True
     assert not Shuffled(4, 4).allows(three_columns)
     assert Shuffled(4, 3).allows(three_columns)
+
+
+@pytest.mark.parametrize("width", [70, 500])
+def test_of_a_large_matrix_a_sample_says_what_is_marked(width, monkeypatch):
+    monkeypatch.setattr(shuffled, "SAMPLE", 2000)
+    monkeypatch.setattr(shuffled, "PART", 999)
+    torch.manual_seed(0)
+    # Columns that differ in size, so that a sample of a few of them would be wrong.
+    scores = torch.randn(300, width).abs() * torch.linspace(0.1, 1, width)
+    kept = torch.rand(300, width) < 0.3
+    marked = torch.from_numpy(np.unpackbits(shuffled._mark_largest(scores, 0.1, pack(kept)).numpy(), axis=1)[:, :width])
+    grown = marked.bool() & ~kept
+    assert bool(marked[kept].all())
+    assert int(grown.sum()) == pytest.approx(0.1 * scores.numel(), rel=0.15)
+    assert scores[grown].min() >= scores[~marked.bool()].max()
+
+
+@given(
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 40)),
+    tile=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_an_index_is_settled_in_the_order_that_its_mask_tells(shape, tile, seed):
+    generator = torch.Generator().manual_seed(seed)
+    pattern = Shuffled(*tile)
+    mask = pattern.project(torch.rand(shape, generator=generator), 0.3)
+    rows, order = min(tile[0], shape[0]), read_groups(mask, tile[0])
+    settled = Topology.from_mask(mask, rows, 1, order)
+    # The same groups, and in each the same rows, otherwise ordered.
+    groups = order[: shape[0] // rows * rows].view(-1, rows)
+    groups = groups[torch.randperm(len(groups), generator=generator)].flip(1)
+    other = torch.cat([groups.flatten(), order[groups.numel() :]])
+    found = pattern.settle(Topology.from_mask(mask, rows, 1, other))
+    assert found.same_grid(settled)
+    assert torch.equal(found.ptr, settled.ptr) and torch.equal(found.col, settled.col)
+
+
+def test_scores_without_bounds_make_no_nan():
+    pattern = Shuffled(4, 4)
+    mask = pattern.project(torch.rand(32, 32), 0.25)
+    for value in (torch.inf, -torch.inf):
+        scores = torch.rand(32, 32).masked_fill(torch.rand(32, 32) < 0.2, value)
+        assert pattern.allows(pattern.regrow(mask, scores, torch.rand(32, 32), 0.3))
+        assert pattern.allows(pattern.regrow(mask, torch.rand(32, 32), scores, 0.3))

@@ -33,7 +33,7 @@ def test_a_copy_is_followed_by_nobody_and_expects_no_gradient(method, storage):
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert not twin.sparsity.is_followed and not twin.sparsity.needs_gradient
         twin(torch.randn(4, 16)).sum().backward()
-        assert twin.sparsity.before_update(twin.trained, 1.0) is None
+        assert twin.sparsity.before_update(twin.trained, 1.0, 0.1) is None
         assert [name for name, _ in twin.named_buffers()] == [name for name, _ in layer.named_buffers()]
     assert layer.sparsity.is_followed and layer.sparsity.needs_gradient
 
@@ -45,7 +45,7 @@ def test_after_its_release_nothing_is_expected(method, storage):
     layer.sparsity.expect_gradient(layer.trained, True)
     layer.sparsity.release(layer.trained)
     layer(torch.randn(4, 16)).sum().backward()
-    assert layer.sparsity.before_update(layer.trained, 1.0) is None
+    assert layer.sparsity.before_update(layer.trained, 1.0, 0.1) is None
     assert not layer.sparsity.is_followed and layer.sparsity.was_used
 
 

@@ -19,7 +19,7 @@ def test_the_estimate_is_the_outer_product_of_the_norms(storage):
     y = layer(x)
     dy = torch.randn_like(y)
     y.backward(dy)
-    estimate = layer.sparsity.before_update(layer.trained, 1.0).rows(slice(None))
+    estimate = layer.sparsity.before_update(layer.trained, 1.0, 0.1).rows(slice(None))
     # The gain is a factor that changes no order.
     torch.testing.assert_close(
         estimate / estimate.norm(), torch.outer(dy.norm(dim=0), x.norm(dim=0)) / x.norm() / dy.norm()
@@ -31,7 +31,7 @@ def test_the_estimate_is_the_outer_product_of_the_norms(storage):
 def test_a_convolution_reads_a_channel_at_every_place_of_its_kernel(storage):
     layer = estimating(nn.Conv2d(4, 8, 3), storage)
     layer(torch.randn(2, 4, 5, 5)).square().sum().backward()
-    estimate = layer.sparsity.before_update(layer.trained, 1.0).rows(slice(None))
+    estimate = layer.sparsity.before_update(layer.trained, 1.0, 0.1).rows(slice(None))
     assert estimate.shape == (8, 36) and torch.equal(estimate[:, :4], estimate[:, 4:8])
 
 
@@ -50,4 +50,4 @@ def test_half_precision_is_too_narrow_for_sums_of_squares(storage):
 @pytest.mark.parametrize("storage", ["dense", "compressed"])
 def test_without_a_backward_pass_there_is_no_estimate(storage):
     layer = estimating(nn.Linear(16, 8), storage)
-    assert layer.sparsity.before_update(layer.trained, 1.0) is None
+    assert layer.sparsity.before_update(layer.trained, 1.0, 0.1) is None

@@ -26,7 +26,7 @@ def test_the_gradient_outside_the_mask_comes_back_as_it_was(shape, dtype):
     gradient = torch.randint(1, 9, shape).to(dtype)
     sparsity.expect_gradient(weight, True)
     sparsity(weight).backward(gradient)
-    given = sparsity.before_update(weight, 1.0)
+    given = sparsity.before_update(weight, 1.0, 0.1)
     assert torch.equal(given.rows(slice(None)), sparsity.layout.to_matrix(gradient))
     assert torch.equal(weight.grad, gradient * sparsity.mask)
 
@@ -35,13 +35,13 @@ def test_a_gradient_that_nobody_expects_is_masked_in_backward():
     sparsity, weight = fixed((8, 6))
     sparsity(weight).sum().backward()
     assert torch.equal(weight.grad, sparsity.mask.float())
-    assert sparsity.before_update(weight, 1.0) is None
+    assert sparsity.before_update(weight, 1.0, 0.1) is None
 
 
 def test_without_a_gradient_there_is_none_to_form():
     sparsity, weight = fixed((8, 6))
     sparsity.expect_gradient(weight, True)
-    assert sparsity.before_update(weight, 1.0) is None
+    assert sparsity.before_update(weight, 1.0, 0.1) is None
 
 
 def test_a_move_starts_new_weights_at_zero_and_their_state_at_zero_or_its_usual_size():

@@ -34,7 +34,7 @@ def backward(kind, pattern, *, calls=1):
 def test_any_rows_of_the_dense_gradient_are_formed(kind, pattern, calls):
     dense, layer = backward(kind, pattern, calls=calls)
     index = layer.sparsity
-    formed = index.before_update(layer.trained, 1.0)
+    formed = index.before_update(layer.trained, 1.0, 0.1)
     expected = index.layout.to_matrix(dense.weight.grad)
     for outputs in (slice(None), slice(3, 8), torch.tensor([7, 0, 9])):
         torch.testing.assert_close(formed.rows(outputs), expected[outputs])
@@ -44,19 +44,34 @@ def test_any_rows_of_the_dense_gradient_are_formed(kind, pattern, calls):
 def test_it_has_the_scale_that_the_gradient_of_the_values_has_got():
     dense, layer = backward("linear", "block:4")
     layer.trained.grad *= 1 / 64
-    formed = layer.sparsity.before_update(layer.trained, 1.0)
+    formed = layer.sparsity.before_update(layer.trained, 1.0, 0.1)
     torch.testing.assert_close(formed.rows(slice(None)), dense.weight.grad / 64)
 
 
 def test_without_a_gradient_at_what_is_kept_it_is_left_as_it_is():
     dense, layer = backward("linear", "block:4")
     layer.trained.grad.zero_()
-    formed = layer.sparsity.before_update(layer.trained, 1.0)
+    formed = layer.sparsity.before_update(layer.trained, 1.0, 0.1)
     torch.testing.assert_close(formed.rows(slice(None)), dense.weight.grad)
 
 
 def test_what_is_not_finite_is_found():
     _, layer = backward("linear", "block:4")
-    assert layer.sparsity.before_update(layer.trained, 1.0).is_finite()
+    assert layer.sparsity.before_update(layer.trained, 1.0, 0.1).is_finite()
     layer.trained.grad[0, 0, 0] = torch.inf
-    assert not layer.sparsity.before_update(layer.trained, 1.0).is_finite()
+    assert not layer.sparsity.before_update(layer.trained, 1.0, 0.1).is_finite()
+
+
+def test_where_the_first_outputs_got_no_gradient_the_others_show_its_scale():
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(16, 64).double())
+    sparsifier = cw.sparsify(layer, "block:4", density=0.4, method=cw.RigL(every=1, until=9), storage="compressed")
+    sparsifier.attach(torch.optim.SGD(layer.parameters(), lr=0.1))
+    x = torch.randn(5, 16).double()
+    y = layer(x)
+    y[:, 32:].square().sum().backward()
+    trained = layer[0].trained
+    trained.grad *= 1 / 8
+    rows = layer[0].sparsity.before_update(trained, 1.0, 0.1).rows(slice(None))
+    expected = torch.cat([torch.zeros(32, 16), (2 * y[:, 32:]).T @ x / 8]).detach()
+    torch.testing.assert_close(rows, expected)

@@ -22,7 +22,7 @@ class Given(GradientOfKept):
     def is_finite(self):
         return True
 
-    def rows(self, outputs):
+    def rows(self, outputs, into=None):
         return torch.where(self.mask, 99, self.matrix)[outputs]
 
     def kept(self, index):
@@ -76,3 +76,22 @@ def test_a_mask_that_is_not_held_by_tiles_has_none():
     weight = torch.randn(4, 4)
     assert WholeNumbers(parse("unstructured"), weight, weight > 0).tiles is None
     assert WholeNumbers(parse("unstructured"), weight, weight > 0).whole_gradient is None
+
+
+@pytest.mark.parametrize("at_once", [(1, 1), (2**20, 2**16)])
+@pytest.mark.parametrize("score", [magnitude, gradient, taylor])
+@pytest.mark.parametrize("text", PATTERNS)
+def test_weights_are_scored_alike_however_much_of_the_weight_is_there(text, score, at_once, monkeypatch):
+    for name, value in zip(("NUMBERS_AT_ONCE", "SCORES_AT_ONCE"), at_once, strict=True):
+        monkeypatch.setattr(numbers, name, value)
+    whole, kept = both(text)
+    scores = score(whole.weight, whole.whole_gradient)
+    fewer = kept.tiles.kept & (torch.rand(kept.tiles.grid) < 0.5)
+    for seen in (whole, kept, whole.under(whole.keeping(fewer)), kept.under(kept.keeping(fewer))):
+        found = seen.score_kept(score, by_gradient=score is not magnitude)
+        assert torch.equal(found, seen.tiles.gather(scores))
+    for seen in (whole, kept):
+        found = seen.score_all(score, by_gradient=score is not magnitude, of_zeros=score is gradient)
+        # Where it is stored the gradient is formed in another way; here another number stands for that.
+        expected = scores if seen is whole or score is not gradient else scores.masked_fill(whole.mask, 99)
+        assert torch.equal(found, expected)

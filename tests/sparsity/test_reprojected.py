@@ -14,6 +14,6 @@ def test_the_whole_gradient_goes_through_and_decay_joins_it_outside_the_mask():
     assert torch.equal(effective, weight * mask)
     effective.sum().backward()
     assert torch.equal(weight.grad, torch.ones(8, 6))
-    assert sparsity.before_update(weight, 8.0) is None
+    assert sparsity.before_update(weight, 8.0, 0.1) is None
     torch.testing.assert_close(weight.grad, 1 + 8 * 0.5 * weight.detach() * ~mask)
     assert sparsity.fits(weight)

@@ -20,7 +20,7 @@ def test_a_call_that_takes_long_says_in_the_log_how_far_it_is(caplog):
     with caplog.at_level("INFO", logger="cutwork"):
         cw.sparsify(mlp(), "block:4", density=0.25)
     assert [record.message for record in caplog.records] == [
-        "weights are scaled to their masks, they look fresh",
+        "the weights look fresh; they are scaled to their first masks, which keep the best by balanced",
         "making layer 1 of 2 sparse: 0",
         "making layer 2 of 2 sparse: 2",
     ]

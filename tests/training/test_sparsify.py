@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import cutwork as cw
+from cutwork.layers.swap import sparse_layers
 
 
 def mlp():
@@ -281,3 +282,49 @@ def test_deepcopy_and_pickle_keep_masks():
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other[0].sparsity.mask, model[0].sparsity.mask)
         assert torch.equal(other[0](torch.ones(1, 32)), model[0](torch.ones(1, 32)))
+
+
+PATTERNS = {"unstructured": 0.2, "block:8": 0.2, "vector:8": 0.2, "shuffled:8": 0.2, "2:4": None, "2:4-tile": None}
+
+
+def masks_of(model):
+    return [layer.sparsity.mask for layer in sparse_layers(model).values()]
+
+
+@pytest.mark.parametrize("method", [cw.Static(), cw.set_(every=10), cw.SRigL(every=10), cw.GraNet(every=10)])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_fresh_weights_get_a_balanced_first_mask(pattern, method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.Conv2d(16, 24, 3))
+    asked = copy.deepcopy(model)
+    cw.sparsify(model, pattern, density=PATTERNS[pattern], method=method, steps=100, seed=3)
+    cw.sparsify(asked, pattern, density=PATTERNS[pattern], method=method, steps=100, seed=3, init="balanced")
+    assert all(torch.equal(one, other) for one, other in zip(masks_of(model), masks_of(asked), strict=True))
+    assert all(mask.flatten(1).any(dim=1).all() for mask in masks_of(model))
+
+
+def test_a_fresh_layer_among_trained_ones_is_as_they_are(trained_on_digits):
+    model = trained_on_digits(width=64, epochs=2)
+    model.append(nn.Linear(10, 64))
+    asked = copy.deepcopy(model)
+    cw.sparsify(model, "unstructured", density=0.25)
+    cw.sparsify(asked, "unstructured", density=0.25, init="magnitude", rescale=False)
+    assert all(torch.equal(one, other) for one, other in zip(masks_of(model), masks_of(asked), strict=True))
+    assert torch.equal(model[-1].weight, asked[-1].weight)
+
+
+def test_masks_that_were_folded_in_are_found_again():
+    model = mlp()
+    cw.sparsify(model, "unstructured", density=0.25)
+    masks = cw.bake(model)
+    cw.sparsify(model, "unstructured", density=0.25)
+    assert all(torch.equal(model.get_submodule(name).sparsity.mask, mask) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("method", [cw.STE(keep=cw.energy), cw.Switch(cw.STE(keep=cw.energy), dense_from=0.5)])
+def test_ste_begins_with_the_score_that_it_goes_on_with(method):
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64)
+    expected = cw.parse("2:4-tile").project(layer.weight.detach().square(), 0.5)
+    cw.sparsify(layer, "2:4-tile", method=method, steps=100)
+    assert torch.equal(layer.sparsity.mask, expected)

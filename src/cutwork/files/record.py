@@ -1,7 +1,7 @@
 """How one layer of a model is sparse, as data that a file can hold."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
 from torch import Tensor
@@ -23,13 +23,15 @@ STORAGES = (DENSE, COMPRESSED, INT8)
 KINDS: dict[str, type[Masked]] = {"fixed": Fixed, "reprojected": Reprojected, "learned": Learned}
 OPTIONS: dict[str, dict[str, Form]] = {
     "fixed": {"estimate?": bool},
-    "reprojected": {"decay": Number()},
+    "reprojected": {"decay": Number(), "decoupled?": bool},
     "learned": {
         "score_range": (None, [Number(), Number()]),
         "dense_weight_gradient": bool,
         "bits": Number(0, 62, is_whole=True),
     },
 }
+# What older files do not say.
+OLDER: dict[str, dict[str, Any]] = {"reprojected": {"decoupled": False}}
 # What the JSON of a record must look like.
 RECORD = {
     "kind": str,
@@ -81,7 +83,7 @@ class LayerRecord:
 def read_records(layers: Mapping[str, Any]) -> dict[str, LayerRecord]:
     """Make records of JSON again; raise ValueError where they are none, or contradict themselves or each other."""
     check_form(layers, Named(RECORD), "layers")
-    records = {name: LayerRecord(**record) for name, record in layers.items()}
+    records = {name: _with_all_options(LayerRecord(**record)) for name, record in layers.items()}
     names: set[str] = set()
     for name, record in records.items():
         _check_record(name, record)
@@ -125,6 +127,11 @@ def describe_difference(name: str, saved: LayerRecord, found: LayerRecord) -> st
     elif INT8 not in (saved.storage, found.storage):
         todo = f"sparsify() it alike, or {todo}"
     return f"{label(name)} has {sides[0]} in the checkpoint, but {sides[1]} in the model; {todo}"
+
+
+def _with_all_options(record: LayerRecord) -> LayerRecord:
+    missing = {name: value for name, value in OLDER.get(record.kind, {}).items() if name not in record.options}
+    return replace(record, options=record.options | missing)
 
 
 def _check_record(name: str, record: LayerRecord) -> None:

@@ -2,7 +2,7 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self, TypeGuard, final
@@ -12,7 +12,16 @@ from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.schedules import Schedule, cosine
-from cutwork.methods.scores import BY_UNIT, ENTRYWISE, NEED_NO_GRADIENT, ZERO_AT_ZERO, Score
+from cutwork.methods.scores import (
+    BY_UNIT,
+    ENTRYWISE,
+    NEED_NO_GRADIENT,
+    ZERO_AT_ZERO,
+    Score,
+    compare_with_lines,
+    gradient,
+    relative_gradient,
+)
 from cutwork.ops.topology import Topology
 from cutwork.patterns import Pattern
 from cutwork.patterns.base import comparable
@@ -84,6 +93,10 @@ class View:
 
     def units(self, score: Score) -> Tensor:
         """Score the units, on the grid of the pattern."""
+        if score in BY_UNIT:
+            return self._draw(score)
+        if score is relative_gradient:
+            return compare_with_lines(self.units(gradient))
         tiles = self._tiles_of_units
         return self.pattern.pool(comparable(self.score(score))) if tiles is None else self._score(tiles, score)
 
@@ -93,8 +106,14 @@ class View:
             return self.pattern.spread(units, self.layout.matrix_shape)
         return self.numbers.keeping(units)
 
+    def choose(self, units: Tensor, density: float) -> Mask:
+        """Return the mask of a density that keeps the units with the largest scores."""
+        return self.keep(self.pattern.select(units, self.pattern.count(self.layout.matrix_shape, density)))
+
     def exchange(self, drop: Score, grow: Score, fraction: float) -> Mask:
         """Return the mask after dropping a fraction of its units, the lowest in `drop`, and growing as many."""
+        if self.pattern.tiling is not None and self.pattern.tiling.exchange is not None:
+            return self._exchange_entries(self.pattern.tiling.exchange, drop, grow, fraction)
         scores = {score: self.units(score) for score in dict.fromkeys((drop, grow))}
         return self.keep(self.pattern.exchange(self.kept, scores[drop], scores[grow], fraction))
 
@@ -103,27 +122,55 @@ class View:
         return replace(self, numbers=self.numbers.under(mask))
 
     def score(self, score: Score) -> Tensor:
-        """Score the weights; chance draws one number for each unit, so that units cut by an edge are not favoured."""
-        if score in BY_UNIT:
-            units = score(self.weight.new_empty(self.pattern.grid(self.weight.shape)), None, self.generator)
-            return self.pattern.spread(units, self.weight.shape)
+        """Score the weights; what chance draws, or compares whole units, is one number for each unit."""
+        if score in BY_UNIT or score is relative_gradient:
+            return self.pattern.spread(self.units(score), self.layout.matrix_shape)
         return score(self.weight, self.grad, self.generator)
 
     @property
     def _tiles_of_units(self) -> Topology | None:
         return self.numbers.tiles if self.pattern.units_are_tiles else None
 
+    def _draw(self, score: Score) -> Tensor:
+        tiles = self._tiles_of_units
+        units = self.weight.new_empty(self.pattern.grid(self.weight.shape)) if tiles is None else tiles.kept
+        return score(units, None, self.generator)
+
     def _score(self, tiles: Topology, score: Score) -> Tensor:
-        if score in BY_UNIT:
-            return score(tiles.kept, None, self.generator)
         if score not in ENTRYWISE:
             scores = self.score(score)
-            return comparable(pool_rows(tiles, lambda part: part, lambda outputs: [scores[outputs]]))
+            return comparable(pool_rows(tiles, lambda part: part, scores))
         by_gradient = score not in NEED_NO_GRADIENT
         units = self.numbers.pool(score, by_gradient=by_gradient, of_zeros=score not in ZERO_AT_ZERO)
         if by_gradient:
             self._check_gradient(all_finite(units))
         return comparable(units)
+
+    def _exchange_entries(self, exchange: Callable[..., Topology], drop: Score, grow: Score, fraction: float) -> Mask:
+        tiles = self.numbers.tiles
+        assert tiles is not None
+        scores = self._score_all(grow)
+
+        def score_kept() -> Tensor:
+            if drop is grow or drop not in ENTRYWISE:
+                return tiles.gather(scores if drop is grow else self._score_all(drop))
+            return comparable(self.numbers.score_kept(drop, by_gradient=drop not in NEED_NO_GRADIENT))
+
+        return self.numbers.as_held(exchange(tiles, score_kept, scores, fraction))
+
+    def _score_all(self, score: Score) -> Tensor:
+        if score not in ENTRYWISE:
+            return comparable(self.score(score))
+        by_gradient = score not in NEED_NO_GRADIENT
+
+        def score_part(weight: Tensor, grad: Tensor | None) -> Tensor:
+            scores = score(weight, grad, None)
+            if not by_gradient:
+                return comparable(scores)
+            self._check_gradient(all_finite(scores))
+            return scores
+
+        return self.numbers.score_all(score_part, by_gradient=by_gradient, of_zeros=score not in ZERO_AT_ZERO)
 
     def check_gradient(self) -> None:
         """Raise ValueError where the mask cannot move by the gradient; parts are checked as they are formed."""
@@ -151,7 +198,7 @@ class Method(ABC):
     step_fields: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         """Return the first mask."""
 
     @abstractmethod
@@ -175,6 +222,10 @@ class Method(ABC):
     def needs_gradient(self) -> bool:
         """Say whether a move looks at the gradient outside the mask."""
 
+    def reads_gradient(self, step: int) -> bool:
+        """Say whether this step ends in a move that looks at the gradient outside the mask."""
+        return self.needs_gradient and self.due(step)
+
     @property
     @abstractmethod
     def dense_gradient_share(self) -> float:
@@ -184,6 +235,11 @@ class Method(ABC):
     def takes_first_mask(self) -> bool:
         """Say whether training may begin with a mask that somebody else has chosen."""
         return True
+
+    @property
+    def first_score(self) -> Score | None:
+        """Return the score that first masks go by unless somebody names one; None to go by how the weights look."""
+        return None
 
     @property
     def replaces_update(self) -> bool:
@@ -224,9 +280,9 @@ def hold_fixed(mask: Tensor, weight: Parameter, *, view: View, estimate: bool = 
     )
 
 
-def project_by(view: View, score: Score, density: float | None = None) -> Tensor:
+def project_by(view: View, score: Score, density: float | None = None) -> Mask:
     """Return the mask of the highest scores."""
-    return view.pattern.project(view.score(score), view.density if density is None else density)
+    return view.choose(view.units(score), view.density if density is None else density)
 
 
 def rank_within(view: View, units: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Gradual(Method):
         check_start_density(self.start_density)
         check_across_layers(self, across_layers=self.across_layers, drop=self.drop)
 
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         return project_by(view, init, max(self.start_density, view.density))
 
     def due(self, step: int) -> bool:
@@ -115,5 +115,4 @@ def share_by_score(views: Iterable[View], drop: Score, density: Callable[[View],
 
 def thin_out(view: View, drop: Score, density: float) -> Mask:
     """Return the mask of this density, drawn from the present one."""
-    count = view.pattern.count(view.layout.matrix_shape, density)
-    return view.keep(view.pattern.select(rank_within(view, view.units(drop)), count))
+    return view.choose(rank_within(view, view.units(drop)), density)

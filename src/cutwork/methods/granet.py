@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from torch import Tensor
-
 from cutwork.methods.base import (
     Method,
     Steps,
@@ -60,7 +58,7 @@ class GraNet(Method):
         check_start_density(self.start_density)
         check_across_layers(self, across_layers=self.across_layers, drop=self.drop)
 
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         return project_by(view, init, max(self.start_density, view.density))
 
     def due(self, step: int) -> bool:

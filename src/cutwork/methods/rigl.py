@@ -24,7 +24,7 @@ from cutwork.methods.base import (
     share_of_moves,
 )
 from cutwork.methods.schedules import Schedule, cosine
-from cutwork.methods.scores import Score, gradient, magnitude, random
+from cutwork.methods.scores import Score, gradient, magnitude, random, relative_gradient
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.numbers import Mask
 
@@ -71,8 +71,13 @@ class RigL(Method):
                 f"first={self.first!r} is the fraction that the first move exchanges; give 0 to 1, or None"
             )
         check_scores(drop=self.drop, grow=self.grow)
+        if self.estimate and relative_gradient in (self.drop, self.grow):
+            raise ValueError(
+                "RigL(estimate=True) knows only how much each output and each input learns, by which relative_gradient "
+                "divides, so that all would be equal; grow by cutwork.gradient, or leave estimate out"
+            )
 
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         return project_by(view, init)
 
     def due(self, step: int) -> bool:

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from torch import Tensor
-
 from cutwork.methods.base import Method, View, project_by
 from cutwork.methods.scores import Score
 from cutwork.sparsity.numbers import Mask
@@ -17,7 +15,7 @@ class Static(Method):
 
     moves: ClassVar[bool] = False
 
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         return project_by(view, init)
 
     def due(self, step: int) -> bool:

@@ -23,8 +23,8 @@ class Switch(Method):
     works with every method on every pattern, and ends in a dense model: what it saves is training. What becomes dense
     begins at zero where the method holds its masks fixed, and with what trained behind the mask where it does not.
 
-    After a dense beginning the first mask keeps the largest weights, or a supermask's largest scores. Steps of the
-    method itself, such as its `begin`, count from the beginning of the run.
+    After a dense beginning the first mask keeps the largest weights, what `STE` would keep, or a supermask's largest
+    scores. Steps of the method itself, such as its `begin`, count from the beginning of the run.
 
     Reference for the dense end: Hu et al., Accelerating transformer pre-training with 2:4 sparsity, 2024.
     """
@@ -45,17 +45,21 @@ class Switch(Method):
                 "sparse_from, and both after the beginning; leave dense_from out to stay sparse to the end"
             )
 
-    def start(self, view: View, init: Score) -> Tensor:
+    def start(self, view: View, init: Score) -> Mask:
         return torch.ones_like(view.mask) if self.sparse_from > 0 else self.method.start(view, init)
 
     def due(self, step: int) -> bool:
         return step in (self.sparse_from, self.dense_from) or (self._is_sparse(step) and self.method.due(step))
 
+    def reads_gradient(self, step: int) -> bool:
+        # To become sparse takes the weights alone, and to become dense nothing.
+        return self._is_sparse(step) and self.method.reads_gradient(step)
+
     def move(self, view: View) -> Mask:
         if view.step == self.dense_from:
             return torch.ones_like(view.mask)
         if view.step == self.sparse_from:
-            return self.method.start(view, magnitude)
+            return self.method.start(view, self.first_score or magnitude)
         return self.method.move(view)
 
     def share_out(self, step: int, views: Iterable[View]) -> Sequence[float] | None:
@@ -71,6 +75,10 @@ class Switch(Method):
     @property
     def takes_first_mask(self) -> bool:
         return not self.sparse_from and self.method.takes_first_mask
+
+    @property
+    def first_score(self) -> Score | None:
+        return self.method.first_score
 
     @property
     def replaces_update(self) -> bool:

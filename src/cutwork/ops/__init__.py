@@ -1,6 +1,7 @@
-"""The operators on compressed weights, each with a schema, a reference, a fake and gradients.
+"""What is computed, in plain PyTorch or by a kernel: products with compressed weights, and choices of what is kept.
 
-Importing this package registers every operator.
+The products are operators, each with a schema, a reference, a fake and gradients, which are registered on import. The
+choices say which rows belong together and which entries are kept; a kernel enters itself for them in `dispatch`.
 """
 
 # First: importing torch registers the operators, which must not find a file of this folder half imported.

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cutwork.ops.block_linear import find_groups
 from cutwork.ops.topology import Topology
 
 
@@ -21,31 +20,25 @@ class Passage:
         places[old.cells] = torch.arange(old.num_units, device=old.col.device)
         if self._keeps_order:
             source = places[new.cells]
+            self._new = (source < 0).flatten().nonzero()[:, 0]
+            self._source = source.clamp(min=0)
         else:
             # An entry of a new unit lies in the old group of its output, at that output's place there.
-            place = _places_of(old)[_outputs_of(new)]
-            source = places[place // old.rows * old.grid[1] + new.col.long()[:, None] // new.columns]
-            self._row = place % old.rows
-            source = source.masked_fill(place < 0, -1)
-        self._new = (source < 0).flatten().nonzero()[:, 0]
-        self._source = source.clamp(min=0)
+            place = _places_of(old)[new.outputs_of_units()]
+            unit = places[place // old.rows * old.grid[1] + new.col.long()[:, None] // new.columns]
+            column = torch.arange(old.columns, device=unit.device)[:, None]
+            source = (unit * old.columns)[:, None, :] + column
+            source = source * old.rows + (place % old.rows)[:, None, :]
+            # What is new comes from behind the last value, where a zero is put.
+            nowhere = old.num_units * old.columns * old.rows
+            self._source = source.masked_fill_(((place < 0) | (unit < 0))[:, None, :], nowhere)
 
     def carry(self, values: Tensor) -> Tensor:
         """Return the values in the order of the new index."""
         if self._keeps_order:
             return values.index_select(0, self._source).index_fill_(0, self._new, 0)
-        # [units, rows, columns]
-        carried = values[self._source, :, self._row]
-        carried.flatten(0, 1).index_fill_(0, self._new, 0)
-        return carried.transpose(1, 2).contiguous()
-
-
-def _outputs_of(topology: Topology) -> Tensor:
-    """Return for each row of each unit its output; where a group hangs over, the number of outputs."""
-    outputs = topology.shape[0]
-    order = torch.arange(outputs, device=topology.col.device) if topology.order is None else topology.order.long()
-    padded = F.pad(order, (0, topology.grid[0] * topology.rows - outputs), value=outputs)
-    return padded.view(-1, topology.rows)[find_groups(topology.ptr)]
+        # [units, columns, rows]
+        return F.pad(values.flatten(), (0, 1)).index_select(0, self._source.flatten()).view(self._source.shape)
 
 
 def _places_of(topology: Topology) -> Tensor:

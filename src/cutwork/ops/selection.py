@@ -1,4 +1,4 @@
-"""Which entries of a matrix of scores are kept: the largest of all, of a group, or of a 4x4 tile.
+"""Which entries of a matrix of scores are kept: the largest of all, of a group, or of a 4x4 tile, or the best runs.
 
 Scores are float32 or float64, and none of them is nan. The largest are kept; entries scored inf before all others, and
 those scored -inf only where the rule leaves no other choice.
@@ -9,6 +9,7 @@ from functools import cache, reduce
 from itertools import combinations, product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cutwork.ops.dispatch import Decision
@@ -39,6 +40,27 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
     ties = reached & ~above
     chosen = above | (ties & (ties.cumsum(0) <= count - above.count_nonzero()))
     return chosen.view(scores.shape)
+
+
+@Decision
+def keep_best_runs(scores: Tensor, allowed: Tensor, columns: int, count: int) -> Tensor:
+    """Mark the entries of the `count` best runs of some rows; a run takes the best allowed entries its row has left.
+
+    Only the last run of a row may have fewer than `columns` entries. A run is as good as the mean of its scores, summed
+    in descending order, and no better than an earlier one of its row; of equally good ones the first is taken.
+    """
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, allowed.gather(1, order).to(torch.uint8).argsort(dim=1, descending=True, stable=True))
+    numbers = allowed.sum(1, keepdim=True)
+    width = scores.shape[1]
+    padding = (0, -width % columns)
+    amounts = (numbers - torch.arange(0, width, columns, device=scores.device)).clamp(0, columns)
+    is_there = torch.arange(width, device=scores.device) < numbers
+    runs = F.pad(scores.gather(1, order).masked_fill(~is_there, 0), padding).unflatten(1, (-1, columns))
+    # A run without entries comes last of all.
+    means = (reduce(torch.add, runs.unbind(2)) / amounts).masked_fill(amounts == 0, -torch.inf).cummin(dim=1).values
+    chosen = keep_largest(means, count).repeat_interleave(columns, 1)[:, :width] & is_there
+    return torch.zeros_like(allowed).scatter(1, order, chosen)
 
 
 @Decision

@@ -35,8 +35,8 @@ class Topology:
         >>> topology.ptr.tolist(), topology.col.tolist()
         ([0, 1, 2], [0, 2])
         """
-        kept = mask if order is None else mask[order]
-        return cls.from_kept(kept[::rows, ::columns], (mask.shape[0], mask.shape[1]), rows, columns, order)
+        kept = mask[::rows] if order is None else mask[order[::rows]]
+        return cls.from_kept(kept[:, ::columns], (mask.shape[0], mask.shape[1]), rows, columns, order)
 
     @classmethod
     def from_kept(
@@ -79,6 +79,13 @@ class Topology:
         """Return the outputs of some groups, as what picks their rows out of a matrix."""
         places = slice(start * self.rows, min(stop * self.rows, self.shape[0]))
         return places if self.order is None else self.order[places].long()
+
+    def outputs_of_units(self) -> Tensor:
+        """Return for each row of each unit its output; where a group hangs over, the number of outputs."""
+        outputs = self.shape[0]
+        order = torch.arange(outputs, device=self.col.device) if self.order is None else self.order.long()
+        padded = F.pad(order, (0, self.grid[0] * self.rows - outputs), value=outputs)
+        return padded.view(-1, self.rows)[find_groups(self.ptr)]
 
     def check(self) -> None:
         """Raise ValueError unless products can use this index without reading or writing beside the matrix.

@@ -22,12 +22,15 @@ class Tiling:
     """The tiles that the masks of a pattern are made of, so that what they keep can be stored alone.
 
     A tile has `rows` outputs and `columns` inputs, and lies on a grid that begins at the corner of the matrix. Where
-    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so.
+    the outputs of a tile are no neighbours, `order` returns for a mask the order that makes them so. If a move changes
+    it, `exchange` makes the move, as the pattern's `exchange` does: of an index, of what returns scores of its values
+    to drop by, of a matrix of scores to grow by and of a fraction it makes another index.
     """
 
     rows: int
     columns: int
     order: Callable[[Tensor], Tensor] | None = None
+    exchange: Callable[[Topology, Callable[[], Tensor], Tensor, float], Topology] | None = None
 
 
 class Pattern(ABC):

@@ -1,5 +1,7 @@
 """Blocks of rows and columns that need not be neighbours."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -7,10 +9,22 @@ from typing import final
 import torch
 from torch import Tensor
 
-from cutwork.ops.grouping import group_rows, read_groups
-from cutwork.ops.selection import keep_largest
+from cutwork.ops.grouping import (
+    group_rows,
+    mark,
+    mean_of_groups,
+    mean_of_kept,
+    pack,
+    read_bits,
+    read_groups,
+    settle_groups,
+)
+from cutwork.ops.selection import keep_best_runs, keep_largest
+from cutwork.ops.topology import Topology
 from cutwork.patterns.base import Pattern, Shape, Tiling
-from cutwork.patterns.block import tile_means
+
+# So many scores tell well enough how large the largest of a matrix are; and so many are compared at a time.
+SAMPLE, PART = 2**17, 2**18
 
 
 @final
@@ -53,14 +67,15 @@ class Shuffled(Pattern):
     @property
     def tiling(self) -> Tiling:
         # The columns of a run need not be neighbours either, so each is a tile of its own.
-        return Tiling(self.rows, 1, order=partial(read_groups, size=self.rows))
+        return Tiling(self.rows, 1, partial(read_groups, size=self.rows), self.exchange_entries)
 
     def allows(self, mask: Tensor) -> bool:
         order = read_groups(mask, self.rows)
         columns = mask[order][:: min(self.rows, len(mask))]
         counts = columns.sum(1)
         whole_runs = (counts % min(self.columns, mask.shape[1]) == 0) | (counts == mask.shape[1])
-        return bool(whole_runs.all()) and torch.equal(self._ungroup(columns, order), mask)
+        groups = columns.repeat_interleave(min(self.rows, len(mask)), 0)[: len(mask)]
+        return bool(whole_runs.all()) and torch.equal(groups, mask[order])
 
     def grid(self, shape: Shape) -> tuple[int, int]:
         return shape[0], shape[1]
@@ -75,59 +90,89 @@ class Shuffled(Pattern):
         return units
 
     def select(self, units: Tensor, count: int) -> Tensor:
-        # What is scored -inf, as outside a mask, would hide in the mean of a group how much of the group it is.
-        units = units.clamp(min=units.masked_fill(units == -torch.inf, torch.inf).min() - 1)
-        order = group_rows(_about_largest(units, share=count / self.num_units(units.shape)), self.rows)
-        everywhere = torch.ones(-(-len(order) // self.rows), units.shape[1], dtype=torch.bool, device=units.device)
-        return self._ungroup(self._best_runs(self._group_means(units, order), everywhere, count), order)
-
-    def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-        columns = kept[read_groups(kept, self.rows)][:: min(self.rows, len(kept))]
-        num_runs = int((-(-columns.sum(1) // min(self.columns, kept.shape[1]))).sum())
-        number = int(fraction * num_runs)
-        if number == 0:
-            return kept
-        order = group_rows(_exchanged_entries(kept, drop, grow, fraction), self.rows)
-        # What a row does not keep counts as the least that any keeps.
-        drop = drop.where(kept, drop[kept].min()) if kept.any() else drop
-        is_kept = self._group_means(kept.to(drop.dtype), order) > 0
-        survivors = self._best_runs(self._group_means(drop, order), is_kept, num_runs - number)
-        grown = self._best_runs(self._group_means(grow, order), ~survivors, number)
-        return self._ungroup(survivors | grown, order)
-
-    def _group_means(self, scores: Tensor, order: Tensor) -> Tensor:
-        return tile_means(scores[order], self.rows, 1)
-
-    def _ungroup(self, columns: Tensor, order: Tensor) -> Tensor:
-        mask = torch.empty(len(order), columns.shape[1], dtype=torch.bool, device=columns.device)
+        order, columns = self._choose(units, count)
+        mask = torch.empty(units.shape, dtype=torch.bool, device=units.device)
         mask[order] = columns.repeat_interleave(min(self.rows, len(order)), 0)[: len(order)]
         return mask
 
-    def _best_runs(self, scores: Tensor, allowed: Tensor, count: int) -> Tensor:
-        """Mark the columns of the `count` best runs; a run takes the best allowed columns its group has left."""
-        order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        allowed = allowed.gather(1, order)
-        amount = tile_means(allowed.to(scores.dtype), 1, self.columns)
-        runs = tile_means(scores.gather(1, order).masked_fill(~allowed, 0), 1, self.columns) / amount
-        # Rounding must not let a run overtake an earlier one of its group; a run without columns comes last of all.
-        runs = runs.masked_fill(amount == 0, -torch.inf).cummin(dim=1).values
-        width = scores.shape[1]
-        chosen = keep_largest(runs, count).repeat_interleave(min(self.columns, width), 1)[:, :width] & allowed
-        return torch.zeros_like(allowed).scatter(1, order, chosen)
+    def exchange(self, kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+        tiles = Topology.from_mask(kept, min(self.rows, len(kept)), 1, read_groups(kept, self.rows))
+        return self.exchange_entries(tiles, lambda: tiles.gather(drop), grow, fraction).to_mask()
+
+    def exchange_entries(self, tiles: Topology, drop: Callable[[], Tensor], grow: Tensor, fraction: float) -> Topology:
+        """Exchange a fraction of the runs, in groups formed anew by what rows would keep if each entry went by itself.
+
+        `drop` is asked for the scores of what is kept, in tiles of one column; `grow` scores the whole matrix.
+        """
+        num_runs = int((-(-tiles.ptr.diff() // self._width(tiles.shape[1]))).sum())
+        number = int(fraction * num_runs)
+        if number == 0:
+            return tiles
+        if number == num_runs:
+            order, columns = self._choose(grow, num_runs)
+            return Topology.from_kept(columns, tiles.shape, tiles.rows, 1, order)
+        kept = drop()
+        # A mean of -inf says that nothing is kept.
+        kept = kept.clamp(min=torch.finfo(kept.dtype).min / tiles.rows)
+        # What hangs over is none of the largest, and not the least either.
+        inside = tiles.inside()
+        lowest, highest = (kept if inside is None else kept.where(inside, end) for end in (-torch.inf, torch.inf))
+        order = group_rows(_exchange_alone(tiles, lowest, grow, fraction), tiles.rows).to(grow.device)
+        means = mean_of_kept(highest, tiles, order.int(), tiles.rows)
+        survivors = self._best_runs(means, means > -torch.inf, num_runs - number)
+        grown = self._best_runs(mean_of_groups(grow, order.int(), tiles.rows), ~survivors, number)
+        return Topology.from_kept(survivors | grown, tiles.shape, tiles.rows, 1, order)
+
+    def settle(self, topology: Topology) -> Topology:
+        return settle_groups(topology)
+
+    def _choose(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the order of the rows and which columns their groups keep."""
+        if (least := scores.min()) == -torch.inf:
+            # What is scored so, as outside a mask, would hide in the mean of a group how much of the group it is.
+            least = scores.masked_fill(scores == -torch.inf, torch.inf).min()
+            scores = scores.clamp(min=least - 1)
+        size = min(self.rows, len(scores))
+        order = group_rows(_mark_largest(scores, count / self.num_units(scores.shape)), size).to(scores.device)
+        means = mean_of_groups(scores, order.int(), size)
+        return order, self._best_runs(means, torch.ones_like(means, dtype=torch.bool), count)
+
+    def _width(self, inputs: int) -> int:
+        return min(self.columns, inputs)
+
+    def _best_runs(self, means: Tensor, allowed: Tensor, count: int) -> Tensor:
+        # So that sums of infinite scores are no nan.
+        columns = self._width(means.shape[1])
+        most = torch.finfo(means.dtype).max / columns
+        return keep_best_runs(means.clamp(-most, most), allowed, columns, count)
 
 
-def _exchanged_entries(kept: Tensor, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
-    """Exchange a fraction of the kept entries, each by itself."""
-    count = int(kept.count_nonzero())
+def _exchange_alone(tiles: Topology, drop: Tensor, grow: Tensor, fraction: float) -> Tensor:
+    """Exchange a fraction of the kept entries, each by itself, and return the mask as bits."""
+    count = tiles.num_kept()
     number = int(fraction * count)
-    survivors = kept.clone()
-    survivors[kept] = keep_largest(drop[kept], count - number)
-    return survivors | keep_largest(grow.masked_fill(survivors, -torch.inf), number)
+    survivors = mark(keep_largest(drop, count - number), tiles)
+    return _mark_largest(grow, number / grow.numel(), survivors)
 
 
-def _about_largest(scores: Tensor, share: float) -> Tensor:
-    """Mark about a share of the entries, the largest; equal ones together, so that rows that are alike stay alike."""
-    count = max(1, round(share * scores.numel()))
-    threshold = scores.flatten().kthvalue(scores.numel() - count + 1).values
-    above, reached = scores > threshold, scores >= threshold
-    return above if count - above.count_nonzero() < reached.count_nonzero() - count else reached
+def _mark_largest(scores: Tensor, share: float, besides: Tensor | None = None) -> Tensor:
+    """Mark as bits the largest entries, about a share of all, `besides` those that are marked already.
+
+    Equal ones are marked together, so that rows that are alike stay alike. In a large matrix a sample says how large
+    the largest are.
+    """
+    step = max(1, scores.numel() // SAMPLE)
+    # Such a sample comes from all columns.
+    while math.gcd(step, scores.shape[1]) > 1:
+        step -= 1
+    sample = scores.flatten()[::step]
+    count = round(share * len(sample))
+    if besides is not None:
+        sample = sample[~read_bits(besides, scores.shape[1], step).to(sample.device)]
+    count = min(count, len(sample))
+    limit = sample.kthvalue(len(sample) - count + 1).values if count else torch.inf
+    num_above, num_reached = (sample > limit).count_nonzero(), (sample >= limit).count_nonzero()
+    is_marked = torch.gt if count - num_above < num_reached - count else torch.ge
+    # Parts that stay in a cache.
+    bits = torch.cat([pack(is_marked(rows, limit)) for rows in scores.split(max(1, PART // scores.shape[1]))])
+    return bits if besides is None else bits | besides

@@ -26,7 +26,8 @@ class Sparsity(nn.Module):
         follow(needs_gradient=...)            a sparsifier is attached; will it ever ask for the dense gradient?
         expect_gradient(trained, on)          the coming step ends in a move that looks at the dense gradient, or not
         observe(x, y, channel_dim)            a forward pass: the layer was used, and this is what it read and returns
-        before_update(trained, loss_scale)    the gradient is complete: returns the dense one, if expected
+        before_update(trained, loss_scale, learning_rate)
+                                              the gradient is complete: returns the dense one, if expected
         after_update(trained)                 the optimizer has written: the parameter goes back into its legal form
         numbers(trained, gradient)            a method is about to choose another mask, and looks at these
         condense(mask), move(...)             it has chosen
@@ -107,8 +108,12 @@ class Sparsity(nn.Module):
         return self.estimate and torch.is_grad_enabled()
 
     @abstractmethod
-    def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
-        """Return the dense gradient, if it was expected, and leave `trained.grad` fit for the optimizer."""
+    def before_update(self, trained: nn.Parameter, loss_scale: float, learning_rate: float) -> DenseGradient | None:
+        """Return the dense gradient, if it was expected, and leave `trained.grad` fit for the optimizer.
+
+        The optimizer will update the parameter at this learning rate, and finds the gradient of the loss times
+        `loss_scale`.
+        """
 
     @abstractmethod
     def after_update(self, trained: nn.Parameter) -> None:

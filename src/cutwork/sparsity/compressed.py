@@ -157,7 +157,7 @@ class FixedIndex(Sparsity):
         elif not self.ear.is_open:
             self.ear.open(trained)
 
-    def before_update(self, trained: nn.Parameter, loss_scale: float) -> GradientOfKept | None:
+    def before_update(self, trained: nn.Parameter, loss_scale: float, learning_rate: float) -> GradientOfKept | None:
         """Return the dense gradient, or its estimate, if it was expected."""
         self.was_resized = False
         if self.energies is not None:

@@ -55,7 +55,7 @@ class EstimatedGradient(GradientOfKept):
         """Say whether the norms are finite."""
         return all_finite(self._norms_O) and all_finite(self._norms_I)
 
-    def rows(self, outputs: Rows) -> Tensor:
+    def rows(self, outputs: Rows, into: Tensor | None = None) -> Tensor:
         """Multiply some rows out."""
         return torch.outer(self._norms_O[outputs], self._norms_I)
 

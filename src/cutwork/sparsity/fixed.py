@@ -66,7 +66,7 @@ class Fixed(Masked):
         else:
             self._set_gain((GAIN_IN_HALF if trained.dtype == torch.float16 else GAIN) * on)
 
-    def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
+    def before_update(self, trained: nn.Parameter, loss_scale: float, learning_rate: float) -> DenseGradient | None:
         """Return the dense gradient, or its estimate, if it was expected; mask `weight.grad`."""
         if not self._gain:
             return None
@@ -109,7 +109,7 @@ class _GivenGradient(DenseGradient):
     def is_finite(self) -> bool:
         return all_finite(self._matrix)
 
-    def rows(self, outputs: Rows) -> Tensor:
+    def rows(self, outputs: Rows, into: Tensor | None = None) -> Tensor:
         mask, part = self._mask[outputs], self._matrix[outputs]
         return torch.where(mask, part, part / self._gain)
 

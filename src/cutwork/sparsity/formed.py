@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from cutwork.distributed import num_processes
+from cutwork.memory import take_memory
 from cutwork.ops import block_conv2d, block_linear
 from cutwork.ops.activations import NONE
 from cutwork.ops.dispatch import kernel_of
@@ -15,6 +16,9 @@ from cutwork.ops.topology import Topology
 from cutwork.sparsity.gradient import GradientOfKept, Rows, all_finite
 from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.listening import Pair
+
+# One of so many parts of the kept units shows well enough at which scale they got their gradient.
+PARTS = 16
 
 
 @final
@@ -40,12 +44,12 @@ class FormedGradient(GradientOfKept):
         """Return the gradient of the values."""
         return self._gradient.to(self._wide)
 
-    def rows(self, outputs: Rows) -> Tensor:
+    def rows(self, outputs: Rows, into: Tensor | None = None) -> Tensor:
         """Form some rows."""
         scale = self._scale
         total = None if self._of_images is None else self._of_images[outputs].clone()
         for x, dy in self._matrices:
-            total = dy[outputs] @ x if total is None else total.addmm_(dy[outputs], x)
+            total = _multiply(dy[outputs], x, into) if total is None else total.addmm_(dy[outputs], x)
         if total is None:
             # Nothing was heard here, but perhaps in other processes.
             total = self._gradient.new_zeros(self._index.shape, dtype=self._wide)[outputs]
@@ -74,27 +78,45 @@ class FormedGradient(GradientOfKept):
     @cached_property
     def _scale(self) -> float:
         """Return by what all is multiplied: it brings what is formed at the kept units closest to their gradient."""
-        gradient, formed = self.kept(self._index), torch.zeros_like(self._gradient, dtype=self._wide)
-        for pair in self._pairs:
-            formed += self._product_at_kept(pair)
-        _average(formed)
+        gradient, groups = self.kept(self._index).flatten(), self._index.grid[0]
+        # All of them only where nothing has come to the first.
+        for number in (-(-groups // PARTS), groups):
+            formed = self._form_kept(number)
+            scale = float(torch.dot(formed, gradient) / torch.dot(formed, formed))
+            if 0 < scale < float("inf"):
+                return scale
         if not (self._pairs or formed.any()) and gradient.any():
             raise ValueError(
                 "none of the products by which its values got their gradient was seen, so the mask cannot move by the "
                 "gradient; something has replaced the values, or their hooks, since attach(): detach() and attach() "
                 "after casting, loading with assign=True and the like"
             )
-        scale = float(torch.dot(formed.flatten(), gradient.flatten()) / torch.dot(formed.flatten(), formed.flatten()))
         # Without any gradient at what is kept there is nothing to go by, and only the order matters.
-        return scale if 0 < scale < float("inf") else 1.0
+        return 1.0
 
-    def _product_at_kept(self, pair: Pair) -> Tensor:
+    def _form_kept(self, num_groups: int) -> Tensor:
+        """Form what the values of the first groups get, zero for the others; of convolutions all."""
+        formed = torch.zeros_like(self._gradient, dtype=self._wide)
+        for pair in self._pairs:
+            part = self._product_at_kept(pair, num_groups)
+            formed[: len(part)] += part
+        return _average(formed).flatten()
+
+    def _product_at_kept(self, pair: Pair, num_groups: int) -> Tensor:
         index, (x, dy, geometry) = self._index, pair
-        x, dy = x.to(self._wide), dy.to(self._wide)
-        units = index.ptr, index.col, index.order, index.rows, index.columns
-        if not geometry:
-            return kernel_of(block_linear.weight_gradient, dy)(dy, x, *units, NONE)
-        return kernel_of(block_conv2d.weight_gradient, dy)(dy, x, *units, *_parts_of(geometry))
+        x, dy, sizes = x.to(self._wide), dy.to(self._wide), (index.rows, index.columns)
+        if geometry:
+            units = index.ptr, index.col, index.order, *sizes
+            return kernel_of(block_conv2d.weight_gradient, dy)(dy, x, *units, *_parts_of(geometry))
+        dy, ptr = dy[:, index.outputs(0, num_groups)], index.ptr[: num_groups + 1]
+        return kernel_of(block_linear.weight_gradient, dy)(dy, x, ptr, index.col[: int(ptr[-1])], None, *sizes, NONE)
+
+
+def _multiply(dy: Tensor, x: Tensor, into: Tensor | None) -> Tensor:
+    """Multiply two matrices, in memory that is given if it has the shape."""
+    if into is None or len(into) != len(dy):
+        into = take_memory((len(dy), x.shape[1]), x.dtype, x.device)
+    return torch.mm(dy, x, out=into)
 
 
 def _average(part: Tensor) -> Tensor:

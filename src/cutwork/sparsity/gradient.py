@@ -19,8 +19,8 @@ class DenseGradient(ABC):
         """Say whether all is finite of which it is made."""
 
     @abstractmethod
-    def rows(self, outputs: Rows) -> Tensor:
-        """Form some of its rows."""
+    def rows(self, outputs: Rows, into: Tensor | None = None) -> Tensor:
+        """Form some of its rows, perhaps `into` the memory of others that it has formed and nobody needs any more."""
 
 
 class GradientOfKept(DenseGradient):
@@ -44,7 +44,7 @@ class WholeGradient(DenseGradient):
     def is_finite(self) -> bool:
         return all_finite(self._matrix)
 
-    def rows(self, outputs: Rows) -> Tensor:
+    def rows(self, outputs: Rows, into: Tensor | None = None) -> Tensor:
         return self._matrix[outputs]
 
 

@@ -12,7 +12,7 @@ from cutwork.patterns import Pattern
 from cutwork.sparsity.base import Sparsity, States
 from cutwork.sparsity.gradient import DenseGradient
 from cutwork.sparsity.layout import Layout
-from cutwork.sparsity.numbers import Mask, WholeNumbers
+from cutwork.sparsity.numbers import Mask, WholeNumbers, as_matrix
 from cutwork.sparsity.protected import plain, protect
 from cutwork.sparsity.rest import Rest, can_be_watched
 
@@ -91,7 +91,7 @@ class Masked(Sparsity):
     def expect_gradient(self, trained: nn.Parameter, on: bool) -> None:
         """Do nothing: every step brings the whole gradient."""
 
-    def before_update(self, trained: nn.Parameter, loss_scale: float) -> DenseGradient | None:
+    def before_update(self, trained: nn.Parameter, loss_scale: float, learning_rate: float) -> DenseGradient | None:
         """Leave the gradient as it is."""
         return None
 
@@ -106,7 +106,7 @@ class Masked(Sparsity):
     @final
     def condense(self, mask: Mask) -> Tensor:
         """Return the mask as a matrix."""
-        return mask if isinstance(mask, Tensor) else mask.to_mask()
+        return as_matrix(mask)
 
     @final
     def resizes(self, condensed: Tensor) -> bool:

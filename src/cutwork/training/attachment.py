@@ -40,6 +40,7 @@ def check_attachable(layers: Layers, method: Method, optimizers: Optimizers, *, 
     else:
         _check_works_after_updates(layers, method)
     _check_held(layers, optimizers)
+    _check_rates(layers, optimizers)
     _check_compressed(layers, method)
     _check_masks_agree(layers)
 
@@ -47,6 +48,16 @@ def check_attachable(layers: Layers, method: Method, optimizers: Optimizers, *, 
 def holds(optimizer: Optimizer, parameter: Tensor) -> bool:
     """Say whether an optimizer updates a parameter."""
     return any(parameter is held for group in optimizer.param_groups for held in group["params"])
+
+
+def learning_rates(optimizer: Optimizer) -> dict[Tensor, float]:
+    """Return the learning rate of each parameter; zero where an optimizer has none."""
+    return {
+        parameter: rate
+        for group in optimizer.param_groups
+        for rate in [float(group.get("lr", 0.0))]
+        for parameter in group["params"]
+    }
 
 
 def is_skipping(optimizer: Optimizer) -> bool:
@@ -234,9 +245,22 @@ def _check_works_after_updates(layers: Layers, method: Method) -> None:
     for name, layer in layers.items():
         if isinstance(layer.sparsity, Reprojected) and layer.sparsity.decay:
             raise ValueError(
-                f"{label(name)} has a decay of {layer.sparsity.decay:g}, which joins the gradient before every "
+                f"{label(name)} has a decay of {layer.sparsity.decay:g}, which needs the gradient before every "
                 "update; leave out hooks=False"
             )
+
+
+def _check_rates(layers: Layers, optimizers: Optimizers) -> None:
+    """Raise ValueError where a decoupled decay would be multiplied by a learning rate that is not there."""
+    for name, layer in layers.items():
+        if not (isinstance(layer.sparsity, Reprojected) and layer.sparsity.decoupled):
+            continue
+        for optimizer in optimizers:
+            if holds(optimizer, layer.trained) and any("lr" not in group for group in optimizer.param_groups):
+                raise ValueError(
+                    f"{label(name)} has a decoupled decay, which is multiplied by the learning rate, and "
+                    f"{type(optimizer).__name__} has none named 'lr' in its groups of parameters; leave decoupled out"
+                )
 
 
 def _check_compressed(layers: Layers, method: Method) -> None:

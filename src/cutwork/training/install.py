@@ -17,18 +17,12 @@ from cutwork.methods.scores import Score
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.compressed import FixedIndex, why_not_store
 from cutwork.sparsity.fixed import Fixed
-from cutwork.sparsity.numbers import WholeNumbers
+from cutwork.sparsity.numbers import WholeNumbers, as_matrix
 from cutwork.text import label
-from cutwork.training.rescaling import look_trained, rescale
+from cutwork.training.rescaling import rescale
 from cutwork.training.selection import Choice
 
 logger = logging.getLogger(__name__)
-
-
-def are_fresh(model: nn.Module, choices: Mapping[str, Choice]) -> bool:
-    """Say whether the chosen layers still have first weights, as far as one can see by the numbers."""
-    candidates = [choice.candidate for choice in choices.values() if not choice.candidate.is_meta]
-    return not look_trained(each.layout.to_matrix(weight_of(model, each).detach()) for each in candidates)
 
 
 def install(
@@ -124,7 +118,7 @@ class _Beginning:
         if self.masks is not None:
             return self.choices[name].layout.to_matrix(self.masks[name].to(weight.device))
         try:
-            return self.method.start(self._view(name, weight), self.init)
+            return as_matrix(self.method.start(self._view(name, weight), self.init))
         except ValueError as error:
             raise ValueError(f"{label(name)}: {error}") from error
 

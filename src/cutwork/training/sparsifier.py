@@ -24,6 +24,7 @@ from cutwork.training.attachment import (
     hide_gradients,
     holds,
     is_skipping,
+    learning_rates,
     unwrap,
 )
 from cutwork.training.attendance import expect_attach, stop_expecting
@@ -145,9 +146,9 @@ class Sparsifier:
             )
         if not self._handles:
             check_parameters(self.layers, self._trained)
-        for name, layer in self.layers.items():
-            if name not in self._gradients:
-                self._gradients[name] = layer.sparsity.before_update(layer.trained, 1.0)
+        for optimizer in () if self._gradients else self._optimizers:
+            self._ask_for_gradients(optimizer, loss_scale=1.0)
+        for layer in self.layers.values():
             layer.sparsity.after_update(layer.trained)
         if self._is_first_step:
             for name, layer in self.layers.items():
@@ -239,11 +240,16 @@ class Sparsifier:
             check_used(self.layers)
         scale = getattr(optimizer, "grad_scale", None)
         loss_scale = 1.0 if scale is None else float(scale)
-        for name, layer in self.layers.items():
-            if self._owners[name] is optimizer:
-                self._gradients[name] = layer.sparsity.before_update(layer.trained, loss_scale)
+        self._ask_for_gradients(optimizer, loss_scale)
         if self.method.replaces_update and self.method.due(self.steps_done + 1):
             self._hidden[id(optimizer)] = hide_gradients(optimizer)
+
+    def _ask_for_gradients(self, optimizer: Optimizer, loss_scale: float) -> None:
+        rates = learning_rates(optimizer)
+        for name, layer in self.layers.items():
+            if self._owners[name] is optimizer:
+                rate = rates[layer.trained]
+                self._gradients[name] = layer.sparsity.before_update(layer.trained, loss_scale, rate)
 
     def _after_update(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         for parameter, gradient in self._hidden.pop(id(optimizer), {}).items():
@@ -273,9 +279,9 @@ class Sparsifier:
         # torch.distributed.checkpoint takes along what stands in a group of parameters, and drops all else.
         for optimizer in self._optimizers if self._handles else ():
             optimizer.param_groups[0][self.state_key] = self.steps_done
-        due = bool(self._optimizers) and self.method.needs_gradient and self.method.due(self.steps_done + 1)
+        is_read = bool(self._optimizers) and self.method.reads_gradient(self.steps_done + 1)
         for layer in self.layers.values():
-            layer.sparsity.expect_gradient(layer.trained, due and not layer.sparsity.is_frozen(layer.trained))
+            layer.sparsity.expect_gradient(layer.trained, is_read and not layer.sparsity.is_frozen(layer.trained))
 
     def _move_all(self, step: int) -> None:
         """Decide where all masks move, and only then move them; the gradient of one layer at a time is formed."""

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.methods import Method, find_method
-from cutwork.methods.scores import SCORES, Score
+from cutwork.methods.scores import SCORES, Score, balanced, magnitude
 from cutwork.text import counted, did_you_mean
 from cutwork.training.allocation import ALLOCATIONS, Allocation
 from cutwork.training.amounts import Amounts, as_density, give_densities, give_densities_of
-from cutwork.training.install import are_fresh, install
+from cutwork.training.freshness import are_fresh
+from cutwork.training.install import install
 from cutwork.training.selection import Patterns, describe_reasons, match_layers
 from cutwork.training.sparsifier import Sparsifier
 
@@ -44,16 +45,20 @@ def sparsify(
 
     `patterns` is one pattern for every linear layer and convolution, or a mapping from globs over layer names to
     patterns, or to "dense" for layers to leave out; the last glob that matches decides. Give `density` or `sparsity`:
-    one number for `allocation` to share out, or a mapping from globs to numbers; 2:4 and its like fix their own. The
-    first mask keeps what `init` scores highest, by default the magnitude of the weights, unless `masks` gives masks,
-    shaped like the weights. First weights are scaled so that what the mask keeps does what all of them would; trained
-    ones are not. How the weights look decides which they are, unless `rescale` says whether to. `steps` is the length
-    of the run, needed where the method speaks of a share of it. `track` keeps count of the masks visited. With
-    `storage="compressed"` linear layers and convolutions in tiles store and train only what their masks keep, from the
-    first step: weights, gradients and optimizer state have the size of that. A layer that cannot be sparse is an error;
-    with `skip` it stays dense, a warning is logged, and `skipped` of the sparsifier says why. Chosen layers on the meta
-    device come into being on `device`, compressed at once: one after the other gets the first numbers that its own
-    `reset_parameters` gives it, and keeps what its mask does. All else stays on the meta device.
+    one number for `allocation` to share out, or a mapping from globs to numbers; 2:4 and its like fix their own.
+
+    Fresh and trained weights begin differently; all chosen layers together look like the one or the other. Fresh ones
+    get a first mask by chance, `balanced` so that no output is left without inputs, and are scaled so that what the
+    mask keeps does what all of them would. Of trained ones the mask keeps the largest, by `magnitude`, and they stay as
+    they are. STE begins with the score that it goes on with. `init` names another score for the first mask, `masks`
+    gives masks, shaped like the weights, and `rescale` says whether to scale.
+
+    `steps` is the length of the run, needed where the method speaks of a share of it. `track` keeps count of the masks
+    visited. With `storage="compressed"` linear layers and convolutions in tiles store and train only what their masks
+    keep, from the first step: weights, gradients and optimizer state have the size of that. A layer that cannot be
+    sparse is an error; with `skip` it stays dense, a warning is logged, and `skipped` of the sparsifier says why.
+    Chosen layers on the meta device come into being on `device`, compressed at once: one after the other gets the first
+    numbers that its own `reset_parameters` gives it, and keeps what its mask does. All else stays on the meta device.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -83,7 +88,7 @@ def sparsify(
     if storage not in STORAGES:
         near = did_you_mean(storage, STORAGES)
         raise ValueError(f"unknown storage {storage!r}{near}; write {', '.join(map(repr, STORAGES))}")
-    score = _find(SCORES, "magnitude" if init is None else init, "score")
+    wanted_score = chosen_method.first_score if init is None else _find(SCORES, init, "score")
     share = _find(ALLOCATIONS, allocation, "allocation")
     target = _read_device(device, storage)
     amount = as_density(density, sparsity)
@@ -99,11 +104,14 @@ def sparsify(
         choices = give_densities_of(choices, masks)
     if target is not None and not any(choice.candidate.is_meta for choice in choices.values()):
         raise ValueError(f"device={device!r} is for layers on the meta device, and none of these is; leave it out")
-    rescales = are_fresh(model, choices) if rescale is None else rescale
+    is_fresh = are_fresh(model, choices)
+    score = wanted_score or (balanced if is_fresh else magnitude)
+    rescales = is_fresh if rescale is None else rescale
     logger.info(
-        "weights %s scaled to their masks, %s",
-        "are" if rescales else "are not",
-        f"rescale={rescale}" if rescale is not None else f"they look {'fresh' if rescales else 'trained'}",
+        "the weights look %s; they are%s scaled to their first masks, which %s",
+        "fresh" if is_fresh else "trained",
+        "" if rescales else " not",
+        _tell_masks(chosen_method, score, masks),
     )
     layers = install(
         *(model, choices, chosen_method),
@@ -119,6 +127,14 @@ def sparsify(
             "sparsify leaves %s dense: %s", counted(len(skipped), "layer"), "; ".join(describe_reasons(skipped))
         )
     return Sparsifier(layers, chosen_method, seed=int(seed), track=track, skipped=skipped)
+
+
+def _tell_masks(method: Method, score: Score, masks: Mapping[str, Tensor] | None) -> str:
+    if masks is not None:
+        return "were given"
+    if not method.takes_first_mask:
+        return f"{type(method).__name__} chooses itself"
+    return f"keep the best by {getattr(score, '__name__', score)}"
 
 
 def _check_whole(name: str, value: object, *, least: int | None, example: str) -> None:

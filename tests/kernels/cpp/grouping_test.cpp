@@ -59,6 +59,54 @@ void run(const GroupingKernels &kernels) {
     }
 }
 
+// What groups of a random index keep, against plain loops.
+void run_means(const GroupingKernels &kernels) {
+    const int64_t outputs = between(1, 40), inputs = between(1, 50), rows = between(1, 9), size = between(1, 12);
+    const int64_t groups = (outputs + rows - 1) / rows, bytes = (inputs + 7) / 8;
+    Exact<int32_t> ptr(groups + 1), order(outputs), members(outputs);
+    std::vector<int32_t> kept;
+    ptr[0] = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+        for (int32_t column = 0; column < inputs; ++column)
+            if (between(0, 2) == 0) kept.push_back(column);
+        ptr[group + 1] = static_cast<int32_t>(kept.size());
+    }
+    Exact<int32_t> col(kept.size());
+    for (size_t unit = 0; unit < kept.size(); ++unit) col[unit] = kept[unit];
+    // Two orders that are easy to make: turned by some places, and backwards.
+    const int64_t turn = between(0, outputs - 1);
+    for (int64_t place = 0; place < outputs; ++place) {
+        order[place] = static_cast<int32_t>((place + turn) % outputs);
+        members[place] = static_cast<int32_t>(outputs - 1 - place);
+    }
+    const Exact<float> scores = random_floats(kept.size() * rows);
+    const Weight weight{scores.data.get(), ptr.data.get(), col.data.get(), order.data.get(), outputs, inputs, groups,
+                        rows, 1};
+    Exact<uint8_t> chosen(scores.count), bits(outputs * bytes);
+    for (size_t i = 0; i < chosen.count; ++i) chosen[i] = scores[i] > 0;
+    for (size_t i = 0; i < bits.count; ++i) bits[i] = 0;
+    Exact<float> matrix(outputs * inputs);
+    const int64_t new_groups = (outputs + size - 1) / size;
+    Exact<float> means(new_groups * inputs), means_of_kept(new_groups * inputs);
+    for (size_t i = 0; i < matrix.count; ++i) matrix[i] = -2;
+    for (int64_t place = 0; place < outputs; ++place)
+        for (int64_t unit = ptr[place / rows]; unit < ptr[place / rows + 1]; ++unit)
+            matrix[order[place] * inputs + col[unit]] = scores[unit * rows + place % rows];
+    kernels.mark(weight, chosen.data.get(), bits.data.get(), bytes, 3);
+    kernels.means(matrix.data.get(), members.data.get(), means.data.get(), outputs, inputs, size, 3);
+    kernels.means_of_kept(weight, -2, members.data.get(), means_of_kept.data.get(), size, 3);
+    for (int64_t i = 0; i < outputs * inputs; ++i) {
+        const int64_t output = i / inputs, column = i % inputs, cell = (outputs - 1 - output) / size * inputs + column;
+        const bool is_marked = bits[output * bytes + column / 8] >> (7 - column % 8) & 1;
+        const bool is_kept = means_of_kept[cell] > -1e30f;
+        if (is_marked == (matrix[i] > 0) && (!is_kept || means_of_kept[cell] == means[cell]) &&
+            (is_kept || matrix[i] == -2))
+            continue;
+        std::printf("output %lld, input %lld\n", (long long)output, (long long)column);
+        std::exit(1);
+    }
+}
+
 }  // namespace
 
 int main(int count, char **names) {
@@ -66,10 +114,14 @@ int main(int count, char **names) {
 #ifdef __x86_64__
         {"avx2", &avx2::GROUPING},
         {"avx512", &avx512::GROUPING},
+        {"avx512vpopcntdq", &avx512vpopcntdq::GROUPING},
 #endif
         {"generic", &generic::GROUPING}};
     for (int i = 1; i < count; ++i) {
-        for (int round = 0; round < 300; ++round) run(*sets.at(names[i]));
+        for (int round = 0; round < 300; ++round) {
+            run(*sets.at(names[i]));
+            run_means(*sets.at(names[i]));
+        }
         std::printf("%s: 300 problems\n", names[i]);
     }
     return 0;

@@ -38,6 +38,15 @@ void run(const SelectionKernels &kernels) {
         kernels.largest(scores.data.get(), largest.data.get(), outputs * inputs, wanted, threads);
         expect("the largest", count(largest, 0, 1, scores.count), wanted, wanted);
     }
+    if (outputs) {
+        const int64_t columns = between(1, 9), in_a_row = (inputs + columns - 1) / columns;
+        const int64_t wanted = between(1, outputs * in_a_row);
+        Exact<uint8_t> allowed(scores.count), runs(scores.count);
+        for (size_t i = 0; i < scores.count; ++i) allowed[i] = between(0, 2) > 0;
+        kernels.runs(scores.data.get(), allowed.data.get(), runs.data.get(), outputs, inputs, columns, wanted, threads);
+        expect("the best runs", count(runs, 0, 1, scores.count), 0, wanted * columns);
+        for (size_t i = 0; i < scores.count; ++i) expect("what is not allowed", runs[i], 0, allowed[i]);
+    }
     for (int64_t row = 0; row < outputs; ++row) {
         expect("a group", count(grouped, row * inputs, 1, inputs), n, n);
         for (int64_t tile = 0; tile < tiles; ++tile) {

@@ -58,6 +58,11 @@ def narrow_instruction_sets() -> list[str]:
     return [found.name for found in extension().instruction_sets() if found.narrow]
 
 
+def grouping_instruction_sets() -> list[str]:
+    """Return those of the grouping of rows."""
+    return [found.name for found in extension().instruction_sets() if found.grouping]
+
+
 @functools.cache
 def linear_kernels(instruction_set: str) -> Any:
     """Return the linear kernels for float32, in an instruction set."""

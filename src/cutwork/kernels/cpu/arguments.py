@@ -17,7 +17,7 @@ def choose(reference: Kernel, by_dtype: Mapping[torch.dtype, Kernel]) -> Kernel:
     def chosen(first: Tensor, *rest: Any) -> Tensor:
         dtype = first.dtype
         is_uniform = all(
-            argument.is_cpu and argument.dtype in (dtype, torch.int32)
+            argument.is_cpu and argument.dtype in (dtype, torch.int32, torch.bool)
             for argument in (first, *rest)
             if isinstance(argument, Tensor)
         )

@@ -27,6 +27,15 @@ def keep_largest(isa: str, scores: Tensor, count: int) -> Tensor:
     return mask
 
 
+def keep_best_runs(isa: str, scores: Tensor, allowed: Tensor, columns: int, count: int) -> Tensor:
+    """Compute `keep_best_runs`."""
+    scores, allowed, mask = scores.contiguous(), allowed.contiguous(), torch.zeros_like(scores, dtype=torch.bool)
+    if count > 0 and scores.numel():
+        addresses = (tensor.data_ptr() for tensor in (scores, allowed, mask))
+        cpu.selection_kernels(isa).runs(*addresses, *scores.shape, columns, count, cpu.num_threads())
+    return mask
+
+
 def keep_in_groups(isa: str, scores: Tensor, n: int, m: int) -> Tensor:
     """Compute `keep_in_groups`."""
     if m > MANY_NEIGHBOURS:
@@ -58,6 +67,7 @@ def register() -> None:
     isa = cpu.instruction_sets()[0]
     for decision, kernel in (
         (ops.keep_largest, keep_largest),
+        (ops.keep_best_runs, keep_best_runs),
         (ops.keep_in_groups, keep_in_groups),
         (ops.keep_best_tiles, keep_best_tiles),
         (ops.keep_tiles_greedily, keep_tiles_greedily),

@@ -89,9 +89,13 @@ void bind_kernels(nb::module_ &module) {
 
     nb::class_<GroupingKernels> grouping(module, "GroupingKernels", "Groups of rows whose bits agree.");
     define(grouping, "group", &GroupingKernels::group);
+    define(grouping, "mark", &GroupingKernels::mark);
+    define(grouping, "means", &GroupingKernels::means);
+    define(grouping, "means_of_kept", &GroupingKernels::means_of_kept);
 
     nb::class_<SelectionKernels> selection(module, "SelectionKernels", "What is kept, by scores in float32.");
     define(selection, "largest", &SelectionKernels::largest);
+    define(selection, "runs", &SelectionKernels::runs);
     define(selection, "groups", &SelectionKernels::groups);
     define(selection, "best_tiles", &SelectionKernels::best_tiles);
     define(selection, "greedy_tiles", &SelectionKernels::greedy_tiles);

@@ -83,6 +83,7 @@ constexpr Feature FEATURES[] = {
     {"avx512bw", 7, 0, EBX, 30, ZMM},
     {"avx512vl", 7, 0, EBX, 31, ZMM},
     {"avx512_vnni", 7, 0, ECX, 11, ZMM},
+    {"avx512_vpopcntdq", 7, 0, ECX, 14, ZMM},
     {"avx512_bf16", 7, 1, EAX, 5, ZMM},
     {"avx512_fp16", 7, 0, EDX, 23, ZMM},
     {"amx_tile", 7, 0, EDX, 24, TILE},

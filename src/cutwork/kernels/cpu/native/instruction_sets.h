@@ -45,6 +45,10 @@ extern const GroupingKernels GROUPING;
 extern const SelectionKernels SELECTION;
 }  // namespace avx512
 
+namespace avx512vpopcntdq {
+extern const GroupingKernels GROUPING;
+}
+
 namespace avx512vnni {
 extern const NarrowKernels NARROW;
 }

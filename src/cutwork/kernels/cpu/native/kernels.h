@@ -84,6 +84,11 @@ struct ConvKernels {
 struct SelectionKernels {
     // the `count` largest of all, at least one; of equal ones the first
     void (*largest)(const float *scores, uint8_t *mask, int64_t size, int64_t count, int threads);
+    // the `count` best runs, at least one, of the entries of `rows` rows that are `allowed`, a byte for each: the first
+    // of a row takes its `columns` largest, the next one those after, the last may have fewer; a run is as good as its
+    // mean, summed from the largest on, and no better than one before it in its row; of equal ones the first
+    void (*runs)(const float *scores, const uint8_t *allowed, uint8_t *mask, int64_t rows, int64_t width,
+                 int64_t columns, int64_t count, int threads);
     // of every `m` neighbours, `count` times, the `n` largest; of equal ones the first
     void (*groups)(const float *scores, uint8_t *mask, int64_t count, int64_t n, int64_t m, int threads);
     // in every 4x4 tile the best choice of `n` in each row and column; of equal ones the first in row-major order
@@ -118,4 +123,13 @@ struct GroupingKernels {
     // of a group counts as many times as that row's scale. The last group may have fewer than `size` rows.
     void (*group)(const uint64_t *bits, const int64_t *scale, int64_t rows, int64_t words, int64_t size,
                   int64_t *order, int threads);
+    // sets in bits[outputs, bytes], the highest of a byte first, those of the `chosen` values, a byte for each; units have
+    // one column
+    void (*mark)(const Weight &, const uint8_t *chosen, uint8_t *bits, int64_t bytes, int threads);
+    // means[groups, width] of each run of `size` rows in an order, summed in that order; the last may be shorter
+    void (*means)(const float *scores, const int32_t *order, float *means, int64_t rows, int64_t width, int64_t size,
+                  int threads);
+    // the same means of scores that only the values of units of one column have: -inf where no row of a group has one,
+    // and where others have, what has none counts as `least`
+    void (*means_of_kept)(const Weight &, float least, const int32_t *order, float *means, int64_t size, int threads);
 };

@@ -65,14 +65,137 @@ void largest(const float* scores, uint8_t* mask, int64_t size, int64_t count, in
                 left -= here;
             }
         }
-        // Each thread knows how many equal ones those before it have.
+        // Each thread knows how many equal ones it has, and those before it.
+        const int64_t bin = last & ((1 << 10) - 1), equal = bins.data[team.me * BINS + bin];
         int64_t room = left;
-        for (int64_t thread = 0; thread < team.me; ++thread) room -= bins.data[thread * BINS + (last & ((1 << 10) - 1))];
-        for (int64_t i = mine.begin; i < mine.end; ++i) {
-            const uint64_t rank = rank_of(scores[i]);
-            mask[i] = rank > last || (rank == last && room-- > 0);
+        for (int64_t thread = 0; thread < team.me; ++thread) room -= bins.data[thread * BINS + bin];
+        const auto lowest = static_cast<uint32_t>(room < equal ? last + 1 : last);
+        for (int64_t i = mine.begin; i < mine.end; ++i) mask[i] = rank_of(scores[i]) >= lowest;
+        if (room >= equal) room = 0;
+        for (int64_t i = mine.begin; room > 0 && i < mine.end; ++i)
+            if (rank_of(scores[i]) == last) mask[i] = 1, --room;
+    }
+}
+
+// Sorts keys in ascending order by their upper halves, those with equal ones as they come; `spare` is memory for as many.
+void sort(uint64_t* keys, uint64_t* spare, int64_t count) {
+    constexpr int DIGIT = 8;
+    for (int shift = 32; shift < 64; shift += DIGIT) {
+        int64_t ends[1 << DIGIT] = {}, end = 0;
+        for (int64_t i = 0; i < count; ++i) ++ends[keys[i] >> shift & 0xff];
+        for (int64_t& place : ends) {
+            const int64_t here = place;
+            place = end, end += here;
+        }
+        for (int64_t i = 0; i < count; ++i) spare[ends[keys[i] >> shift & 0xff]++] = keys[i];
+        uint64_t* const sorted = spare;
+        spare = keys, keys = sorted;
+    }
+}
+
+// Ranks by their highest bits.
+constexpr int BIN_BITS = 11;
+constexpr int64_t BINS = 1 << BIN_BITS;
+
+// Of all entries their bins, of those that are not allowed a bin of their own.
+void find_bins(const float* scores, const uint8_t* allowed, int64_t count, uint16_t* found) {
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t bin = rank_of(scores[i]) >> (32 - BIN_BITS);
+        found[i] = static_cast<uint16_t>(allowed[i] ? bin : BINS);
+    }
+}
+
+// The lowest bin that must be looked at for the best `count` runs, which take the best entries of their rows: so many
+// runs are better than any that begins below it, whatever rounding does to their means.
+int64_t lowest_bin(const int64_t* bins, int64_t rows, int64_t columns, int64_t count) {
+    // Means of very many rounded numbers may be further off than a bin is wide.
+    if (columns >= 1024) return 0;
+    // Each row may have a run that only begins above the bin.
+    int64_t needed = count * columns + rows * (columns - 1);
+    for (int64_t bin = BINS; bin-- > 0;)
+        if ((needed -= bins[bin]) <= 0) return most(bin - 1, 0);
+    return 0;
+}
+
+// One row for `runs`: sorts as much of it as has to be looked at.
+struct SortedRow {
+    Memory<uint64_t> keys, spare;
+    int64_t count = 0;
+    explicit SortedRow(int64_t width) : keys(width), spare(width) {}
+
+    // Takes all entries down to a bin, and what a run that begins there needs besides.
+    void take(const float* scores, const uint16_t* bin_of, int64_t width, int64_t columns, int64_t lowest) {
+        int64_t bins[BINS + 1] = {}, taken = 0;
+        for (int64_t i = 0; i < width; ++i) ++bins[bin_of[i]];
+        int64_t bin = BINS;
+        while (bin > lowest) taken += bins[--bin];
+        const int64_t needed = least(width - bins[BINS], rounded_up(taken, columns));
+        while (taken < needed) taken += bins[--bin];
+        int64_t next = 0;
+        for (int64_t i = 0; i < width; ++i)
+            if (bin_of[i] >= bin && bin_of[i] < BINS)
+                keys.data[next++] = static_cast<uint64_t>(~rank_of(scores[i])) << 32 | static_cast<uint64_t>(i);
+        sort(keys.data, spare.data, next);
+        count = needed;
+    }
+    int64_t column(int64_t i) const { return static_cast<int64_t>(keys.data[i] & UINT32_MAX); }
+};
+
+// The `count` best runs of some rows: a run takes the best allowed entries that its row has left.
+void runs(const float* scores, const uint8_t* allowed, uint8_t* mask, int64_t rows, int64_t width, int64_t columns,
+          int64_t count, int threads) {
+    const int64_t runs_of_row = (width + columns - 1) / columns;
+    const Memory<int64_t> bins(threads * (BINS + 1));
+    const Memory<uint16_t> bin_of(rows * width);
+    const Memory<int32_t> order(rows * width);
+    const Memory<int64_t> counts(rows);
+    const Memory<float> means(rows * runs_of_row);
+    const Memory<uint8_t> chosen(rows * runs_of_row);
+    int64_t lowest = 0;
+#pragma omp parallel num_threads(threads) if (rows * width >= WORTH_SHARING)
+    {
+        const Team team;
+        const Share mine(rows, team.me, team.size);
+        int64_t* own = bins.data + team.me * (BINS + 1);
+        std::memset(own, 0, (BINS + 1) * sizeof *own);
+        for (int64_t r = mine.begin; r < mine.end; ++r) {
+            uint16_t* found = bin_of.data + r * width;
+            find_bins(scores + r * width, allowed + r * width, width, found);
+            for (int64_t i = 0; i < width; ++i) ++own[found[i]];
+        }
+#pragma omp barrier
+#pragma omp single
+        {
+            for (int64_t thread = 1; thread < team.size; ++thread)
+                for (int64_t bin = 0; bin < BINS; ++bin) bins.data[bin] += bins.data[thread * (BINS + 1) + bin];
+            lowest = lowest_bin(bins.data, rows, columns, count);
+        }
+        SortedRow row(width);
+        for (int64_t r = mine.begin; r < mine.end; ++r) {
+            const float* from = scores + r * width;
+            row.take(from, bin_of.data + r * width, width, columns, lowest);
+            counts.data[r] = row.count;
+            float before = __builtin_inff();
+            for (int64_t run = 0; run < runs_of_row; ++run) {
+                const int64_t begin = run * columns, end = least(begin + columns, row.count);
+                float sum = 0;
+                for (int64_t i = begin; i < end; ++i) {
+                    const int64_t column = order.data[r * width + i] = static_cast<int32_t>(row.column(i));
+                    sum = i == begin ? from[column] : sum + from[column];
+                }
+                const float mean = begin < end ? sum / static_cast<float>(end - begin) : -__builtin_inff();
+                means.data[r * runs_of_row + run] = before = mean < before ? mean : before;
+            }
         }
     }
+    if (count < rows * runs_of_row) largest(means.data, chosen.data, rows * runs_of_row, count, threads);
+    else std::memset(chosen.data, 1, rows * runs_of_row);
+    std::memset(mask, 0, rows * width);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t run = 0; run < runs_of_row; ++run)
+            if (chosen.data[r * runs_of_row + run])
+                for (int64_t i = run * columns; i < least((run + 1) * columns, counts.data[r]); ++i)
+                    mask[r * width + order.data[r * width + i]] = 1;
 }
 
 // Of every `m` neighbours the `n` largest: those that fewer than n others beat. Of equal ones the first wins.
@@ -299,7 +422,7 @@ void greedy_tiles(const float* scores, uint8_t* mask, int64_t outputs, int64_t i
 
 }  // namespace selection
 
-extern const SelectionKernels SELECTION = {selection::largest, selection::groups, selection::best_tiles,
-                                            selection::greedy_tiles};
+extern const SelectionKernels SELECTION = {selection::largest, selection::runs, selection::groups,
+                                            selection::best_tiles, selection::greedy_tiles};
 
 }  // namespace CUTWORK_ISA
