@@ -202,3 +202,12 @@ def test_the_steps_after_moves_are_measured_for_every_start(start, monkeypatch):
     # Scaled by its age a weight steps about as far as under an optimizer that has just begun.
     assert watch.longest_new > 0.5 if start == "age" else watch.longest_new > 1.5
     assert after_moves.row("rigl", 0.1, start, [watch]).startswith(f"| rigl | 0.1 | {start} |")
+
+
+def test_networks_learn_from_every_kind_of_first_mask(monkeypatch):
+    first_masks = load("first_masks", monkeypatch)
+    monkeypatch.setattr(first_masks, "STEPS", 50)
+    for first in first_masks.FIRST_MASKS:
+        accuracy = first_masks.train(first, "block:8", 0.3, 0)
+        assert accuracy > 50, first
+        assert first_masks.row(first, [[accuracy]]) == f"| {first} | {accuracy:.1f} ± 0.0 |"

@@ -2,6 +2,7 @@ from cutwork import transforms as transforms
 from cutwork.bench.benchmark import benchmark as benchmark
 from cutwork.costs.flops import flops as flops
 from cutwork.costs.pictures import draw_masks as draw_masks
+from cutwork.costs.ramanujan import ramanujan_gaps as ramanujan_gaps
 from cutwork.costs.report import report as report
 from cutwork.data.digits import load_digits as load_digits
 from cutwork.data.fashion_mnist import load_fashion_mnist as load_fashion_mnist
@@ -22,6 +23,10 @@ from cutwork.methods import hold_fixed as hold_fixed
 from cutwork.methods import project_by as project_by
 from cutwork.methods import set_ as set_
 from cutwork.methods import srste as srste
+from cutwork.methods.foresight import force as force
+from cutwork.methods.foresight import grasp as grasp
+from cutwork.methods.foresight import snip as snip
+from cutwork.methods.foresight import synflow as synflow
 from cutwork.methods.schedules import constant as constant
 from cutwork.methods.schedules import cosine as cosine
 from cutwork.methods.schedules import cubic as cubic
@@ -54,4 +59,5 @@ from cutwork.training.exploration import Exploration as Exploration
 from cutwork.training.param_groups import param_groups as param_groups
 from cutwork.training.sparsifier import Sparsifier as Sparsifier
 from cutwork.training.sparsify import sparsify as sparsify
+from cutwork.transforms.decay import folded_decay as folded_decay
 from cutwork.version import __version__ as __version__

@@ -24,6 +24,14 @@ def num_processes() -> int:
     return torch.distributed.get_world_size() if is_distributed() else 1
 
 
+def average(part: Tensor) -> Tensor:
+    """Average a tensor over the processes that train together, in place, and return it; each of them must ask."""
+    if num_processes() > 1:
+        torch.distributed.all_reduce(part)
+        part /= num_processes()
+    return part
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this rank holds."""
     return tensor.to_local() if is_sharded(tensor) else tensor

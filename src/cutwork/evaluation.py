@@ -1,5 +1,6 @@
 """Running a model in evaluation to look at what it does, and leaving it as it was."""
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -34,6 +35,13 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in training.items():
             module.training = was_training
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, also where it holds weights that a hook computes anew before each pass."""
+    # Those carry gradients, and PyTorch copies no such tensors.
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
 
 
 @contextmanager

@@ -83,10 +83,27 @@ def train(
     seed=0,
     layers="*",
     storage="dense",
+    with_chance=False,
 ) -> dict:
-    """Train on one part of every batch, in micro-batches, and return all that a run ends with, in whole tensors."""
+    """Train on one part of every batch, in micro-batches, and return all that a run ends with, in whole tensors.
+
+    `with_chance` chooses the first masks by the part of a batch, and leaves units out in each step.
+    """
     model = build(seed)
-    sparsifier = cw.sparsify(model, {layers: pattern}, density=0.3, method=METHODS[method], track=True, storage=storage)
+
+    def first_loss(model: nn.Module) -> torch.Tensor:
+        x, y = (tensor.chunk(part[1])[part[0]] for tensor in batch_of(STEPS))
+        return F.cross_entropy(model(x), y)
+
+    sparsifier = cw.sparsify(
+        *(model, {layers: pattern}),
+        density=0.3,
+        method=METHODS[method],
+        init=cw.snip(first_loss, rounds=2) if with_chance else None,
+        drop_connect=0.3 if with_chance else None,
+        track=True,
+        storage=storage,
+    )
     wrapped = wrap(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     sparsifier.attach(optimizer)
@@ -285,6 +302,16 @@ def runs(folder: Path) -> dict:
         ("compressed", "sharded"): functools.partial(
             train, "static", "block:4", wrap=shard, part=part, layers="[57]", storage="compressed"
         ),
+        **{
+            ("chance", how): functools.partial(
+                train, "rigl", "block:4", wrap=wrap, part=part, layers="[57]", storage=storage, with_chance=True
+            )
+            for how, (wrap, storage) in {
+                "ddp": (DistributedDataParallel, "dense"),
+                "fsdp": (shard, "dense"),
+                "compressed": (DistributedDataParallel, "compressed"),
+            }.items()
+        },
         "compressed, refused": compressed_and_refused,
         "two forwards": two_forwards_then_backward,
         "checkpoint": functools.partial(checkpoint_and_resume, folder / "checkpoint"),
@@ -411,6 +438,17 @@ def test_compressed_ranks_train_what_one_dense_process_trains(outcomes, method, 
     one = train(method, pattern, layers="[57]")
     assert any(turnover > 0 for turnover in one["turnover"].values())
     check_equal(one, results[0], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "compressed"])
+def test_first_masks_by_parts_of_a_batch_and_what_is_left_out_are_those_of_one_process(outcomes, how):
+    first, second = of_both(outcomes, ("chance", how))
+    check_equal(first, second)
+    expected = train("rigl", "block:4", layers="[57]", with_chance=True)
+    check_equal(first, expected, rtol=1e-6, atol=1e-8)
+    plain = train("rigl", "block:4", layers="[57]")
+    assert not torch.equal(expected["masks"]["5"], plain["masks"]["5"])
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def test_training_for_long_with_nobody_attached_is_said_once(storage, caplog, mo
     train(model, optimizer, 2)
     assert not caplog.text
     train(model, optimizer, 3)
-    assert caplog.text.count("0 was updated 3 times, but its mask does not move") == 1
+    assert caplog.text.count("0 was updated 3 times, but no sparsifier is attached, so its mask does not move") == 1
     for method, is_attached in ((cw.Static(), False), (cw.set_(every=2, until=9), True)):
         caplog.clear()
         model, sparsifier = prepared(method, "block:4", storage=storage)

@@ -185,8 +185,9 @@ class CompressedLinear(Compressed):
         index, before, after = self.sparsity, self.before, self.after
         if index.is_observing:
             x, before, after = activate(before, x), NONE, NONE
+        kept = index.leave_out(values, is_training=self.training)
         y = linear(
-            *(x, values, *index.tensors, read_parameter(self, "bias")),
+            *(x, kept, *index.tensors, read_parameter(self, "bias")),
             outputs=self.out_features,
             before=before,
             after=after,
@@ -233,8 +234,9 @@ class CompressedConv2d(Compressed):
         index = self.sparsity
         after = NONE if index.is_observing else self.after
         x, padding = self._pad(input)
+        kept = index.leave_out(values, is_training=self.training)
         y = conv2d(
-            *(x, values, *index.tensors, read_parameter(self, "bias")),
+            *(x, kept, *index.tensors, read_parameter(self, "bias")),
             outputs=self.out_channels,
             kernel_size=self.kernel_size,
             stride=self.stride,

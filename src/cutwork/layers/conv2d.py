@@ -18,4 +18,5 @@ class SparseConv2d(MaskedLayer, nn.Conv2d):
         """Return the convolution of the input with the effective weight."""
         if rests(self):
             return self._conv_forward(input, read_parameter(self, "weight"), read_parameter(self, "bias"))
-        return self.sparsity.observe(input, self._conv_forward(input, self.sparsity(self.weight), self.bias), -3)
+        weight = self.sparsity.leave_out(self.sparsity(self.weight), is_training=self.training)
+        return self.sparsity.observe(input, self._conv_forward(input, weight, self.bias), -3)

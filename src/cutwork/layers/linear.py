@@ -19,7 +19,8 @@ class SparseLinear(MaskedLayer, nn.Linear):
         """Return the input times the effective weight, plus the bias."""
         if rests(self):
             return F.linear(input, read_parameter(self, "weight"), read_parameter(self, "bias"))
-        return self.sparsity.observe(input, F.linear(input, self.sparsity(self.weight), self.bias), -1)
+        weight = self.sparsity.leave_out(self.sparsity(self.weight), is_training=self.training)
+        return self.sparsity.observe(input, F.linear(input, weight, self.bias), -1)
 
 
 @final
@@ -34,7 +35,8 @@ class SparseConv1D(MaskedLayer):
         """Return `x` times the effective weight, plus the bias."""
         if rests(self):
             return F.linear(x, read_parameter(self, "weight").T, read_parameter(self, "bias"))
-        return self.sparsity.observe(x, F.linear(x, self.sparsity(self.weight).T, self.bias), -1)
+        weight = self.sparsity.leave_out(self.sparsity(self.weight), is_training=self.training)
+        return self.sparsity.observe(x, F.linear(x, weight.T, self.bias), -1)
 
     def extra_repr(self) -> str:
         """Describe the layer as transformers does."""

@@ -97,7 +97,7 @@ def share_by_score(views: Iterable[View], drop: Score, density: Callable[[View],
         own.append(density(view))
         if view.pattern.density is None:
             units = view.units(drop)
-            free[number] = units[view.kept].float().cpu(), units.numel(), math.prod(view.layout.matrix_shape)
+            free[number] = units[view.kept].cpu(), units.numel(), math.prod(view.layout.matrix_shape)
     if not free:
         return own
     layer_of = torch.cat([torch.full((len(scores),), number) for number, (scores, *_) in free.items()])

@@ -1,7 +1,7 @@
 """The mask of one layer, and what each step of training does with it."""
 
 from abc import abstractmethod
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from typing import Any, final
 
 import torch
@@ -25,6 +25,7 @@ class Sparsity(nn.Module):
 
         follow(needs_gradient=...)            a sparsifier is attached; will it ever ask for the dense gradient?
         expect_gradient(trained, on)          the coming step ends in a move that looks at the dense gradient, or not
+        expect_drops(trained, rate, seed)     the coming step leaves out some of what is kept, if there is drop-connect
         observe(x, y, channel_dim)            a forward pass: the layer was used, and this is what it read and returns
         before_update(trained, loss_scale, learning_rate)
                                               the gradient is complete: returns the dense one, if expected
@@ -45,6 +46,11 @@ class Sparsity(nn.Module):
     # has to ask a device for it, and in a buffer, for compiled code.
     _gain: float
     gain: Tensor
+    # Whether some units are left out in training; by what each number is multiplied for that in the coming step; and at
+    # which rate, and by which chance. No buffer: copies have none, and averages go through the buffers of both at once.
+    drops: bool
+    gate: Tensor
+    _drawn: tuple[float, int]
 
     def __init__(self, *, layout: Layout, pattern: Pattern, density: float) -> None:
         super().__init__()
@@ -54,6 +60,7 @@ class Sparsity(nn.Module):
         self.was_used = False
         # Whether a state dict has changed the size of the trained parameter, of which an optimizer may know nothing.
         self.was_resized = False
+        self.drops = False
         # Whether a sparsifier is attached, and whether it will ever ask for the dense gradient.
         self.is_followed = False
         self.needs_gradient = False
@@ -80,12 +87,43 @@ class Sparsity(nn.Module):
     @final
     def release(self, trained: nn.Parameter) -> None:
         """Take note that no sparsifier is attached any more."""
-        self.is_followed = self.needs_gradient = False
+        self.is_followed = self.needs_gradient = self.drops = False
         self.expect_gradient(trained, False)
 
     @abstractmethod
     def expect_gradient(self, trained: nn.Parameter, on: bool) -> None:
         """Say whether the coming step has to bring the dense gradient."""
+
+    @final
+    def expect_drops(self, trained: nn.Parameter, rate: float, seed: int) -> None:
+        """Leave out each unit that is kept with a probability in the coming step; the others make up for it."""
+        if not self.drops:
+            self.gate = torch.ones((), dtype=trained.dtype, device=self.gain.device)
+        self.drops, self._drawn = True, (rate, seed)
+        self._renew_gate()
+
+    @final
+    def leave_out(self, numbers: Tensor, *, is_training: bool) -> Tensor:
+        """Return what a layer multiplies with, of its kept numbers, without the units left out in this step."""
+        return numbers * self.gate if self.drops and is_training else numbers
+
+    @final
+    def _renew_gate(self) -> None:
+        """Draw which units are left out; whoever changes the mask calls it."""
+        if not self.drops:
+            return
+        rate, seed = self._drawn
+        generator = torch.Generator().manual_seed(seed)
+        gate = self._make_gate(lambda number: (torch.rand(number, generator=generator) >= rate).double() / (1 - rate))
+        if self.gate.shape == gate.shape:
+            # In place, so that compiled code goes on with the tensor it knows.
+            self.gate.copy_(gate)
+        else:
+            self.gate = gate.to(self.gate)
+
+    @abstractmethod
+    def _make_gate(self, draw: Callable[[int], Tensor]) -> Tensor:
+        """Return what the kept numbers are multiplied by: a number drawn for each unit, in the order of the index."""
 
     @final
     def note_use(self) -> None:
@@ -177,15 +215,23 @@ class Sparsity(nn.Module):
             self._gain = gain
             self.gain.fill_(gain)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Do what `nn.Module` does, with the gate too."""
+        super()._apply(fn, recurse)
+        if self.drops:
+            self.gate = fn(self.gate)
+        return self
+
     def extra_repr(self) -> str:
         """Describe the mask in the representation of the model."""
         return f"{self.pattern}, density {self.mask.float().mean():.4g}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out that a sparsifier follows, and the gain that it has set: nobody follows a copy."""
+        """Leave out that a sparsifier follows, and the gain and gate that it has set: nobody follows a copy."""
         # A tensor made for this moment could not be sent to another process: it would be gone before it is read.
         buffers = {name: buffer for name, buffer in self._buffers.items() if name != "gain"}
-        return {**vars(self), "_buffers": buffers, "is_followed": False, "needs_gradient": False}
+        held = {name: value for name, value in vars(self).items() if name != "gate"}
+        return {**held, "_buffers": buffers, "is_followed": False, "needs_gradient": False, "drops": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make anew what a copy leaves out."""

@@ -121,6 +121,11 @@ class FixedIndex(Sparsity):
                 held.copy_(index)
         self._show()
         self._versions = _versions_of(self._index)
+        self._renew_gate()
+
+    def _make_gate(self, draw: Callable[[int], Tensor]) -> Tensor:
+        """Return a number for each unit."""
+        return draw(self.topology.num_units)[:, None, None]
 
     @property
     def mask(self) -> Tensor:
@@ -287,6 +292,7 @@ class FixedIndex(Sparsity):
         )
         self._show()
         self._versions = _versions_of(self._index)
+        self._renew_gate()
 
 
 def why_not_store(pattern: Pattern) -> str:

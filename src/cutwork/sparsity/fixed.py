@@ -54,7 +54,7 @@ class Fixed(Masked):
         """Return the weight, zero outside the mask, with the gradient masked, or turned down outside the mask."""
         self.note_use()
         # On a CPU a product with a bool mask takes a third of the time of a selection; compiled code has one form.
-        if self.estimate or not (self._gain or torch.compiler.is_compiling()):
+        if self.estimate or not (torch.compiler.is_compiling() or self._gain):
             return weight * self.mask
         # The difference is zero also where an average of weights over time still remembers what was dropped.
         return torch.where(self.mask, weight, (weight - weight.detach()) * self.gain)

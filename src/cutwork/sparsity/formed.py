@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from cutwork.distributed import num_processes
+from cutwork.distributed import average
 from cutwork.memory import take_memory
 from cutwork.ops import block_conv2d, block_linear
 from cutwork.ops.activations import NONE
@@ -53,7 +53,7 @@ class FormedGradient(GradientOfKept):
         if total is None:
             # Nothing was heard here, but perhaps in other processes.
             total = self._gradient.new_zeros(self._index.shape, dtype=self._wide)[outputs]
-        total = _average(total)
+        total = average(total)
         return total if scale == 1 else total.mul_(scale)
 
     @cached_property
@@ -100,7 +100,7 @@ class FormedGradient(GradientOfKept):
         for pair in self._pairs:
             part = self._product_at_kept(pair, num_groups)
             formed[: len(part)] += part
-        return _average(formed).flatten()
+        return average(formed).flatten()
 
     def _product_at_kept(self, pair: Pair, num_groups: int) -> Tensor:
         index, (x, dy, geometry) = self._index, pair
@@ -117,14 +117,6 @@ def _multiply(dy: Tensor, x: Tensor, into: Tensor | None) -> Tensor:
     if into is None or len(into) != len(dy):
         into = take_memory((len(dy), x.shape[1]), x.dtype, x.device)
     return torch.mm(dy, x, out=into)
-
-
-def _average(part: Tensor) -> Tensor:
-    """Average a part over the processes that train together, in place."""
-    if num_processes() > 1:
-        torch.distributed.all_reduce(part)
-        part /= num_processes()
-    return part
 
 
 def _parts_of(geometry: list[int]) -> tuple[list[int], list[int], list[int], list[int], int]:

@@ -1,7 +1,7 @@
 """Masks in dense storage: a mask in a buffer, beside a weight of full shape."""
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Self, final
 
 import torch
@@ -126,6 +126,35 @@ class Masked(Sparsity):
     def set_mask(self, matrix: Tensor) -> None:
         """Take over a mask given as a matrix, in place."""
         self.mask.copy_(self.layout.from_matrix(matrix))
+        self._renew_gate()
+
+    @final
+    def _make_gate(self, draw: Callable[[int], Tensor]) -> Tensor:
+        """Return the gate as a whole weight, one outside the mask; without tiles each weight is a unit."""
+        mask = self.mask_matrix()
+        gate = torch.ones(mask.shape, dtype=self.gate.dtype, device=mask.device)
+        tiles = WholeNumbers(self.pattern, mask, mask).tiles
+        if tiles is None:
+            return self.layout.from_matrix(gate.masked_scatter_(mask, draw(int(mask.sum())).to(gate)))
+        drawn = draw(tiles.num_units).to(gate)[:, None, None].expand(-1, tiles.columns, tiles.rows)
+        return self.layout.from_matrix(torch.where(mask, tiles.scatter(drawn), gate))
+
+    @final
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Do what `nn.Module` does, and leave out units of the mask that has come."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._renew_gate()
 
     def fits(self, trained: Tensor) -> bool:
         """Say yes: every value of the weight is legal."""

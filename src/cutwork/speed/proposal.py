@@ -1,6 +1,5 @@
 """Which pattern and density would make a model as fast as wished, predicted from its layers measured here."""
 
-import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,9 +9,9 @@ from glob import escape
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cutwork.evaluation import Call, call_of
+from cutwork.evaluation import Call, call_of, copy_model
 from cutwork.kernels import REFERENCE
 from cutwork.layers.attention import OpenAttention
 from cutwork.layers.swap import SparseLayer, candidates, sparse_layers
@@ -110,9 +109,9 @@ def propose(
     call = call_of(model, inputs)
     chosen, left_out = _choose(model, layers)
     # A copy: hooks may count calls, and the mode of each module is its own.
-    dense = _copy(model).eval()
+    dense = copy_model(model).eval()
     # With attentions open, and masks only to have layers that can become tiles.
-    trial = _copy(model).eval()
+    trial = copy_model(model).eval()
     sparsify(trial, _only(chosen, "unstructured"), density=0.5)
     made_sparse = {name: layer for name, layer in sparse_layers(trial).items() if name in chosen}
     seen = find_usages(trial, made_sparse, call)
@@ -146,12 +145,6 @@ def propose(
         is_steady=all(trial_of.is_steady for trial_of in tried.values()),
         left_out=left_out,
     )
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    # Weights that a hook computes anew before each pass carry gradients, and PyTorch copies no such tensors.
-    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
 
 
 def _choose(model: nn.Module, layers: str | Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -286,7 +279,7 @@ def _pack(
     """Return a copy of a model with layers as tiles in a pattern, and the reasons of those that stay dense."""
     shaped = sparse_layers(trial)
     obstacles = {name: reason for name in names if (reason := _why_not_mask(shaped[name], pattern, density))}
-    packed = _copy(model)
+    packed = copy_model(model)
     # Those that stay dense have masks too, so that the same attentions are open.
     sparsify(packed, _only(names, pattern) | _only(obstacles, "unstructured"), density=density)
     layers = sparse_layers(packed)

@@ -1,4 +1,4 @@
-"""Noticing that masks should move, but no sparsifier is attached."""
+"""Noticing that masks should move, or units be left out, but no sparsifier is attached."""
 
 import logging
 from dataclasses import dataclass
@@ -52,8 +52,8 @@ def _notice(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
             if watched.steps == MANY_STEPS:
                 del _WATCHED[sparsity]
                 logger.warning(
-                    "%s was updated %d times, but its mask does not move: no sparsifier is attached; call "
-                    "sparsifier.attach(optimizer) on what sparsify() has returned",
+                    "%s was updated %d times, but no sparsifier is attached, so its mask does not move and nothing is "
+                    "left out of it; call sparsifier.attach(optimizer) on what sparsify() has returned",
                     watched.name or "the model",
                     MANY_STEPS,
                 )

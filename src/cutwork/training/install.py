@@ -30,7 +30,7 @@ def install(
     choices: Mapping[str, Choice],
     method: Method,
     *,
-    init: Score,
+    inits: Mapping[str, Score],
     masks: Mapping[str, Tensor] | None = None,
     rescales: bool = False,
     seed: int = 0,
@@ -43,7 +43,7 @@ def install(
     meta device are initialised on `device`, and compressed at once.
     """
     chances = {name: generator_for(seed, 0, name) for name in choices}
-    beginning = _Beginning(choices, method, init, masks, rescales, chances)
+    beginning = _Beginning(choices, method, inits, masks, rescales, chances)
     if is_compressed:
         _install_compressed(model, beginning, device)
     else:
@@ -106,7 +106,7 @@ class _Beginning:
 
     choices: Mapping[str, Choice]
     method: Method
-    init: Score
+    inits: Mapping[str, Score]
     masks: Mapping[str, Tensor] | None
     rescales: bool
     chances: Mapping[str, Generator]
@@ -118,7 +118,7 @@ class _Beginning:
         if self.masks is not None:
             return self.choices[name].layout.to_matrix(self.masks[name].to(weight.device))
         try:
-            return as_matrix(self.method.start(self._view(name, weight), self.init))
+            return as_matrix(self.method.start(self._view(name, weight), self.inits[name]))
         except ValueError as error:
             raise ValueError(f"{label(name)}: {error}") from error
 
@@ -149,17 +149,21 @@ class _Beginning:
             raise ValueError(f"{label(name)}: {error}") from error
 
     def _view(self, name: str, weight: Tensor) -> View:
-        choice = self.choices[name]
-        matrix = choice.layout.to_matrix(weight)
-        # One number, expanded: it takes no memory.
-        mask = torch.ones((), dtype=torch.bool, device=weight.device).expand(matrix.shape)
-        return View(
-            pattern=choice.pattern,
-            density=choice.density,
-            layout=choice.layout,
-            numbers=WholeNumbers(choice.pattern, matrix, mask),
-            learned=None,
-            step=0,
-            generator=self.chances[name],
-            is_last=name == list(self.choices)[-1],
-        )
+        choice, is_last = self.choices[name], name == list(self.choices)[-1]
+        return first_view(choice, choice.layout.to_matrix(weight), generator=self.chances[name], is_last=is_last)
+
+
+def first_view(choice: Choice, matrix: Tensor, *, generator: Generator, is_last: bool) -> View:
+    """Return a layer as its method sees it before it has a mask: as if it kept everything."""
+    # One number, expanded: it takes no memory.
+    mask = torch.ones((), dtype=torch.bool, device=matrix.device).expand(matrix.shape)
+    return View(
+        pattern=choice.pattern,
+        density=choice.density,
+        layout=choice.layout,
+        numbers=WholeNumbers(choice.pattern, matrix, mask),
+        learned=None,
+        step=0,
+        generator=generator,
+        is_last=is_last,
+    )

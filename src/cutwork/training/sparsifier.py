@@ -28,6 +28,7 @@ from cutwork.training.attachment import (
     unwrap,
 )
 from cutwork.training.attendance import expect_attach, stop_expecting
+from cutwork.training.drop_connect import DropConnect
 from cutwork.training.exploration import Exploration
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,13 @@ class Sparsifier:
         seed: int = 0,
         track: bool = False,
         skipped: Mapping[str, str] | None = None,
+        drop_connect: DropConnect | None = None,
     ) -> None:
         self.layers = dict(layers)
         # Which layers were to be sparse and could not, and why.
         self.skipped = dict(skipped or {})
         self.method = method
+        self.drop_connect = drop_connect
         self.steps_done = 0
         self._seed = seed
         self._optimizers: list[Optimizer] = []
@@ -70,7 +73,7 @@ class Sparsifier:
         self._is_first_step = True
         self._averages: list[dict[str, SparseLayer]] = []
         self._frozen: set[str] = set()
-        if method.moves:
+        if method.moves or drop_connect is not None:
             expect_attach(*next(iter(self.layers.items())))
         self._exploration = (
             {name: Exploration.begin(layer.sparsity.mask) for name, layer in self.layers.items()} if track else None
@@ -280,8 +283,14 @@ class Sparsifier:
         for optimizer in self._optimizers if self._handles else ():
             optimizer.param_groups[0][self.state_key] = self.steps_done
         is_read = bool(self._optimizers) and self.method.reads_gradient(self.steps_done + 1)
-        for layer in self.layers.values():
-            layer.sparsity.expect_gradient(layer.trained, is_read and not layer.sparsity.is_frozen(layer.trained))
+        for name, layer in self.layers.items():
+            expects = is_read and not layer.sparsity.is_frozen(layer.trained)
+            layer.sparsity.expect_gradient(layer.trained, expects)
+            if self.drop_connect is not None and self._optimizers:
+                # A move looks at the gradient of all that is kept.
+                rate = 0.0 if expects else self.drop_connect.rate(self.steps_done)
+                seed = generator_for(self._seed, self.steps_done + 1, f"drop {name}").initial_seed()
+                layer.sparsity.expect_drops(layer.trained, rate, seed)
 
     def _move_all(self, step: int) -> None:
         """Decide where all masks move, and only then move them; the gradient of one layer at a time is formed."""

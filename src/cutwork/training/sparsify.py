@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.methods import Method, find_method
+from cutwork.methods.foresight import Foresight
+from cutwork.methods.schedules import Schedule
 from cutwork.methods.scores import SCORES, Score, balanced, magnitude
 from cutwork.text import counted, did_you_mean
 from cutwork.training.allocation import ALLOCATIONS, Allocation
 from cutwork.training.amounts import Amounts, as_density, give_densities, give_densities_of
+from cutwork.training.drop_connect import read_drop_connect
+from cutwork.training.foreseeing import find_scores
 from cutwork.training.freshness import are_fresh
 from cutwork.training.install import install
 from cutwork.training.selection import Patterns, describe_reasons, match_layers
@@ -31,9 +35,10 @@ def sparsify(
     sparsity: Amounts | None = None,
     method: str | Method = "static",
     allocation: str | Allocation = "uniform",
-    init: str | Score | None = None,
+    init: str | Score | Foresight | None = None,
     masks: Mapping[str, Tensor] | None = None,
     rescale: bool | None = None,
+    drop_connect: Schedule | float | None = None,
     steps: int | None = None,
     seed: int = 0,
     track: bool = False,
@@ -50,15 +55,18 @@ def sparsify(
     Fresh and trained weights begin differently; all chosen layers together look like the one or the other. Fresh ones
     get a first mask by chance, `balanced` so that no output is left without inputs, and are scaled so that what the
     mask keeps does what all of them would. Of trained ones the mask keeps the largest, by `magnitude`, and they stay as
-    they are. STE begins with the score that it goes on with. `init` names another score for the first mask, `masks`
-    gives masks, shaped like the weights, and `rescale` says whether to scale.
+    they are. STE begins with the score that it goes on with. `init` names another score for the first mask, which may
+    look at the whole model, as `snip(loss)` does; `masks` gives masks, shaped like the weights; and `rescale` says
+    whether to scale.
 
-    `steps` is the length of the run, needed where the method speaks of a share of it. `track` keeps count of the masks
-    visited. With `storage="compressed"` linear layers and convolutions in tiles store and train only what their masks
-    keep, from the first step: weights, gradients and optimizer state have the size of that. A layer that cannot be
-    sparse is an error; with `skip` it stays dense, a warning is logged, and `skipped` of the sparsifier says why.
-    Chosen layers on the meta device come into being on `device`, compressed at once: one after the other gets the first
-    numbers that its own `reset_parameters` gives it, and keeps what its mask does. All else stays on the meta device.
+    `drop_connect` is the share of the kept units that each step of training leaves out by chance, a number or a
+    schedule. `steps` is the length of the run, needed where the method or a schedule speaks of a share of it. `track`
+    keeps count of the masks visited. With `storage="compressed"` linear layers and convolutions in tiles store and
+    train only what their masks keep, from the first step: weights, gradients and optimizer state have the size of that.
+    A layer that cannot be sparse is an error; with `skip` it stays dense, a warning is logged, and `skipped` of the
+    sparsifier says why. Chosen layers on the meta device come into being on `device`, compressed at once: one after the
+    other gets the first numbers that its own `reset_parameters` gives it, and keeps what its mask does. All else stays
+    on the meta device.
 
     The order of calls: build the model, load dense weights, sparsify, wrap for data parallelism, build the optimizer,
     attach it, compile. If anything is wrong, nothing has changed.
@@ -88,7 +96,10 @@ def sparsify(
     if storage not in STORAGES:
         near = did_you_mean(storage, STORAGES)
         raise ValueError(f"unknown storage {storage!r}{near}; write {', '.join(map(repr, STORAGES))}")
-    wanted_score = chosen_method.first_score if init is None else _find(SCORES, init, "score")
+    drops = read_drop_connect(drop_connect, None if steps is None else int(steps))
+    wanted_score = chosen_method.first_score if init is None else init
+    if not (wanted_score is None or isinstance(wanted_score, Foresight)):
+        wanted_score = _find(SCORES, wanted_score, "score")
     share = _find(ALLOCATIONS, allocation, "allocation")
     target = _read_device(device, storage)
     amount = as_density(density, sparsity)
@@ -97,6 +108,7 @@ def sparsify(
             "masks bring their own density and need no scores; leave density, sparsity, allocation, init out"
         )
     skipped: dict[str, str] | None = {} if skip else None
+    _check_read(allocation, amount, wanted_score)
     choices = match_layers(model, patterns, skipped, target)
     if masks is None:
         choices = give_densities(choices, amount, allocation=share, skipped=skipped)
@@ -106,6 +118,7 @@ def sparsify(
         raise ValueError(f"device={device!r} is for layers on the meta device, and none of these is; leave it out")
     is_fresh = are_fresh(model, choices)
     score = wanted_score or (balanced if is_fresh else magnitude)
+    choices, inits = find_scores(model, choices, score, seed=int(seed))
     rescales = is_fresh if rescale is None else rescale
     logger.info(
         "the weights look %s; they are%s scaled to their first masks, which %s",
@@ -115,7 +128,7 @@ def sparsify(
     )
     layers = install(
         *(model, choices, chosen_method),
-        init=score,
+        inits=inits,
         masks=masks,
         rescales=rescales,
         seed=seed,
@@ -126,15 +139,15 @@ def sparsify(
         logger.warning(
             "sparsify leaves %s dense: %s", counted(len(skipped), "layer"), "; ".join(describe_reasons(skipped))
         )
-    return Sparsifier(layers, chosen_method, seed=int(seed), track=track, skipped=skipped)
+    return Sparsifier(layers, chosen_method, seed=int(seed), track=track, skipped=skipped, drop_connect=drops)
 
 
-def _tell_masks(method: Method, score: Score, masks: Mapping[str, Tensor] | None) -> str:
+def _tell_masks(method: Method, score: Score | Foresight, masks: Mapping[str, Tensor] | None) -> str:
     if masks is not None:
         return "were given"
     if not method.takes_first_mask:
         return f"{type(method).__name__} chooses itself"
-    return f"keep the best by {getattr(score, '__name__', score)}"
+    return f"keep the best by {score.name if isinstance(score, Foresight) else getattr(score, '__name__', score)}"
 
 
 def _check_whole(name: str, value: object, *, least: int | None, example: str) -> None:
@@ -159,7 +172,20 @@ def _read_device(device: str | torch.device | None, storage: str) -> torch.devic
     return torch.device(device)
 
 
-def _refuse_first_mask(method: Method, init: str | Score | None, masks: Mapping[str, Tensor] | None) -> None:
+def _check_read(allocation: str | Allocation, amount: Amounts | None, score: Score | Foresight | None) -> None:
+    """Raise ValueError where the first masks say themselves how much each layer keeps, and something else does too."""
+    is_one_number = not isinstance(amount, Mapping) and allocation == "uniform"
+    if isinstance(score, Foresight) and score.across_layers and not is_one_number:
+        given = f"density={dict(amount)}" if isinstance(amount, Mapping) else f"allocation={allocation!r}"
+        raise ValueError(
+            f"{score.name} ranks the weights of all layers together, and so decides how much each keeps; got {given}, "
+            f"which would go unread; leave it out, or write {score.name}(..., across_layers=False)"
+        )
+
+
+def _refuse_first_mask(
+    method: Method, init: str | Score | Foresight | None, masks: Mapping[str, Tensor] | None
+) -> None:
     name = type(method).__name__
     if init is not None:
         raise ValueError(
