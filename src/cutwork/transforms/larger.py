@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, final
 
@@ -42,10 +42,12 @@ class Larger:
     """A larger model, still dense, and how much of which layers is to be kept; it prints as a table.
 
     What is left is one line: `sparsify(larger.model, larger.patterns("block:32"), density=larger.densities, ...)`.
+    `skipped` says of layers that stay as they are why they do.
     """
 
     model: nn.Module
     changes: tuple[Change, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def densities(self) -> dict[str, float]:
