@@ -5,6 +5,7 @@ from cutwork.transforms.decay import decay_of_factors, folded_decay
 from cutwork.transforms.doping import doped
 from cutwork.transforms.factoring import factorized
 from cutwork.transforms.larger import Change, Larger, fit
+from cutwork.transforms.wide_factoring import wide_factorized
 from cutwork.transforms.widening import wide
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "folded_decay",
     "parallel",
     "wide",
+    "wide_factorized",
 ]

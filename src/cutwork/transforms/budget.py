@@ -126,13 +126,15 @@ def round_to_units(
     return {name: kept[name] / num_units[name] for name in densities}
 
 
-def check_spent(works: Mapping[str, Work], densities: Mapping[str, float], budget: int) -> None:
+def check_spent(
+    works: Mapping[str, Work], densities: Mapping[str, float], budget: int, advice: str = "smaller tiles come closer"
+) -> None:
     """Raise ValueError where the operations at these densities are more than 0.1 % off the budget."""
     spent = sum(work.at(densities.get(name, 1.0)) for name, work in works.items())
     if abs(spent - budget) > TOLERANCE * budget:
         raise ValueError(
             f"at these densities the larger model needs {spent:,} operations, {float(spent / budget - 1):+.2%} off the "
-            f"{budget:,} of the dense one; smaller tiles come closer"
+            f"{budget:,} of the dense one; {advice}"
         )
 
 
