@@ -64,6 +64,11 @@ def test_what_cannot_be_exchanged_is_refused_by_name():
     refuse(model, x, "4", "4: its weight is computed anew by a parametrization")
 
 
+def test_weights_without_numbers_are_refused():
+    model, x = members.make_model("mlp")
+    refuse(model.to("meta"), x.to("meta"), "2", "2: its weight has no numbers, on the meta device")
+
+
 def test_a_sparse_model_is_refused():
     model, x = members.make_model("mlp")
     cw.sparsify(model, {"2": "block:4"}, density=0.5)

@@ -76,6 +76,10 @@ def _why_not_exchange(
     name = candidate.name
     if reason := candidate.obstacle or why_not_sparsify(candidate.kind):
         return reason
+    if candidate.is_meta:
+        return (
+            "its weight has no numbers, on the meta device, for others to be as large as; build the model on a real one"
+        )
     if candidate.attention is not None:
         return f"{label(candidate.attention)} reads its weight itself, as nn.MultiheadAttention does"
     if not name:

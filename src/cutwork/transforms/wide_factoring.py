@@ -95,4 +95,12 @@ def _solve_ranks(works: Mapping[str, Work], places: Mapping[str, Candidate], bud
     densities = dict.fromkeys(sparse, solve_density(paired, budget))
     num_units = {name: full.get(name, max(1, paired[name].products)) for name in sparse}
     kept = round_to_units(paired, densities, num_units, budget)
-    return {name: round(kept[name] * full[name]) for name in places}
+    ranks = {name: round(kept[name] * full[name]) for name in places}
+    prices = {name: Fraction(paired[name].products, full[name]) for name in places}
+    left = budget - sum(work.at(kept.get(name, 1.0)) for name, work in paired.items())
+    # What is too little for one more rank of one layer may be several of a cheaper one.
+    for name in sorted(prices, key=lambda each: prices[each], reverse=True):
+        more = max(round(left / prices[name]), 1 - ranks[name])
+        ranks[name] += more
+        left -= more * prices[name]
+    return ranks
