@@ -94,14 +94,16 @@ def test_the_same_seed_makes_the_same_model(member):
     assert not all(torch.equal(a, c) for a, _, c in pairs)
 
 
+@pytest.mark.parametrize("storage", ["dense", "compressed"])
 @pytest.mark.parametrize("member", members.MEMBERS)
-def test_copies_files_and_exports_of_sparse_members_compute_the_same(member, tmp_path):
+def test_copies_files_and_exports_of_sparse_members_compute_the_same(member, storage, tmp_path):
     torch.manual_seed(0)
     model, x = members.make_model("cnn")
 
     def make():
         larger = members.MEMBERS[member](model, 0.25, inputs=x)
-        return larger, cw.sparsify(larger.model, larger.patterns("block:4"), density=larger.densities, steps=10)
+        options = {"density": larger.densities, "steps": 10, "storage": storage}
+        return larger, cw.sparsify(larger.model, larger.patterns("block:4"), **options)
 
     larger, sparsifier = make()
     sparse = larger.model.eval()
@@ -155,6 +157,19 @@ def test_both_storages_train_alike(member):
             losses[-1].append(loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=1e-9)
     assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize(("member", "count"), [("parallel-relu", 4), ("factorized-norm-relu", 1)])
+def test_what_stands_inside_is_fused_with_compressed_layers(member, count):
+    torch.manual_seed(0)
+    model, x = members.make_model("cnn")
+    larger = members.MEMBERS[member](model, 0.25, inputs=x).model.eval()
+    cw.sparsify(larger, {"3.*": "block:4"}, density=0.5, storage="compressed")
+    with torch.no_grad():
+        expected = larger(x)
+        fusions = cw.fuse(larger, x)
+        torch.testing.assert_close(larger(x), expected, rtol=1e-4, atol=1e-5)
+    assert sum(fusion.kind == "ReLU" and fusion.module.startswith("3.") for fusion in fusions) == count
 
 
 def test_a_transformer_layer_calls_what_stands_in_it():
