@@ -9,8 +9,9 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ MEMBERS: dict[str, Callable[..., Larger]] = {
 }
 PRUNED = "wide, pruned"
 HEAD = ("model", "density", "accuracy", "spread", "FLOPs", "at first", "weights", "step ms", "why not")
+WIDTHS = (15, 7, 9, 6, 14, 14, 11, 8)
 
 
 class Block(nn.Module):
@@ -152,8 +154,8 @@ def count_weights(model: nn.Module) -> int:
     return sum(kept.get(id(each), each.numel()) for each in model.parameters())
 
 
-def compare(options: argparse.Namespace) -> list[tuple[str, ...]]:
-    """Return a row for the dense model, and one for each member and the pruned model at each density."""
+def compare(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """Yield a row for the dense model, and one for each member and the pruned model at each density."""
     data = load_data(options.data)
     if options.images:
         data = Images(
@@ -162,15 +164,14 @@ def compare(options: argparse.Namespace) -> list[tuple[str, ...]]:
             data.test_images[: options.images],
             data.test_labels[: options.images],
         )
-    rows = [row("dense", 1.0, [run(None, 1.0, seed, data, options) for seed in range(options.seeds)])]
+    yield row("dense", 1.0, [run(None, 1.0, seed, data, options) for seed in range(options.seeds)])
     for density in options.densities:
         for member in (*options.members, PRUNED):
             try:
                 results = [run(member, density, seed, data, options) for seed in range(options.seeds)]
-                rows.append(row(member, density, results))
+                yield row(member, density, results)
             except ValueError as reason:
-                rows.append((member, f"{density:g}", *[""] * 6, str(reason)))
-    return rows
+                yield (member, f"{density:g}", *[""] * 6, str(reason))
 
 
 def row(name: str, density: float, results: Sequence[Result]) -> tuple[str, ...]:
@@ -210,7 +211,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train all and print what they came to."""
-    print("\n".join(in_columns([HEAD, *compare(parse(arguments))], "<>>>>>>><")))
+    for line in chain([HEAD], compare(parse(arguments))):
+        print(*in_columns([line], "<>>>>>>><", widths=WIDTHS), flush=True)
 
 
 if __name__ == "__main__":

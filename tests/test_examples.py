@@ -38,5 +38,5 @@ def test_it_prints_a_table(sparse_ift, capsys):
 
 def test_what_cannot_be_says_why(sparse_ift):
     options = ["--images", "64", "--epochs", "1", "--width", "8", "--densities", "0.9", "--members", "parallel"]
-    rows = sparse_ift.compare(sparse_ift.parse(options))
+    rows = list(sparse_ift.compare(sparse_ift.parse(options)))
     assert rows[1][-1].startswith("density=0.9 gives one branch")
