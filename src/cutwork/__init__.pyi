@@ -42,6 +42,8 @@ from cutwork.methods.scores import relative_gradient as relative_gradient
 from cutwork.methods.scores import taylor as taylor
 from cutwork.patterns import Pattern as Pattern
 from cutwork.patterns import parse as parse
+from cutwork.speed.folding import Folding as Folding
+from cutwork.speed.folding import fold as fold
 from cutwork.speed.fusion import Fusion as Fusion
 from cutwork.speed.fusion import fuse as fuse
 from cutwork.speed.machine import diagnose as diagnose

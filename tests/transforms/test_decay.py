@@ -71,3 +71,34 @@ def test_what_does_not_multiply_is_refused():
         cw.folded_decay(torch.ones(3), torch.ones(3, 3), weight_decay=0.1)
     with pytest.raises(ValueError, match=r"weight_decay=-0.1 would make the product larger"):
         cw.folded_decay(torch.ones(3, 20), torch.ones(16, 3), weight_decay=-0.1)
+
+
+@pytest.mark.parametrize("storage", ["dense", "compressed"])
+def test_all_factors_of_a_model_decay_in_one_line(storage):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(nn.Linear(16, 16) for _ in range(4))), torch.rand(1, 16)
+    larger = cw.transforms.factorized(model, 0.5, inputs=x)
+    cw.sparsify(larger.model, larger.patterns("block:4"), density=larger.densities, storage=storage)
+    pairs = [larger.model[1], larger.model[2]]
+    expected = sum(
+        explicit(*(part.sparsity.layout.from_matrix(part.sparsity.matrix(part.trained)) for part in each), 0.1)
+        for each in ((pair.first, pair.second) for pair in pairs)
+    )
+    found = cw.transforms.decay_of_factors(larger.model, weight_decay=0.1)
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    assert all(part.trained.grad.any() for pair in pairs for part in (pair.first, pair.second))
+    groups = cw.param_groups(larger.model, lr=0.1, weight_decay=0.1, folded=True)
+    decayed = {id(each) for group in groups if group["weight_decay"] for each in group["params"]}
+    assert decayed == {id(larger.model[0].weight), id(larger.model[3].weight)}
+
+
+def test_pairs_beside_a_sparse_layer_decay_and_those_with_a_norm_do_not():
+    model, x = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3))), torch.rand(1, 16)
+    doped = cw.transforms.doped(model, 0.5, inputs=x).model
+    pair = doped[1].pair
+    expected = explicit(pair.first.weight, pair.second.weight, 0.1)
+    torch.testing.assert_close(cw.transforms.decay_of_factors(doped, weight_decay=0.1), expected)
+    normed = cw.transforms.factorized(model, 0.5, inputs=x, between="norm").model
+    with pytest.raises(ValueError, match="no factors with nothing between them"):
+        cw.transforms.decay_of_factors(normed, weight_decay=0.1)

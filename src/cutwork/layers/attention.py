@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from cutwork.layers.composite import Composite
 from cutwork.layers.sparse import Sparse
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -139,22 +140,22 @@ def close_attention(attention: nn.Module) -> None:
 
 
 def disable_fused_paths(model: nn.Module) -> None:
-    """Make transformer layers call the sparse layers in them: their fused path reads the bare weights instead.
+    """Make transformer layers call what is not dense in them: their fused path reads bare weights instead.
 
     The encoder around them must not pack its input for that path either.
     """
     for module in model.modules():
         switch = _find_switch(module)
-        if switch and SWITCH_BEFORE not in vars(module) and _holds_a_sparse_layer(module):
+        if switch and SWITCH_BEFORE not in vars(module) and _must_call_its_layers(module):
             setattr(module, SWITCH_BEFORE, getattr(module, switch))
             setattr(module, switch, 0)
 
 
 def enable_fused_paths(model: nn.Module) -> None:
-    """Undo `disable_fused_paths` in all that holds no sparse layer any more."""
+    """Undo `disable_fused_paths` in all that holds no sparse layer and no composite any more."""
     for module in model.modules():
         switch = _find_switch(module)
-        if switch and SWITCH_BEFORE in vars(module) and not _holds_a_sparse_layer(module):
+        if switch and SWITCH_BEFORE in vars(module) and not _must_call_its_layers(module):
             setattr(module, switch, getattr(module, SWITCH_BEFORE))
             delattr(module, SWITCH_BEFORE)
 
@@ -173,8 +174,8 @@ def _find_switch(module: nn.Module) -> str | None:
     return next((switch for kind, switch in FUSED_SWITCHES.items() if isinstance(module, kind)), None)
 
 
-def _holds_a_sparse_layer(module: nn.Module) -> bool:
-    return any(isinstance(part, Sparse) for part in module.modules())
+def _must_call_its_layers(module: nn.Module) -> bool:
+    return any(isinstance(part, Sparse | Composite) for part in module.modules())
 
 
 def _join(parts: list[Any]) -> nn.Parameter:

@@ -1,4 +1,4 @@
-"""Fusing activations and batch norms into the compressed layers next to them."""
+"""Fusing activations into the compressed layers next to them, and batch norms into the layers before them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from cutwork.evaluation import Call, call_of, hooked, in_evaluation
 from cutwork.layers.compressed import Compressed, CompressedLinear
+from cutwork.layers.masked import MaskedLayer
 from cutwork.layers.swap import why_not_find
+from cutwork.sparsity.fixed import Fixed
 
 Module = nn.Module
 
@@ -20,7 +22,7 @@ Module = nn.Module
 @final
 @dataclass(frozen=True)
 class Fusion:
-    """A module that was fused into a compressed layer: `layer` does its work, before or after its own."""
+    """A module that was fused into a layer next to it: `layer` does its work, before or after its own."""
 
     module: str
     kind: str
@@ -38,9 +40,9 @@ def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     The model runs once on the inputs to show which module reads what; a mapping at the end holds inputs by name. An
     activation is fused into the compressed linear layer that alone reads its result, which then keeps only the
     activation's input for its gradient, or else into the compressed layer whose result it alone reads. In evaluation
-    (`model.eval()`) batch norms that alone read the result of a compressed layer are multiplied into its values: the
-    model then loads no checkpoint of the original any more, so do that last. A fused module becomes `nn.Identity`. The
-    model must compute the same way for all inputs.
+    (`model.eval()`) batch norms that alone read the result of a layer, compressed or not, are multiplied into its
+    weight: the model then loads no checkpoint of the original any more, so do that last. A fused module becomes
+    `nn.Identity`. The model must compute the same way for all inputs.
 
     >>> from cutwork import pack, sparsify
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
@@ -51,7 +53,7 @@ def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     1 (GELU) is done by 2, before
     """
     names = {module: name for name, module in model.named_modules()}
-    if not any(isinstance(module, Compressed) for module in names):
+    if not any(isinstance(module, Compressed) or _is_fixed_norm(module) for module in names):
         raise ValueError(why_not_find(model, kind="compressed", otherwise="pack() it first"))
     if not inputs:
         raise ValueError("only a run of the model shows which module reads what; pass its inputs: fuse(model, x)")
@@ -74,9 +76,9 @@ def _fuse_once(model: nn.Module, names: Mapping[Module, str], seen: "_Observer")
             reader.before, layer, when = activation, reader, "before"
         elif activation is not None and isinstance(source, Compressed) and source.after == "none":
             source.after, layer, when = activation, source, "after"
-        elif _is_fixed_norm(module) and isinstance(source, Compressed) and source.after == "none":
-            source.scale_outputs(*_scale_and_shift(module))
-            layer, when = source, "in its values"
+        elif _is_fixed_norm(module) and source is not None and _can_multiply(source, model):
+            multiply_outputs(source, *scale_and_shift(module))
+            layer, when = source, "in its values" if isinstance(source, Compressed) else "in its weight"
         else:
             continue
         model.set_submodule(name, nn.Identity().train(module.training))
@@ -103,8 +105,29 @@ def _is_fixed_norm(module: nn.Module) -> bool:
     return not module.training and module.track_running_stats
 
 
+def _can_multiply(layer: Any, model: nn.Module) -> bool:
+    """Say whether what a layer returns can be multiplied in its weight, and nothing else is changed by that."""
+    if isinstance(layer, Compressed):
+        return layer.after == "none"
+    weight = layer._parameters.get("weight")
+    holders = sum(each is weight for module in model.modules() for each in module._parameters.values())
+    return holders == 1 and (not isinstance(layer, MaskedLayer) or isinstance(layer.sparsity, Fixed))
+
+
 @torch.no_grad()
-def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+def multiply_outputs(layer: Any, scale: Tensor, shift: Tensor) -> None:
+    """Multiply each output of a layer by a number and add another to it, from now on."""
+    if isinstance(layer, Compressed):
+        layer.scale_outputs(scale, shift)
+        return
+    layer.weight.mul_(scale.to(layer.weight.dtype).view(-1, *[1] * (layer.weight.dim() - 1)))
+    bias = torch.zeros_like(shift) if layer.bias is None else layer.bias
+    layer.bias = nn.Parameter((bias * scale + shift).to(layer.weight.dtype))
+
+
+@torch.no_grad()
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return by what a batch norm in evaluation multiplies each channel, and what it adds then."""
     scale = (norm.running_var + norm.eps).rsqrt()
     shift = -norm.running_mean * scale
     if norm.affine:
@@ -178,7 +201,7 @@ class _Observer(TorchFunctionMode):
         if len(inputs) != 1:
             return None
         makers = {maker for maker, outputs in self._outputs.items() if [id(out) for out in outputs] == [id(inputs[0])]}
-        makers = {maker for maker in makers if isinstance(maker, Compressed)}
+        makers = {maker for maker in makers if isinstance(maker, Compressed | nn.Linear | nn.Conv2d)}
         if self._touched_by[id(inputs[0])] - makers != {module}:
             return None
         return self._single(makers)

@@ -4,10 +4,13 @@ from typing import Any
 
 from torch import nn
 
+from cutwork.layers.composite import Factorized
 from cutwork.layers.swap import sparse_layers
 
 
-def param_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0, power: float = 1.0) -> list[dict[str, Any]]:
+def param_groups(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, power: float = 1.0, folded: bool = False
+) -> list[dict[str, Any]]:
     """Return what trains in a model as groups for an optimizer, with `lr` for dense layers and more for sparse ones.
 
     What a step changes in an output adds up over all inputs that are kept, so with fewer of them it changes less, in
@@ -18,6 +21,9 @@ def param_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0, powe
 
     A rate close to the largest that the dense model bears may be too much for a sparse one. `power=0.5` divides by the
     square root of the density only.
+
+    With `folded`, weights of factors that have nothing between them have no decay, for `transforms.decay_of_factors` to
+    decay what they stand for.
 
     The densities are those of now: call it after `sparsify`; where a method changes them while it trains, the rates
     stay. Schedules that scale the rate of each group work; one that sets a number needs one for each.
@@ -35,11 +41,18 @@ def param_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0, powe
     """
     layers = sparse_layers(model).values()
     densities = {id(layer.trained): layer.describe_weight().density for layer in layers}
-    learned = {id(each) for layer in layers for each in layer.sparsity.parameters()}
+    spared = {id(each) for layer in layers for each in layer.sparsity.parameters()}
+    if folded:
+        spared |= {id(each) for each in _factors(model)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             share = densities.get(id(parameter), 1.0) ** power
-            decay = 0.0 if parameter.ndim < 2 or id(parameter) in learned else weight_decay * share
+            decay = 0.0 if parameter.ndim < 2 or id(parameter) in spared else weight_decay * share
             groups.setdefault((lr / share, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def _factors(model: nn.Module) -> list[nn.Parameter]:
+    pairs = [module for module in model.modules() if isinstance(module, Factorized) and module.is_linear]
+    return [each for pair in pairs for part in (pair.first, pair.second) for each in part.parameters() if each.ndim > 1]

@@ -54,13 +54,18 @@ def num_branches(density: float) -> int:
     return math.floor(1 / _exact(density) + Fraction(1, 2))
 
 
-def factor_width(inputs: int, outputs: int, density: float) -> int:
+def factor_width(inputs: int, outputs: int, density: float, *, dense_second: bool = False) -> int:
     """Return the width between two factors that cost, both at this density, what the layer did; rounded up.
+
+    With `dense_second` only the first is at this density.
 
     >>> factor_width(9 * 64, 64, density=0.5), factor_width(9 * 64, 64, density=0.1)
     (116, 576)
+    >>> factor_width(9 * 64, 64, density=0.5, dense_second=True)
+    105
     """
-    return math.ceil(Fraction(inputs * outputs, inputs + outputs) / _exact(density))
+    kept = _exact(density)
+    return math.ceil(inputs * outputs / (kept * inputs + (1 if dense_second else kept) * outputs))
 
 
 def doped_rank(inputs: int, outputs: int, density: float) -> int:
@@ -121,13 +126,15 @@ def round_to_units(
     return {name: kept[name] / num_units[name] for name in densities}
 
 
-def check_spent(works: Mapping[str, Work], densities: Mapping[str, float], budget: int) -> None:
+def check_spent(
+    works: Mapping[str, Work], densities: Mapping[str, float], budget: int, advice: str = "smaller tiles come closer"
+) -> None:
     """Raise ValueError where the operations at these densities are more than 0.1 % off the budget."""
     spent = sum(work.at(densities.get(name, 1.0)) for name, work in works.items())
     if abs(spent - budget) > TOLERANCE * budget:
         raise ValueError(
             f"at these densities the larger model needs {spent:,} operations, {float(spent / budget - 1):+.2%} off the "
-            f"{budget:,} of the dense one; smaller tiles come closer"
+            f"{budget:,} of the dense one; {advice}"
         )
 
 

@@ -1,7 +1,9 @@
 """Weight decay of two factors as if they were the one matrix that they stand for."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from cutwork.layers.composite import Factorized, weight_behind_mask
 
 
 def folded_decay(first: Tensor, second: Tensor, *, weight_decay: float) -> Tensor:
@@ -35,3 +37,26 @@ def folded_decay(first: Tensor, second: Tensor, *, weight_decay: float) -> Tenso
     else:
         squares = (outer @ inner).square().sum()
     return squares * (weight_decay / 2)
+
+
+def decay_of_factors(model: nn.Module, *, weight_decay: float) -> Tensor:
+    """Return `folded_decay` of all factors in a model with nothing between them, of `factorized` and `doped` alike.
+
+    Give their weights no decay in the optimizer: `param_groups(model, ..., folded=True)` does.
+
+    >>> from cutwork.transforms import factorized
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    >>> larger = factorized(model, density=0.5, inputs=torch.rand(1, 4))
+    >>> decay_of_factors(larger.model, weight_decay=1e-4).shape
+    torch.Size([])
+
+    Reference: Thangarasa et al., Sparse-IFT, 2024.
+    """
+    pairs = [module for module in model.modules() if isinstance(module, Factorized) and module.is_linear]
+    if not pairs:
+        raise ValueError("the model has no factors with nothing between them; transforms.factorized() makes some")
+    decays = [
+        folded_decay(weight_behind_mask(pair.first), weight_behind_mask(pair.second), weight_decay=weight_decay)
+        for pair in pairs
+    ]
+    return torch.stack(decays).sum()

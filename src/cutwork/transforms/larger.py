@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, final
 
@@ -17,6 +17,7 @@ from cutwork.transforms.budget import Work, check_spent, round_to_units, solve_d
 
 HEAD = ("layer", "old shape", "new shape", "density", "FLOPs before", "FLOPs after")
 FLUSH = "<<<>>>"
+WHOLE = "sizes are whole numbers, and one more or less makes too much of so small a model; try a density near by"
 
 
 @final
@@ -42,10 +43,12 @@ class Larger:
     """A larger model, still dense, and how much of which layers is to be kept; it prints as a table.
 
     What is left is one line: `sparsify(larger.model, larger.patterns("block:32"), density=larger.densities, ...)`.
+    `skipped` says of layers that stay as they are why they do.
     """
 
     model: nn.Module
     changes: tuple[Change, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def densities(self) -> dict[str, float]:
@@ -87,7 +90,7 @@ def fit(
     of that. `origins` says from which layer one came that has another name. Layers are named as `sparsify` names them,
     also the projections of an attention. `counting` is that of `flops`; a mapping given last holds inputs by name.
     """
-    before, after = _weigh(old, inputs, counting), _weigh(new, inputs, counting)
+    before, after = weigh(old, inputs, counting), weigh(new, inputs, counting)
     if missing := [name for name in sparse if name not in after]:
         raise ValueError(f"{label(missing[0])} is to be sparse, but computes nothing for these inputs; pass others")
     works = {name: each.work(is_sparse=name in sparse) for name, each in after.items()}
@@ -95,8 +98,31 @@ def fit(
     densities = dict.fromkeys((name for name in works if name in sparse), solve_density(works, budget))
     if pattern is not None:
         densities = round_to_units(works, densities, _count_units(new, parse(pattern), densities), budget)
-    check_spent(works, densities, budget)
-    named = {name: (origins or {}).get(name, name) for name in works}
+    return _account(new, before, after, densities, origins or {})
+
+
+def account(
+    old: nn.Module,
+    new: nn.Module,
+    *inputs: Any,
+    origins: Mapping[str, str] | None = None,
+    counting: str = "products",
+) -> Larger:
+    """Return a larger model that needs the operations of the old one as it is, all dense; raise ValueError if not."""
+    return _account(new, weigh(old, inputs, counting), weigh(new, inputs, counting), {}, origins or {})
+
+
+def _account(
+    new: nn.Module,
+    before: Mapping[str, "Weighed"],
+    after: Mapping[str, "Weighed"],
+    densities: Mapping[str, float],
+    origins: Mapping[str, str],
+) -> Larger:
+    works = {name: each.work(is_sparse=name in densities) for name, each in after.items()}
+    budget = sum(each.cost.dense for each in before.values())
+    check_spent(works, densities, budget, "smaller tiles come closer" if densities else WHOLE)
+    named = {name: origins.get(name, name) for name in works}
     sources = [before.get(named[name]) for name in works]
     firsts = {named[name]: name for name in reversed(works)}
     changes = [
@@ -116,22 +142,24 @@ def fit(
     return Larger(new, (*changes, *gone))
 
 
-class _Layer(NamedTuple):
+class Weighed(NamedTuple):
     """A layer that computes something: the shape of its weight, if it has one, and its operations."""
 
     shape: tuple[int, ...]
     cost: LayerFlops
 
     def work(self, *, is_sparse: bool) -> Work:
+        """Return its operations as a budget counts them."""
         return Work(self.cost.dense - self.cost.rest, self.cost.rest, is_sparse=is_sparse)
 
 
-def _weigh(model: nn.Module, inputs: tuple[Any, ...], counting: str) -> dict[str, _Layer]:
+def weigh(model: nn.Module, inputs: tuple[Any, ...], counting: str) -> dict[str, Weighed]:
+    """Return what each layer of a model computes, the projections of attentions by the names that `sparsify` gives."""
     opened = share(model)
     for module in [each for each in opened.modules() if type(each) is nn.MultiheadAttention]:
         open_attention(module)
     found = flops(opened, *inputs, counting=counting).layers
-    return {each.name: _Layer(_shape_of(opened.get_submodule(each.name)), each) for each in found}
+    return {each.name: Weighed(_shape_of(opened.get_submodule(each.name)), each) for each in found}
 
 
 def _shape_of(module: nn.Module) -> tuple[int, ...]:
