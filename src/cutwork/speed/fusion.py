@@ -44,8 +44,9 @@ def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     model then loads no checkpoint of the original any more, so do that last. A fused module becomes `nn.Identity`.
 
     In training batch norms do the activations that alone read them and, in blocks whose code `torch.fx` can read, sums
-    before ReLUs; such a block becomes an `fx.GraphModule` of the same parts. The model must compute the same way for all
-    inputs.
+    before ReLUs; such a block becomes an `fx.GraphModule` of the same parts.
+
+    The model must compute the same way for all inputs.
 
     >>> from cutwork import pack, sparsify
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
