@@ -65,6 +65,18 @@ def test_kernels_compute_what_the_reference_does(isa, tile, density):
         check(isa, index, values, x, ([3, 3], [1, 1], [1, 1], [1, 1], 1))
 
 
+@pytest.mark.parametrize("isa", cpu.instruction_sets())
+@pytest.mark.parametrize("tile", [(16, 16), (32, 32), (5, 16), (64, 32)], ids=str)
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_images_narrower_than_a_vector_have_the_same_gradient(isa, tile, width):
+    torch.manual_seed(0)
+    for kernel, padding, dilation in [((3, 3), [1, 1], [1, 1]), ((2, 3), [0, 2], [1, 1]), ((3, 1), [3, 0], [2, 1])]:
+        for density in (0, 0.3, 1):
+            index, values = problem(2 * tile[0], 64, kernel, Block(*tile), density)
+            x = torch.randn(7, 64, 20 // width + 9, width)
+            check(isa, index, values, x, (list(kernel), [1, 1], padding, dilation, 1))
+
+
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3)).map(list)
 
 
@@ -117,18 +129,19 @@ def test_images_larger_than_a_cache_are_computed_in_bands(isa, stride):
 
 @pytest.mark.parametrize("isa", cpu.instruction_sets())
 @pytest.mark.parametrize("pattern", [Block(16, 16), Shuffled(16, 1)], ids=str)
+@pytest.mark.parametrize("size", [(17, 13), (20, 2)], ids=str)
 @pytest.mark.parametrize("images", [1, 3, 40])
-def test_results_do_not_depend_on_the_number_of_threads(isa, pattern, images):
+def test_results_do_not_depend_on_the_number_of_threads(isa, pattern, images, size):
     torch.manual_seed(0)
     index, values = problem(96, 32, (3, 3), pattern, 0.4)
     at, geometry = (index.ptr, index.col, index.order), ([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    x, dy, results = torch.randn(images, 32, 17, 13), torch.randn(images, 96, 17, 13), []
+    x, dy, results = torch.randn(images, 32, *size), torch.randn(images, 96, *size), []
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
         results.append(
             (
                 conv.forward(isa, x, values, *at, None, 96, *geometry, "gelu"),
-                conv.input_gradient(isa, dy, values, *at, [32, 17, 13], *geometry),
+                conv.input_gradient(isa, dy, values, *at, [32, *size], *geometry),
                 conv.weight_gradient(isa, dy, x, *at, index.rows, index.columns, *geometry),
             )
         )

@@ -34,6 +34,7 @@ KERNELS = {
     "linear": WIDE,
     "conv": WIDE,
     "selection": WIDE,
+    "normalisation": WIDE,
     "grouping": [*WIDE, "avx512vpopcntdq"],
     "narrow": [*WIDE, "avx512vnni", "avx512bf16"],
 }

@@ -105,10 +105,10 @@ def test_batch_norms_become_part_of_the_values_where_nothing_trains(pattern):
     torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
 
 
-def test_batch_norms_that_still_learn_are_left_alone():
+def test_batch_norms_that_still_learn_are_not_multiplied_into_values():
     model = packed(with_statistics(Block(8))).train()
     before = copy.deepcopy(model.state_dict())
-    assert cw.fuse(model, torch.randn(2, 8, 6, 5)) == ()
+    assert [str(fusion) for fusion in cw.fuse(model, torch.randn(2, 8, 6, 5))] == ["act1 (ReLU) is done by bn1, after"]
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert model.training
 
@@ -198,3 +198,98 @@ def test_a_fused_layer_stays_as_it_is_in_a_plan():
     row = cw.plan(model, x, cache=False, seconds=0.01).rows[1]
     assert row.form == "tiles"
     assert "fuse() gave it an activation" in row.reason
+
+
+class Residual(nn.Module):
+    """A block as torchvision has them: one ReLU for all, and a sum in place."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1, self.relu = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        self.downsample = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels))
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = 1
+
+    def forward(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.downsample(x)
+        return self.relu(out)
+
+
+def residual_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), Residual(8), Residual(8))
+    cw.sparsify(model, {"*conv*": "block:4"}, density=0.4, storage="compressed")
+    return model, torch.randn(4, 3, 9, 9)
+
+
+def test_batch_norms_in_training_take_along_sums_and_activations():
+    model, x = residual_model()
+    twin, parameters = copy.deepcopy(model), list(model.parameters())
+    assert [str(fusion) for fusion in cw.fuse(model, x)] == [
+        "2 (SiLU) is done by 1, after",
+        "3 (ReLU) is done by 3.bn1, after",
+        "3 (sum and ReLU) is done by 3.bn2, after",
+        "4 (ReLU) is done by 4.bn1, after",
+        "4 (sum and ReLU) is done by 4.bn2, after",
+    ]
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in twin.named_parameters()]
+    assert list(model.state_dict()) == list(twin.state_dict())
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    assert model[3].stride == 1
+    for one, other in ((model, twin), (copy.deepcopy(model), copy.deepcopy(twin))):
+        for each in (one, other):
+            optimizer = torch.optim.SGD(each.parameters(), lr=1e-3, momentum=0.9)
+            for _ in range(3):
+                optimizer.zero_grad()
+                each(x).square().mean().backward()
+                optimizer.step()
+        for key, value in other.state_dict().items():
+            torch.testing.assert_close(one.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model.eval()(x), twin.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_with_fused_batch_norms_is_saved_loaded_and_compiled(tmp_path):
+    model, x = residual_model()
+    twin = copy.deepcopy(model)
+    cw.fuse(model, x)
+    cw.save(model, tmp_path / "model.safetensors")
+    cw.load(tmp_path / "model.safetensors", twin)
+    torch.save(model, tmp_path / "pickled.pt")
+    pickled = torch.load(tmp_path / "pickled.pt", weights_only=False)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    expected = twin(x)
+    for each in (model, pickled, compiled):
+        torch.testing.assert_close(each(x), expected, rtol=1e-4, atol=1e-4)
+
+
+class InEvaluationOtherwise(Residual):
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.training else y * 2
+
+
+class IntoTheResidual(Residual):
+    def forward(self, x):
+        h = other = self.conv1(x)
+        h += self.bn2(self.conv2(x))
+        return h * other * self.bn1(x)
+
+
+@pytest.mark.parametrize("kind", [InEvaluationOtherwise, IntoTheResidual])
+def test_a_block_whose_code_must_stay_is_left_alone(kind):
+    model = nn.Sequential(kind(8))
+    cw.sparsify(model, {"*conv*": "block:4"}, density=0.4, storage="compressed")
+    assert cw.fuse(model, torch.randn(4, 8, 9, 9)) == ()
+    assert type(model[0]) is kind
+
+
+def test_synchronised_batch_norms_are_left_alone():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(residual_model()[0])
+    types = [type(module) for module in model.modules()]
+    # It runs in evaluation here, since synchronising takes processes.
+    assert cw.fuse(model, torch.randn(4, 3, 9, 9)) == ()
+    assert [type(module) for module in model.modules()] == types

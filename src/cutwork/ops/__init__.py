@@ -7,6 +7,7 @@ choices say which rows belong together and which entries are kept; a kernel ente
 # First: importing torch registers the operators, which must not find a file of this folder half imported.
 import torch as torch
 
+from cutwork.ops import batch_norm as batch_norm
 from cutwork.ops import block_conv2d as block_conv2d
 from cutwork.ops import block_linear as block_linear
 from cutwork.ops import int8_linear as int8_linear

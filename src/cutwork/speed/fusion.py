@@ -1,7 +1,7 @@
-"""Fusing activations into the compressed layers next to them, and batch norms into the layers before them."""
+"""Fusing activations, batch norms and sums into the layers next to them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,10 +11,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from cutwork.evaluation import Call, call_of, hooked, in_evaluation
+from cutwork.layers.batch_norm import fuse_norm
 from cutwork.layers.compressed import Compressed, CompressedLinear
 from cutwork.layers.masked import MaskedLayer
 from cutwork.layers.swap import why_not_find
 from cutwork.sparsity.fixed import Fixed
+from cutwork.speed.sums import fuse_sums, is_trained_norm
 
 Module = nn.Module
 
@@ -35,14 +37,19 @@ class Fusion:
 
 
 def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
-    """Fuse activations into the compressed layers next to them, in place, and return the modules that were fused.
+    """Fuse activations into the layers next to them, in place, and return the modules that were fused.
 
     The model runs once on the inputs to show which module reads what; a mapping at the end holds inputs by name. An
     activation is fused into the compressed linear layer that alone reads its result, which then keeps only the
     activation's input for its gradient, or else into the compressed layer whose result it alone reads. In evaluation
     (`model.eval()`) batch norms that alone read the result of a layer, compressed or not, are multiplied into its
     weight: the model then loads no checkpoint of the original any more, so do that last. A fused module becomes
-    `nn.Identity`. The model must compute the same way for all inputs.
+    `nn.Identity`.
+
+    In training batch norms do the activations that alone read them and, in blocks whose code `torch.fx` can read, sums
+    before ReLUs; such a block becomes an `fx.GraphModule` of the same parts.
+
+    The model must compute the same way for all inputs.
 
     >>> from cutwork import pack, sparsify
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
@@ -62,7 +69,19 @@ def fuse(model: nn.Module, *inputs: Any) -> tuple[Fusion, ...]:
     # Each pass may open the way for another: an activation reads a compressed layer once the batch norm is gone.
     while found := _fuse_once(model, names, _observe(model, call)):
         done += found
-    return tuple(done)
+    return (*done, *_fuse_blocks(model, names))
+
+
+def _fuse_blocks(model: nn.Module, names: Mapping[Module, str]) -> list[Fusion]:
+    found = []
+    for block, name in names.items():
+        if not name:
+            continue
+        fused, fusions = fuse_sums(block, name)
+        if fused is not block:
+            model.set_submodule(name, fused)
+        found += [Fusion(name, what, f"{name}.{norm}", "after") for norm, what in fusions]
+    return found
 
 
 def _fuse_once(model: nn.Module, names: Mapping[Module, str], seen: "_Observer") -> list[Fusion]:
@@ -71,11 +90,14 @@ def _fuse_once(model: nn.Module, names: Mapping[Module, str], seen: "_Observer")
         if seen.calls[module] != 1 or not name:
             continue
         activation = _activation(module)
-        reader, source = seen.only_reader(module), seen.only_source(module)
+        reader, source = seen.only_reader(module), seen.only_source(module, _is_layer)
         if activation is not None and isinstance(reader, CompressedLinear) and reader.before == "none":
             reader.before, layer, when = activation, reader, "before"
         elif activation is not None and isinstance(source, Compressed) and source.after == "none":
             source.after, layer, when = activation, source, "after"
+        elif activation is not None and (norm := seen.only_source(module, is_trained_norm)) is not None:
+            fuse_norm(norm, activation)
+            layer, when = norm, "after"
         elif _is_fixed_norm(module) and source is not None and _can_multiply(source, model):
             multiply_outputs(source, *scale_and_shift(module))
             layer, when = source, "in its values" if isinstance(source, Compressed) else "in its weight"
@@ -86,6 +108,10 @@ def _fuse_once(model: nn.Module, names: Mapping[Module, str], seen: "_Observer")
         # What was observed of these two is no longer true.
         seen.forget(module, layer)
     return found
+
+
+def _is_layer(module: Module) -> bool:
+    return isinstance(module, Compressed | nn.Linear | nn.Conv2d)
 
 
 def _passes_through(module: Module) -> bool:
@@ -195,13 +221,13 @@ class _Observer(TorchFunctionMode):
         readers = self._touched_by[id(outputs[0])] - {module}
         return self._single(readers)
 
-    def only_source(self, module: Module) -> Module | None:
-        """Return the layer whose result a module reads, if nothing else reads it."""
+    def only_source(self, module: Module, is_kind: Callable[[Module], bool]) -> Module | None:
+        """Return the layer of a kind whose result a module reads, if nothing else reads it."""
         inputs = self._inputs.get(module, [])
         if len(inputs) != 1:
             return None
         makers = {maker for maker, outputs in self._outputs.items() if [id(out) for out in outputs] == [id(inputs[0])]}
-        makers = {maker for maker in makers if isinstance(maker, Compressed | nn.Linear | nn.Conv2d)}
+        makers = {maker for maker in makers if is_kind(maker)}
         if self._touched_by[id(inputs[0])] - makers != {module}:
             return None
         return self._single(makers)

@@ -93,6 +93,12 @@ def selection_kernels(instruction_set: str) -> Any:
     return _kernels(instruction_set).selection
 
 
+@functools.cache
+def norm_kernels(instruction_set: str) -> Any:
+    """Return the batch norms in training, in an instruction set."""
+    return _kernels(instruction_set).norm
+
+
 def _kernels(instruction_set: str) -> Any:
     return next(found for found in extension().instruction_sets() if found.name == instruction_set)
 

@@ -5,7 +5,7 @@ from typing import Any, final
 import torch
 
 from cutwork.kernels import cpu
-from cutwork.kernels.cpu import conv, grouping, int8, linear, selection
+from cutwork.kernels.cpu import conv, grouping, int8, linear, normalisation, selection
 from cutwork.kernels.device import Device, Kernel
 from cutwork.ops.block_linear import block_linear
 from cutwork.ops.int8_linear import int8_linear
@@ -17,7 +17,7 @@ class Cpu(Device):
 
     def register(self) -> None:
         if cpu.has_tiles():
-            for family in (linear, conv, int8, grouping, selection):
+            for family in (linear, conv, int8, grouping, selection, normalisation):
                 family.register()
 
     def kernel(self, operator: Any, dtype: torch.dtype) -> str:

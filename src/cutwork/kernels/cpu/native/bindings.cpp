@@ -100,6 +100,17 @@ void bind_kernels(nb::module_ &module) {
     define(selection, "best_tiles", &SelectionKernels::best_tiles);
     define(selection, "greedy_tiles", &SelectionKernels::greedy_tiles);
 
+    nb::class_<Norm>(module, "Norm", "A batch norm as scales and shifts of channels; keeps nothing alive.")
+        .def("__init__", [](Norm *self, uintptr_t scale, uintptr_t shift, int64_t rows, int64_t channels) {
+            new (self) Norm{reinterpret_cast<const float *>(scale), reinterpret_cast<const float *>(shift), rows,
+                            channels};
+        });
+    nb::class_<NormKernels> norm(module, "NormKernels", "Batch norms in training for float32.");
+    define(norm, "moments", &NormKernels::moments);
+    define(norm, "forward", &NormKernels::forward);
+    define(norm, "gradient_sums", &NormKernels::gradient_sums);
+    define(norm, "input_gradient", &NormKernels::input_gradient);
+
     nb::class_<InstructionSet>(module, "InstructionSet",
                                "An instruction set and its kernels; None where it adds nothing to them.")
         .def_ro("name", &InstructionSet::name)
@@ -107,7 +118,8 @@ void bind_kernels(nb::module_ &module) {
         .def_ro("conv", &InstructionSet::conv)
         .def_ro("narrow", &InstructionSet::narrow)
         .def_ro("grouping", &InstructionSet::grouping)
-        .def_ro("selection", &InstructionSet::selection);
+        .def_ro("selection", &InstructionSet::selection)
+        .def_ro("norm", &InstructionSet::norm);
     module.def("instruction_sets", &instruction_sets,
                "Return the instruction sets that this CPU can run, the one with the most instructions first.");
 }

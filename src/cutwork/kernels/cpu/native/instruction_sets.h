@@ -16,6 +16,7 @@ struct InstructionSet {
     const NarrowKernels *narrow;
     const GroupingKernels *grouping;
     const SelectionKernels *selection;
+    const NormKernels *norm;
 };
 
 // Those that this CPU can run, the one with the most instructions first.
@@ -27,6 +28,7 @@ extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
 extern const GroupingKernels GROUPING;
 extern const SelectionKernels SELECTION;
+extern const NormKernels NORM;
 }  // namespace generic
 
 namespace avx2 {
@@ -35,6 +37,7 @@ extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
 extern const GroupingKernels GROUPING;
 extern const SelectionKernels SELECTION;
+extern const NormKernels NORM;
 }  // namespace avx2
 
 namespace avx512 {
@@ -43,6 +46,7 @@ extern const ConvKernels CONV;
 extern const NarrowKernels NARROW;
 extern const GroupingKernels GROUPING;
 extern const SelectionKernels SELECTION;
+extern const NormKernels NORM;
 }  // namespace avx512
 
 namespace avx512vpopcntdq {

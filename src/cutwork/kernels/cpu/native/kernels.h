@@ -80,6 +80,28 @@ struct ConvKernels {
     void (*weight_gradient)(const Conv &, const float *x, const float *dy, float *dvalues, int threads);
 };
 
+// A batch norm of x[rows, channels]: z = x * scale + shift.
+struct Norm {
+    const float *scale, *shift;  // [channels]
+    int64_t rows, channels;
+};
+
+// In float32.
+struct NormKernels {
+    // the mean and the variance of each channel; at least one row
+    void (*moments)(const float *x, float *mean, float *var, int64_t rows, int64_t channels, int threads);
+    // y = after(z + residual); residual may be null
+    void (*forward)(const Norm &, const float *x, const float *residual, float *y, Activation after, int threads);
+    // for each channel the sums of dz and of dz * (x - mean), where dz is dy times the derivative of `after`. Without y
+    // that is taken at z; with y, which a residual asks for, at y, so `after` must be NONE or RELU.
+    void (*gradient_sums)(const Norm &, const float *dy, const float *x, const float *y, const float *mean,
+                          double *of_dz, double *of_products, Activation after, int threads);
+    // dx = dz * scale + (x - mean) * slope + offset, and dresidual = dz, which may be null
+    void (*input_gradient)(const Norm &, const float *dy, const float *x, const float *y, const float *mean,
+                           const float *slope, const float *offset, float *dx, float *dresidual, Activation after,
+                           int threads);
+};
+
 // From scores[outputs, inputs] in float32, none of them nan, to a mask of the same shape, a byte for each entry.
 struct SelectionKernels {
     // the `count` largest of all, at least one; of equal ones the first

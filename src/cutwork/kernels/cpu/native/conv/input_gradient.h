@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "plan.h"
+#include "transposed.h"
 
 namespace CUTWORK_ISA::conv {
 
@@ -147,6 +147,10 @@ void input_gradient(const Conv& c, const float* dy, float* dx, int threads) {
     const Weight& w = c.weight;
     const int64_t image = c.down.size * c.across.size * c.channels, pixels = c.down.out * c.across.out;
     if (!is_worth_sharing(w, c.images * pixels)) threads = 1;
+    if (is_better_transposed(c)) {
+        const Transposed transposed(c, threads);
+        return forward(transposed.conv(c), dy, nullptr, dx, NONE, threads);
+    }
     const int64_t halo = Phases(c.down).reach, places = w.groups * w.rows;
     // The order of the sums depends on the bands, so they must not depend on the number of threads.
     const Plan plan(c, bands_for(c, 2 * halo, c.images < SHARERS ? SHARERS : 1, floats_of_dy(c)), halo);
