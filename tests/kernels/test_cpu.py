@@ -17,6 +17,7 @@ CPUINFO = Path("/proc/cpuinfo")
 KNOWN_TO_PROBE = {
     *("avx", "f16c", "fma", "avx2", "avx_vnni"),
     *("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    "avx512_vpopcntdq",
     *("amx_tile", "amx_int8", "amx_bf16"),
 }
 

@@ -219,7 +219,7 @@ def flops(model: nn.Module, *inputs: Any, counting: str = "products") -> Flops:
     >>> cost.dense, cost.sparse, cost.dense_training, cost.sparse_training("static")
     (384, 192, 1152, 576.0)
     >>> cost.layers[0]
-    LayerFlops(name='0', kind='Linear', dense=256, sparse=64)
+    LayerFlops(name='0', kind='Linear', dense=256, sparse=64, rest=0)
 
     Reference for "every-operation": Thangarasa et al., Sparse-IFT, 2024.
     """
