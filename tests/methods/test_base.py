@@ -128,6 +128,14 @@ def test_a_method_moves_the_same_mask_whatever_is_there_of_the_weight(pattern, g
         assert torch.equal(moved[0], expected)
 
 
+@pytest.mark.parametrize("drop", [by_rank, cw.gradient, cw.taylor])
+def test_shuffled_runs_are_dropped_by_any_score(drop):
+    whole, kept = views("shuffled:4")
+    moved = [matrix(view.exchange(drop, cw.gradient, 0.5)) for view in (whole, kept)]
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], whole.mask)
+    assert torch.equal(moved[0], whole.pattern.regrow(whole.mask, whole.score(drop), whole.score(cw.gradient), 0.5))
+
+
 @pytest.mark.parametrize("pattern", ["block:4", "vector:4", "shuffled:4"])
 def test_units_are_scored_and_kept_on_the_grid_of_the_pattern(pattern):
     whole, kept = views(pattern)
