@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -56,6 +57,11 @@ def hooked(
             if after is not None:
                 hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
         yield
+
+
+def hooks_of(module: nn.Module) -> list[dict[int, Callable[..., Any]]]:
+    """Return the hooks that run around a module's forward and backward, by kind; what is changed there is changed."""
+    return [getattr(module, kind) for kind in HOOKS]
 
 
 @final

@@ -2,7 +2,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,40 +9,17 @@ import cutwork as cw
 from cutwork.costs.flops import COUNTINGS, Flops, LayerFlops
 from cutwork.methods import METHODS
 
+from ..published import ResNet
+
 models = pytest.importorskip("torchvision").models
 
 
-class Block(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if inputs != outputs:
-            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
-
-
-class CifarResNet18(nn.Module):
-    def __init__(self, width=64):
-        super().__init__()
-        self.stem, self.bn = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        sides = [(1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 1), (2, 4, 2), (4, 4, 1), (4, 8, 2), (8, 8, 1)]
-        self.blocks = nn.Sequential(*(Block(a * width, b * width, stride) for a, b, stride in sides))
-        self.fc = nn.Linear(8 * width, 100)
-
-    def forward(self, x):
-        x = self.blocks(F.relu(self.bn(self.stem(x))))
-        return self.fc(F.avg_pool2d(x, 4).flatten(1))
+def cifar_resnet18(width=64):
+    return ResNet([2, 2, 2, 2], 100, width)
 
 
 BUDGETS = {
-    "resnet18-cifar": (CifarResNet18, 32, 1_115_226_800, 11_220_132),
+    "resnet18-cifar": (cifar_resnet18, 32, 1_115_226_800, 11_220_132),
     "resnet18": (models.resnet18, 224, 3_647_128_359, 11_689_512),
     "resnet34": (models.resnet34, 224, 7_355_270_501, 21_797_672),
 }
@@ -61,7 +37,7 @@ def test_every_operation_gives_the_published_budget_to_the_unit(name):
 
 @pytest.mark.parametrize(("width", "sparsity", "share"), [(90, 0.5, 0.992), (128, 0.75, 1.007)])
 def test_a_wide_sparse_resnet_costs_the_published_share_of_the_dense_one(width, sparsity, share):
-    model = CifarResNet18(width)
+    model = cifar_resnet18(width)
     cw.sparsify(model, {"blocks.*": "unstructured"}, sparsity=sparsity)
     cost = cw.flops(model, torch.rand(1, 3, 32, 32), counting="every-operation")
     assert cost.sparse / 1_115_226_800 == pytest.approx(share, abs=5e-4)
@@ -201,7 +177,7 @@ def test_activations_count_only_where_asked():
 
 @pytest.mark.parametrize("counting", COUNTINGS)
 def test_a_batch_costs_as_often_as_it_has_samples(counting):
-    model = CifarResNet18(8)
+    model = cifar_resnet18(8)
     one, three = (cw.flops(model, torch.rand(size, 3, 32, 32), counting=counting) for size in (1, 3))
     assert [3 * layer.dense for layer in one.layers] == [layer.dense for layer in three.layers]
 

@@ -47,3 +47,12 @@ def test_zeros_that_rounding_makes_count_for_nothing(dtype):
     torch.manual_seed(0)
     for _ in range(5):
         assert not look_trained([torch.empty(256, 256, dtype=dtype).uniform_(-0.1, 0.1)])
+
+
+def test_weights_are_looked_at_only_where_something_depends_on_it(monkeypatch, caplog):
+    monkeypatch.setattr("cutwork.training.sparsify.are_fresh", None)
+    with caplog.at_level("INFO", logger="cutwork"):
+        cw.sparsify(nn.Linear(16, 16), "block:4", density=0.5, init="random", rescale=False)
+    assert caplog.messages[0] == "the weights are not scaled to their first masks, which keep the best by random"
+    mask = torch.ones(16, 16, dtype=torch.bool)
+    cw.sparsify(nn.Sequential(nn.Linear(16, 16)), "block:4", masks={"0": mask}, rescale=False)

@@ -2,7 +2,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -18,6 +17,8 @@ from cutwork.transforms.budget import (
     solve_density,
     wide_width,
 )
+
+from ..published import ResNet
 
 # Known sizes for 3x3 convolutions, by sparsity and channels. At 0.9 the published code returns one more for the width
 # of square layers, because 1 - 0.9 is not a tenth in floating point.
@@ -63,43 +64,6 @@ def test_sizes_spend_the_budget_and_no_more(inputs, outputs, percent):
 def test_a_density_outside_its_range_is_refused(size, density):
     with pytest.raises(ValueError, match="is outside"):
         size(density)
-
-
-class Block(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
-
-
-class ResNet(nn.Module):
-    """The networks in which the budgets were published, at any base width."""
-
-    def __init__(self, num_blocks, num_classes, width=64):
-        super().__init__()
-        small = num_classes == 100
-        stem = nn.Conv2d(3, width, 3, padding=1, bias=False) if small else nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.stem = nn.Sequential(stem, nn.BatchNorm2d(width), *([] if small else [nn.MaxPool2d(3, 2, 1)]))
-        blocks, inputs = [], width
-        for stage, number in enumerate(num_blocks):
-            for at in range(number):
-                outputs = width * 2**stage
-                blocks.append(Block(inputs, outputs, 2 if stage and not at else 1))
-                inputs = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.Identity() if small else nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(8 * width, num_classes)
-
-    def forward(self, x):
-        x = self.pool(self.blocks(self.stem(x)))
-        return self.fc(F.avg_pool2d(x, x.shape[-1]).flatten(1))
 
 
 # Published budgets, and by base width the sparsity at which wide networks meet them.

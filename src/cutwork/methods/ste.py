@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cutwork.methods.base import Method, View, check_every, check_scores, project_by
-from cutwork.methods.scores import NEED_NO_GRADIENT, Score, gradient, magnitude, relative_gradient, taylor
+from cutwork.methods.scores import NEED_NO_GRADIENT, SCORES, Score, magnitude
 from cutwork.sparsity.base import Sparsity
 from cutwork.sparsity.numbers import Mask
 from cutwork.sparsity.reprojected import Reprojected
@@ -43,9 +43,10 @@ class STE(Method):
         check_scores(keep=self.keep)
         if self.decoupled and not self.decay:
             raise ValueError("decoupled=True says how the decay acts, but decay=0 is none; give a decay, such as 0.1")
-        if self.keep in (gradient, relative_gradient, taylor):
+        names = {score: name for name, score in SCORES.items() if score not in NEED_NO_GRADIENT}
+        if self.keep in names:
             raise ValueError(
-                f"keep={self.keep.__name__} needs a gradient, but the mask is chosen by the weight behind it; {TAKES}"
+                f"keep={names[self.keep]} needs a gradient, but the mask is chosen by the weight behind it; {TAKES}"
             )
 
     def start(self, view: View, init: Score) -> Mask:

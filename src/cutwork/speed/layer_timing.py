@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from cutwork.evaluation import Call, first_input, hooked, in_evaluation
+from cutwork.evaluation import Call, first_input, hooked, hooks_of, in_evaluation
 from cutwork.layers.swap import SparseLayer
 from cutwork.speed.cache import TimingCache
 from cutwork.speed.forms import FORMS
@@ -94,7 +94,7 @@ class FormTimer:
 
     def _twin(self, layer: SparseLayer, form: str) -> nn.Module:
         twin = copy.deepcopy(layer).train(self.training)
-        for hooks in (twin._forward_hooks, twin._forward_pre_hooks, twin._backward_hooks, twin._backward_pre_hooks):
+        for hooks in hooks_of(twin):
             hooks.clear()
         holder = nn.ModuleDict({"layer": twin})
         FORMS[form].give(holder, ["layer"], training=self.training)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from cutwork.evaluation import hooks_of
 from cutwork.layers.batch_norm import KINDS, fuse_norm
 from cutwork.ops.activations import NONE
 
@@ -75,8 +76,7 @@ class _Tracer(fx.Tracer):
 
 def _is_watched(block: nn.Module) -> bool:
     """Say whether somebody has hooks on a block, or has replaced its forward: another module would lose them."""
-    hooks = (block._forward_hooks, block._forward_pre_hooks, block._backward_hooks, block._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(block) or isinstance(block, nn.Sequential | fx.GraphModule)
+    return any(hooks_of(block)) or "forward" in vars(block) or isinstance(block, nn.Sequential | fx.GraphModule)
 
 
 def _trace(block: nn.Module, name: str) -> fx.Graph | None:

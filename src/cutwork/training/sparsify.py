@@ -116,13 +116,15 @@ def sparsify(
         choices = give_densities_of(choices, masks)
     if target is not None and not any(choice.candidate.is_meta for choice in choices.values()):
         raise ValueError(f"device={device!r} is for layers on the meta device, and none of these is; leave it out")
-    is_fresh = are_fresh(model, choices)
+    # Looking reads all weights, so only where something depends on it.
+    is_asked = rescale is None or (wanted_score is None and masks is None)
+    is_fresh = is_asked and are_fresh(model, choices)
     score = wanted_score or (balanced if is_fresh else magnitude)
     choices, inits = find_scores(model, choices, score, seed=int(seed))
     rescales = is_fresh if rescale is None else rescale
     logger.info(
-        "the weights look %s; they are%s scaled to their first masks, which %s",
-        "fresh" if is_fresh else "trained",
+        "the weights%s are%s scaled to their first masks, which %s",
+        f" look {'fresh' if is_fresh else 'trained'}; they" if is_asked else "",
         "" if rescales else " not",
         _tell_masks(chosen_method, score, masks),
     )

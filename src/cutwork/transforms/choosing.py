@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from cutwork.evaluation import Call, first_input, hooked, in_evaluation
+from cutwork.evaluation import Call, first_input, hooked, hooks_of, in_evaluation
 from cutwork.layers.sparse_class import why_not_sparsify
 from cutwork.layers.swap import Candidate, candidates, sparse_layers
 from cutwork.text import label
@@ -17,7 +17,6 @@ from cutwork.transforms.sizes import tensors_in
 
 STEM = "it reads what the model is given"
 HEAD = "it returns what the model does"
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @final
@@ -95,7 +94,7 @@ def _why_not_exchange(
     ]
     if len(holders) > 1:
         return f"its weight is {next(each for each in holders if each != f'{name}.weight')} too"
-    if any(getattr(layer, kind) for kind in HOOKS):
+    if any(hooks_of(layer)):
         return "it has hooks, which would be lost; take them off"
     if min(candidate.layout.channels) < 2:
         return "it reads or makes a single channel"

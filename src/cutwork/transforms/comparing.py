@@ -4,17 +4,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from cutwork.evaluation import Call, hooked, in_evaluation
+from cutwork.evaluation import Call, copy_model, hooked, in_evaluation
 from cutwork.text import label
 from cutwork.transforms.sizes import tensors_in
 
 # How far, relative to the largest, the outputs of a model with copied weights may lie from those it had.
-MOST_DIFFERENCE = 1e-3
+MOST_DIFFERENCE = 1e-5
 
 
-def compare(model: nn.Module, changed: nn.Module, call: Call, *, what: str, is_copy: bool) -> None:
-    """Run both models; raise ValueError where the changed one fails, or returns what it should not."""
+def compare(
+    model: nn.Module,
+    changed: nn.Module,
+    call: Call,
+    *,
+    what: str,
+    is_copy: bool,
+    why_fails: str = "",
+    why_differs: str = "",
+) -> None:
+    """Run both models; raise ValueError where the changed one fails, or returns what it should not.
+
+    `what` names the changed one in errors, `why_fails` says what it means that it does not run, and `why_differs` what
+    a copy needs.
+    """
+    if is_copy:
+        # Rounding in single precision could hide how little the inputs of a new model change its outputs.
+        model, changed, call = copy_model(model).double(), copy_model(changed).double(), _doubled(call)
     running: list[str] = []
     names = {module: name for name, module in changed.named_modules()}
 
@@ -31,7 +48,8 @@ def compare(model: nn.Module, changed: nn.Module, call: Call, *, what: str, is_c
             found = list(tensors_in(call(changed)))
     except Exception as error:
         raise ValueError(
-            f"{label(running[-1] if running else '')} does not run in the {what} model: {type(error).__name__}: {error}"
+            f"{label(running[-1] if running else '')} does not run in the {what} model{why_fails}: "
+            f"{type(error).__name__}: {error}"
         ) from error
     for before, after in zip(expected, found, strict=True):
         if before.shape != after.shape:
@@ -39,7 +57,14 @@ def compare(model: nn.Module, changed: nn.Module, call: Call, *, what: str, is_c
         if not after.isfinite().all() and before.isfinite().all():
             raise ValueError(f"the {what} model returns numbers that are not finite; its first weights do not fit it")
         if is_copy and not _are_close(before, after):
-            raise ValueError("copies of the weights do not compute the same in this model; use weights='fresh'")
+            raise ValueError(f"copies of the weights do not compute the same here{why_differs}; use weights='fresh'")
+
+
+def _doubled(call: Call) -> Call:
+    def double(given: Tensor) -> Tensor:
+        return given.double() if given.is_floating_point() else given
+
+    return Call(*tree_map_only(Tensor, double, (call.args, dict(call.kwargs))))
 
 
 def _are_close(before: Tensor, after: Tensor) -> bool:

@@ -1,26 +1,27 @@
 """Sparse-Wide: every width of a model grows, and what its layers keep shrinks by as much."""
 
-from copy import deepcopy
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
-from cutwork.evaluation import Call, call_of, hooked, in_evaluation
+from cutwork.evaluation import call_of
 from cutwork.layers.sparse_class import why_not_sparsify
 from cutwork.layers.swap import can_swap, candidates, sparse_layers
 from cutwork.patterns import Pattern
 from cutwork.patterns.density import check_density
 from cutwork.text import label
+from cutwork.transforms.comparing import compare
 from cutwork.transforms.filling import COPY, FRESH, fill
 from cutwork.transforms.growth import find_growth
 from cutwork.transforms.larger import Larger, fit
 from cutwork.transforms.resizing import resize
-from cutwork.transforms.sizes import Sizes, tensors_in, trace_sizes
+from cutwork.transforms.sizes import Sizes, trace_sizes
 
-# How far, relative to the largest, the outputs of a model with copied weights may lie from those it had.
-MOST_DIFFERENCE = 1e-5
+WHY_FAILS = ", so some size is tied in a way that cannot be seen"
+WHY_DIFFERS = (
+    ": norms other than batch norm need a whole factor, which a density such as 0.25 has, and channels must not be "
+    "shuffled"
+)
 
 
 def wide(
@@ -48,6 +49,7 @@ def wide(
     from the function it has. That is exact, up to rounding, where the factor of the widths is whole, at densities such
     as 1/4 and 1/9, and with batch norm at others too; otherwise it is refused.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> larger = wide(model, density=0.25, inputs=torch.rand(1, 20))
     >>> print(larger)
@@ -66,7 +68,8 @@ def wide(
     growth = find_growth(sizes, float(density) ** -0.5, multiple)
     tensors = fill(model, sizes, growth, weights=weights, seed=seed)
     larger = resize(model, sizes, growth, tensors)
-    _compare(model, larger, call, is_copy=weights == COPY)
+    is_copy = weights == COPY
+    compare(model, larger, call, what="wider", is_copy=is_copy, why_fails=WHY_FAILS, why_differs=WHY_DIFFERS)
     sparse = _find_sparse(model, larger, sizes)
     try:
         return fit(model, larger, *given, sparse=sparse, pattern=pattern, counting=counting)
@@ -117,52 +120,3 @@ def _say_what_stays_dense(larger: nn.Module, sparse: set[str]) -> str:
     }
     first = next((name for name, reason in reasons.items() if reason), None)
     return "" if first is None else f"; {first} stays dense because {reasons[first]}"
-
-
-def _compare(model: nn.Module, larger: nn.Module, call: Call, *, is_copy: bool) -> None:
-    """Run both models; raise ValueError where the larger one fails, or returns what it should not."""
-    running: list[str] = []
-
-    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        running.append(names[module])
-
-    def leave(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        running.pop()
-
-    if is_copy:
-        # Rounding in single precision could hide how little the inputs of a new model change its outputs.
-        model, larger, call = deepcopy(model).double(), deepcopy(larger).double(), _doubled(call)
-    names = {module: name for name, module in larger.named_modules()}
-    with in_evaluation(model):
-        expected = list(tensors_in(call(model)))
-    try:
-        with in_evaluation(larger), hooked(larger.modules(), enter, leave):
-            found = list(tensors_in(call(larger)))
-    except Exception as error:
-        raise ValueError(
-            f"{label(running[-1] if running else '')} does not run in the wider model, so some size is tied in a way "
-            f"that cannot be seen: {type(error).__name__}: {error}"
-        ) from error
-    for before, after in zip(expected, found, strict=True):
-        if before.shape != after.shape:
-            raise ValueError(f"the wider model returns {tuple(after.shape)} where it returned {tuple(before.shape)}")
-        if not after.isfinite().all() and before.isfinite().all():
-            raise ValueError("the wider model returns numbers that are not finite; its first weights do not fit it")
-        if is_copy and not _are_close(before, after):
-            raise ValueError(
-                "copies of the weights do not compute the same here: norms other than batch norm need a whole factor, "
-                "which a density such as 0.25 has, and channels must not be shuffled; use weights='fresh'"
-            )
-
-
-def _doubled(call: Call) -> Call:
-    def double(given: Any) -> Any:
-        return given.double() if isinstance(given, Tensor) and given.is_floating_point() else given
-
-    return Call(*tree_map(double, (call.args, dict(call.kwargs))))
-
-
-def _are_close(before: Tensor, after: Tensor) -> bool:
-    if not before.is_floating_point():
-        return torch.equal(before, after)
-    return bool((before - after).abs().max() <= MOST_DIFFERENCE * before.abs().max())
