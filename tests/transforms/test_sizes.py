@@ -122,3 +122,9 @@ def test_the_layer_that_cannot_run_without_numbers_is_named():
 
     with pytest.raises(ValueError, match=r"^1: the model cannot run without numbers"):
         trace(nn.Sequential(nn.Linear(4, 4), Choosing()), torch.rand(2, 4))
+
+
+def test_inputs_that_do_not_fit_get_the_models_own_error(caplog):
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        trace(nn.Sequential(nn.Linear(4, 4)), torch.rand(2, 5))
+    assert not caplog.records

@@ -73,8 +73,11 @@ class Sizes:
 def trace_sizes(model: nn.Module, call: Call) -> Sizes:
     """Return the sizes of a model, and what ties them together when it is called so in evaluation.
 
-    Nothing of the model changes. Raise ValueError where it cannot run without numbers.
+    Nothing of the model changes. Raise ValueError where it cannot run without numbers; where it does not run with these
+    inputs at all, its own error says why.
     """
+    with in_evaluation(model):
+        call(model)
     sizes = Sizes()
     symbols = _Listening(sizes)
     mode = FakeTensorMode(shape_env=symbols)
