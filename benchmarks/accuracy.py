@@ -12,10 +12,10 @@ again, so the program may be stopped at any time; nor is a run that stands in th
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean, stdev
@@ -31,6 +31,7 @@ from cutwork.data import load_data
 from cutwork.data.images import Images
 from cutwork.layers.storage import compress, why_not_compress
 from cutwork.layers.swap import sparse_layers
+from cutwork.models.resnet import make_resnet
 from cutwork.speed.machine import Machine
 
 FOLDER = Path(__file__).parent / "accuracy"
@@ -49,7 +50,8 @@ class Run:
     """One training run: everything that decides its outcome.
 
     A `lr` of None is the best one of a dense model, by the piece "learning-rates"; sparse layers have that divided
-    by their density to a `power`. With `held_out` the run is judged by a part of the training data.
+    by their density to a `power`. With `held_out` the run is judged by a part of the training data. A `model` like
+    "resnet-wide" is the "resnet" made larger by that member of Sparse-IFT, which decides the density of each layer.
     """
 
     data: str = "fashion-mnist"
@@ -110,6 +112,23 @@ RECIPE = {"rescale": (True,), "seed": range(3)}
 BALANCED = RECIPE | {"init": ("balanced",), "power": (1.0,)}
 STEPS = ((False, 0.0, "random"), (True, 0.0, "random"), (True, 1.0, "random"), (True, 1.0, "balanced"))
 CONV = {"model": ("conv",), "epochs": (1,)}
+RESNET = BALANCED | {
+    "pattern": ("block:8",),
+    "allocation": ("",),
+    "optimizer": ("sgd",),
+    "lr": (0.1,),
+    "epochs": (2,),
+}
+MEMBERS: dict[str, Callable[..., cw.transforms.Larger]] = {
+    "wide": cw.transforms.wide,
+    "parallel": cw.transforms.parallel,
+    "factorized": partial(cw.transforms.factorized, between="norm+relu"),
+    "doped": cw.transforms.doped,
+    "wide-factorized": partial(cw.transforms.wide_factorized, between="norm+relu"),
+}
+SPARSE_MEMBERS = tuple(f"resnet-{name}" for name in MEMBERS if name != "wide-factorized")
+RATES = (0.1, 0.2, 0.4)
+ONCE = {"epochs": (1,), "held_out": (True,), "seed": (0,)}
 # Seeds first, so that a piece that is not done yet has something of everything.
 SEEDS_FIRST = {
     "seed": range(5),
@@ -300,6 +319,29 @@ PIECES = {
             )
         ],
     ),
+    "sparse-ift-rates": Piece(
+        "A small ResNet, and Sparse-IFT's wide member at its operations, judged by a part of the training data after "
+        "one epoch.",
+        [
+            *grid(**RESNET | DENSE | ONCE | {"power": (0.0,), "lr": RATES}, model=("resnet",)),
+            *grid(**RESNET | ONCE | {"power": (0.0, 0.5), "lr": RATES}, model=("resnet-wide",), density=(0.25,)),
+        ],
+        columns="lr",
+    ),
+    "sparse-ift": Piece(
+        "A small ResNet and all members of Sparse-IFT at its operations, two epochs; with masks that stay and with "
+        "RigL. Gradual is the baseline: as wide, begun whole and pruned to the same operations, so that its training "
+        "takes several times as many. Wide-factorized has no masks.",
+        sorted(
+            [
+                *grid(**RESNET | DENSE, model=("resnet",)),
+                *grid(**RESNET, model=SPARSE_MEMBERS, density=(0.25, 0.1), method=METHODS),
+                *grid(**RESNET, model=("resnet-wide",), density=(0.25, 0.1), method=("gradual",)),
+                *grid(**RESNET, model=("resnet-wide-factorized",), density=(0.25, 0.1), method=("dense",)),
+            ],
+            key=lambda run: (-run.density, run.seed),
+        ),
+    ),
     "fashion-conv": Piece(
         "A convolutional model with batch norm, one epoch, also with the learning rates of `cutwork.param_groups`.",
         [
@@ -373,10 +415,10 @@ def train(run: Run) -> dict[str, Any]:
     """Train one model and return its accuracy in percent, its losses, and how long it took."""
     images = load_images(run.data, run.held_out)
     torch.manual_seed(run.seed)
-    model = build(run.model, images)
+    model, larger = build(run, images)
     size = LARGEST_BATCH[run.data]
     steps = run.epochs * (len(images.train_images) // size)
-    sparsifier = make_sparse(model, run, steps)
+    sparsifier = make_sparse(model, run, steps, larger)
     optimizer = make_optimizer(model, run)
     if sparsifier:
         sparsifier.attach(optimizer)
@@ -415,7 +457,17 @@ def load_images(name: str, held_out: bool) -> Images:
     return Images(train[:kept], data.train_labels[:kept], train[kept:], data.train_labels[kept:])
 
 
-def build(name: str, images: Images) -> nn.Sequential:
+def build(run: Run, images: Images) -> tuple[nn.Module, cw.transforms.Larger | None]:
+    """Return the model of a run, and what is known of it if a member of Sparse-IFT made it."""
+    name, _, member = run.model.partition("-")
+    model = make_resnet(8, channels=1, width=16, stem="pooled") if name == "resnet" else build_plain(name, images)
+    if not member:
+        return model, None
+    larger = MEMBERS[member](model, run.density, inputs=images.train_images[:1], seed=run.seed)
+    return larger.model, larger
+
+
+def build_plain(name: str, images: Images) -> nn.Sequential:
     """Return a model whose first numbers are PyTorch's own; what should stay dense is called so."""
     size = images.train_images[0].numel()
     if name == "mlp":
@@ -440,7 +492,9 @@ def build(name: str, images: Images) -> nn.Sequential:
     return model
 
 
-def make_sparse(model: nn.Module, run: Run, steps: int) -> cw.Sparsifier | None:
+def make_sparse(
+    model: nn.Module, run: Run, steps: int, larger: cw.transforms.Larger | None = None
+) -> cw.Sparsifier | None:
     """Make a model sparse as a run says, and compress what can be: that trains the same, faster."""
     if run.method == "dense":
         return None
@@ -460,10 +514,10 @@ def make_sparse(model: nn.Module, run: Run, steps: int) -> cw.Sparsifier | None:
     has_own_density = cw.parse(run.pattern).density is not None
     sparsifier = cw.sparsify(
         model,
-        {"*": run.pattern, "dense_*": "dense"},
-        density=None if has_own_density else run.density,
+        larger.patterns(run.pattern) if larger else {"*": run.pattern, "dense_*": "dense"},
+        density=larger.densities if larger else None if has_own_density else run.density,
         method=method,
-        allocation="uniform" if has_own_density else run.allocation,
+        allocation="uniform" if has_own_density or larger else run.allocation,
         init=run.init if method.takes_first_mask else None,
         rescale=run.rescale,
         steps=steps,

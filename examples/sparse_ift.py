@@ -1,16 +1,20 @@
-"""A small ResNet, dense and as every member of Sparse-IFT at the same operations, beside a wider one that is pruned.
+"""A residual network, dense and as each member of Sparse-IFT at the same operations, beside a wider one, pruned.
 
     python examples/sparse_ift.py --data fashion-mnist --densities 0.5 0.25 0.1 --epochs 5 --seeds 3
+    python examples/sparse_ift.py --depth 18 --width 64 --epochs 0 --batch 32 --pattern block:32
 
-prints accuracy, operations, weights and the time of a training step.
+prints accuracy, operations, weights, memory and the time of a training step; the second, which trains nothing, only
+what it costs.
 """
 
 import argparse
+import copy
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -22,122 +26,146 @@ import cutwork as cw
 from cutwork.data import load_data
 from cutwork.data.images import Images
 from cutwork.layers.swap import sparse_layers
+from cutwork.models.resnet import DEPTHS, STEMS, make_resnet
 from cutwork.text import in_columns
 from cutwork.transforms import Larger, doped, factorized, parallel, wide, wide_factorized
 
 MEMBERS: dict[str, Callable[..., Larger]] = {
     "wide": wide,
     "parallel": parallel,
-    "factorized": lambda *given, **options: factorized(*given, between="norm+relu", **options),
+    "factorized": partial(factorized, between="norm+relu"),
     "doped": doped,
-    "wide-factorized": lambda *given, **options: wide_factorized(*given, between="norm+relu", **options),
+    "wide-factorized": partial(wide_factorized, between="norm+relu"),
 }
+DENSE = "dense"
 PRUNED = "wide, pruned"
-HEAD = ("model", "density", "accuracy", "spread", "FLOPs", "at first", "weights", "step ms", "why not")
-WIDTHS = (15, 7, 9, 6, 14, 14, 11, 8)
+# A model whose steps are only timed is made for so many.
+SHORTEST = 40
+# Of each column, its head and how wide it is at the least.
+COLUMNS = {
+    "model": 15,
+    "density": 7,
+    "accuracy": 9,
+    "spread": 6,
+    "FLOPs": 14,
+    "at first": 14,
+    "weights": 11,
+    "MiB": 6,
+    "kept MiB": 8,
+    "step ms": 8,
+    "x dense": 7,
+    "masked": 7,
+    "why not": 0,
+}
+MIB = 2**20
 
-
-class Block(nn.Module):
-    """Two convolutions and what goes around them."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.around = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of both ways, cut at zero."""
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(y + self.around(x))
-
-
-def make_resnet(channels: int, width: int, num_classes: int = 10) -> nn.Sequential:
-    """Return a ResNet of three blocks."""
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        Block(width, width, 1),
-        Block(width, 2 * width, 2),
-        Block(2 * width, 4 * width, 2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4 * width, num_classes),
-    )
+Cells = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to; operations are those of an image, forward, in the end and at first."""
+    """What one training run came to; operations are those of an image, forward, in the end and at first."""
 
     accuracy: float
     flops: int
     first_flops: int
     weights: int
-    step_ms: float
 
 
-def run(member: str | None, density: float, seed: int, data: Images, options: argparse.Namespace) -> Result:
-    """Train one model and return what it came to; `member` None is the dense one."""
+@dataclass
+class Candidate:
+    """A model in training, and how long its steps took."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    x: Tensor
+    y: Tensor
+    times: list[float] = field(default_factory=list)
+
+    def step(self) -> None:
+        """Take one step of training."""
+        begin = time.perf_counter()
+        take_step(self.model, self.optimizer, self.x, self.y)
+        self.times.append(time.perf_counter() - begin)
+
+    @property
+    def seconds(self) -> float:
+        """How long a step takes, the first left out."""
+        return statistics.median(self.times[1:])
+
+
+@cache
+def enlarge(name: str, density: float, seed: int, image: tuple[int, ...], net: tuple[tuple[str, Any], ...]) -> Larger:
+    """Return the member of this name, of a network of these options with first weights of this seed."""
     torch.manual_seed(seed)
-    model: nn.Module = make_resnet(data.train_images.shape[1], options.width)
-    one = data.train_images[:1]
-    steps = options.epochs * math.ceil(len(data.train_images) / options.batch)
-    sparsifier = None
-    if member is not None:
-        larger = MEMBERS["wide" if member == PRUNED else member](model, density, inputs=one, seed=seed)
-        model = larger.model
-        if larger.densities:
-            every = max(1, steps // 40)
-            methods = {"rigl": cw.RigL(every=every), "static": cw.Static()}
-            sparsifier = cw.sparsify(
-                model,
-                larger.patterns(options.pattern),
-                density=larger.densities,
-                method=cw.Gradual(every=every) if member == PRUNED else methods[options.method],
-                steps=steps,
-                seed=seed,
-                # What is pruned begins whole.
-                storage="dense" if member == PRUNED else options.storage,
-            )
-    first_flops = cw.flops(model, one).sparse
-    optimizer = torch.optim.SGD(
-        cw.param_groups(model, lr=options.rate, weight_decay=5e-4, power=0.5), momentum=0.9, nesterov=True
+    model = make_resnet(channels=image[0], **dict(net))
+    return MEMBERS["wide" if name == PRUNED else name](model, density, inputs=torch.zeros(1, *image), seed=seed)
+
+
+def make(
+    name: str, density: float, seed: int, steps: int, storage: str, data: Images, options: argparse.Namespace
+) -> tuple[nn.Module, cw.Sparsifier | None]:
+    """Return a model of this name, and what moves its masks if it has some."""
+    image = tuple(data.train_images.shape[1:])
+    classes = int(data.train_labels.max()) + 1
+    net = {"depth": options.depth, "num_classes": classes, "width": options.width, "stem": options.stem}
+    if name == DENSE:
+        torch.manual_seed(seed)
+        return make_resnet(channels=image[0], **net), None
+    larger = enlarge(name, density, seed, image, tuple(net.items()))
+    model = copy.deepcopy(larger.model)
+    if not larger.densities:
+        return model, None
+    every = max(1, steps // 40)
+    methods = {"rigl": cw.RigL(every=every), "static": cw.Static()}
+    sparsifier = cw.sparsify(
+        model,
+        larger.patterns(options.pattern),
+        density=larger.densities,
+        method=cw.Gradual(every=every) if name == PRUNED else methods[options.method],
+        steps=steps,
+        seed=seed,
+        # What is pruned begins whole.
+        storage="dense" if name == PRUNED else storage,
     )
+    return model, sparsifier
+
+
+def make_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim.Optimizer:
+    """Return an optimizer whose rates suit how dense each layer is."""
+    groups = cw.param_groups(model, lr=options.rate, weight_decay=5e-4, power=0.5)
+    return torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+
+
+def run(name: str, density: float, seed: int, data: Images, options: argparse.Namespace) -> Result:
+    """Train one model and return what it came to."""
+    steps = options.epochs * math.ceil(len(data.train_images) / options.batch) or SHORTEST
+    model, sparsifier = make(name, density, seed, steps, options.storage, data, options)
+    first_flops = cw.flops(model, data.train_images[:1]).sparse
+    optimizer = make_optimizer(model, options)
     if sparsifier is not None:
         sparsifier.attach(optimizer)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps
-    )
-    times = train(model, optimizer, schedule, data, options, seed)
-    last_flops = cw.flops(model, one).sparse
-    return Result(
-        accuracy=measure_accuracy(model, data),
-        flops=last_flops,
-        first_flops=first_flops,
-        weights=count_weights(model),
-        step_ms=1e3 * statistics.median(times),
-    )
-
-
-def train(
-    model: nn.Module, optimizer: Any, schedule: Any, data: Images, options: argparse.Namespace, seed: int
-) -> list[float]:
-    """Train a model and return how long each step took, in seconds."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
     chance = torch.Generator().manual_seed(seed)
     model.train()
-    times = []
     for _ in range(options.epochs):
         for chosen in torch.randperm(len(data.train_images), generator=chance).split(options.batch):
-            begin = time.perf_counter()
-            optimizer.zero_grad()
-            F.cross_entropy(model(data.train_images[chosen]), data.train_labels[chosen]).backward()
-            optimizer.step()
-            times.append(time.perf_counter() - begin)
+            take_step(model, optimizer, data.train_images[chosen], data.train_labels[chosen])
             schedule.step()
-    return times
+    return Result(
+        accuracy=measure_accuracy(model, data) if options.epochs else math.nan,
+        flops=cw.flops(model, data.train_images[:1]).sparse,
+        first_flops=first_flops,
+        weights=count_weights(model),
+    )
+
+
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    """Take one step of training."""
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
 
 
 @torch.no_grad()
@@ -154,41 +182,103 @@ def count_weights(model: nn.Module) -> int:
     return sum(kept.get(id(each), each.numel()) for each in model.parameters())
 
 
-def compare(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+def prepare(
+    name: str, density: float, storage: str, data: Images, options: argparse.Namespace, channels_last: bool = True
+) -> Candidate:
+    """Return a model ready for steps whose time is measured."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x = data.train_images[: options.batch].contiguous(memory_format=order)
+    model, sparsifier = make(name, density, 0, SHORTEST, storage, data, options)
+    model.to(memory_format=order).train()  # pyrefly: ignore
+    if sparsifier is not None and storage == "compressed" and name != PRUNED:
+        cw.fuse(model, x[:2])
+    return Candidate(model, make_optimizer(model, options), x, data.train_labels[: options.batch])
+
+
+def measure(density: float, names: Sequence[str], data: Images, options: argparse.Namespace) -> Iterator[Cells]:
+    """Yield what a step costs, for the dense model and each of these: what `cost_cells` says, in turns."""
+    dense = [prepare(DENSE, 1.0, "dense", data, options, channels_last) for channels_last in (True, False)]
+    compressed = {name: prepare(name, density, "compressed", data, options) for name in names}
+    masked = {name: prepare(name, density, "dense", data, options) for name in names}
+    for _ in range(1 + options.rounds):
+        for candidate in (*dense, *compressed.values(), *masked.values()):
+            candidate.step()
+    fastest = min(dense, key=lambda each: each.seconds)
+    yield cost_cells(fastest, fastest, fastest)
+    for name in names:
+        yield cost_cells(compressed[name], masked[name], fastest)
+
+
+def cost_cells(candidate: Candidate, masked: Candidate, dense: Candidate) -> Cells:
+    """Return bytes of weights, gradients and optimizer, bytes kept for backward, and times, as text."""
+    return {
+        "MiB": f"{count_state(candidate) / MIB:.1f}",
+        "kept MiB": f"{count_kept(candidate) / MIB:.1f}",
+        "step ms": f"{1e3 * candidate.seconds:.1f}",
+        "x dense": f"{candidate.seconds / dense.seconds:.2f}",
+        "masked": f"{masked.seconds / dense.seconds:.2f}",
+    }
+
+
+def count_state(candidate: Candidate) -> int:
+    """Return the bytes of everything that trains, of gradients, masks and indices, and of the optimizer."""
+    tensors = [*candidate.model.parameters(), *candidate.model.buffers()]
+    tensors += [each.grad for each in candidate.model.parameters() if each.grad is not None]
+    tensors += [
+        each for state in candidate.optimizer.state.values() for each in state.values() if torch.is_tensor(each)
+    ]
+    return sum(each.nbytes for each in tensors)
+
+
+def count_kept(candidate: Candidate) -> int:
+    """Return the bytes that the way forward keeps for the way back, besides the model's own."""
+    own = {each.untyped_storage().data_ptr() for each in (*candidate.model.parameters(), *candidate.model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        # The result holds what is kept until all was counted.
+        loss = F.cross_entropy(candidate.model(candidate.x), candidate.y)
+    del loss
+    return sum(size for address, size in kept.items() if address not in own)
+
+
+def compare(options: argparse.Namespace) -> Iterator[Cells]:
     """Yield a row for the dense model, and one for each member and the pruned model at each density."""
     data = load_data(options.data)
     if options.images:
-        data = Images(
-            data.train_images[: options.images],
-            data.train_labels[: options.images],
-            data.test_images[: options.images],
-            data.test_labels[: options.images],
-        )
-    yield row("dense", 1.0, [run(None, 1.0, seed, data, options) for seed in range(options.seeds)])
-    for density in options.densities:
-        for member in (*options.members, PRUNED):
+        data = Images(*(part[: options.images] for part in vars(data).values()))
+    for at, density in enumerate(options.densities):
+        rows = {name: {"model": name, "density": f"{density:g}"} for name in (*options.members, PRUNED)}
+        for name, cells in rows.items():
             try:
-                results = [run(member, density, seed, data, options) for seed in range(options.seeds)]
-                yield row(member, density, results)
+                make(name, density, 0, SHORTEST, options.storage, data, options)
             except ValueError as reason:
-                yield (member, f"{density:g}", *[""] * 6, str(reason))
+                cells["why not"] = str(reason)
+        possible = [name for name, cells in rows.items() if "why not" not in cells]
+        of_dense, *costs = measure(density, possible, data, options)
+        if not at:
+            yield {"model": DENSE, "density": "1"} | result_cells(DENSE, 1.0, data, options) | of_dense
+        costs_of = dict(zip(possible, costs, strict=True))
+        for name, cells in rows.items():
+            yield cells | (result_cells(name, density, data, options) | costs_of[name] if name in costs_of else {})
 
 
-def row(name: str, density: float, results: Sequence[Result]) -> tuple[str, ...]:
-    """Return the mean of several runs, as text."""
-    mean = {key: statistics.mean(getattr(each, key) for each in results) for key in vars(results[0])}
-    spread = statistics.stdev(each.accuracy for each in results) if len(results) > 1 else 0.0
-    return (
-        name,
-        f"{density:g}",
-        f"{100 * mean['accuracy']:.2f} %",
-        f"{100 * spread:.2f}",
-        f"{mean['flops']:,.0f}",
-        f"{mean['first_flops']:,.0f}",
-        f"{mean['weights']:,.0f}",
-        f"{mean['step_ms']:.1f}",
-        "",
-    )
+def result_cells(name: str, density: float, data: Images, options: argparse.Namespace) -> Cells:
+    """Return the mean of what several runs came to, as text."""
+    results = [run(name, density, seed, data, options) for seed in range(options.seeds)]
+    accuracies = [100 * each.accuracy for each in results]
+    return {
+        "accuracy": f"{statistics.mean(accuracies):.2f} %" if options.epochs else "",
+        "spread": f"{statistics.stdev(accuracies):.2f}" if options.epochs and len(results) > 1 else "",
+        "FLOPs": f"{results[0].flops:,}",
+        "at first": f"{results[0].first_flops:,}",
+        "weights": f"{results[0].weights:,}",
+    }
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -196,23 +286,27 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", choices=("digits", "fashion-mnist"))
     parser.add_argument("--images", type=int, default=0, help="so many of the data set, 0 for all")
+    parser.add_argument("--depth", type=int, default=8, choices=list(DEPTHS), help="layers of the network")
+    parser.add_argument("--width", type=int, default=32, help="channels of its first convolution")
+    parser.add_argument("--stem", default="small", choices=list(STEMS))
     parser.add_argument("--densities", type=float, nargs="+", default=[0.5, 0.25, 0.1])
     parser.add_argument("--members", nargs="+", default=list(MEMBERS), choices=list(MEMBERS))
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10, help="0 to see only what each model costs")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.05)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each model")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each model that are timed, in turns")
     parser.add_argument("--method", default="rigl", choices=("rigl", "static"))
     parser.add_argument("--pattern", default="block:8")
-    parser.add_argument("--storage", default="compressed", choices=("compressed", "dense"))
+    parser.add_argument("--storage", default="compressed", choices=("compressed", "dense"), help="that trains")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train all and print what they came to."""
-    for line in chain([HEAD], compare(parse(arguments))):
-        print(*in_columns([line], "<>>>>>>><", widths=WIDTHS), flush=True)
+    for cells in chain([{name: name for name in COLUMNS}], compare(parse(arguments))):
+        line = [cells.get(name, "") for name in COLUMNS]
+        print(*in_columns([line], "<" + ">" * (len(COLUMNS) - 2) + "<", widths=tuple(COLUMNS.values())), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,24 +19,37 @@ def sparse_ift(monkeypatch):
 
 
 def test_all_members_train_at_the_dense_operations(sparse_ift):
-    small = ["--images", "96", "--epochs", "1", "--width", "16", "--densities", "0.25", "--pattern", "block:4"]
-    dense, *others = sparse_ift.compare(sparse_ift.parse(small))
-    flops = {row[0]: int(row[4].replace(",", "")) for row in (dense, *others) if row[4]}
-    assert [row[0] for row in others] == [*sparse_ift.MEMBERS, sparse_ift.PRUNED]
+    small = "--images 96 --epochs 1 --width 16 --densities 0.25 --pattern block:4 --rounds 1"
+    dense, *others = sparse_ift.compare(sparse_ift.parse(small.split()))
+    assert [cells["model"] for cells in others] == [*sparse_ift.MEMBERS, sparse_ift.PRUNED]
+    rows = {cells["model"]: cells for cells in (dense, *others) if "why not" not in cells}
+    assert {*rows} >= {"dense", "wide", "parallel", "factorized", "doped", "wide, pruned"}
+    flops = {name: int(cells["FLOPs"].replace(",", "")) for name, cells in rows.items()}
     # Tiles that an edge cuts count whole units of other sizes.
     assert all(number == pytest.approx(flops["dense"], rel=0.02) for number in flops.values())
-    assert {*flops} >= {"wide", "parallel", "factorized", "doped", "wide, pruned"}
-    pruned = others[-1]
-    assert int(pruned[5].replace(",", "")) > 3 * flops["dense"]
+    pruned, wide = rows["wide, pruned"], rows["wide"]
+    assert int(pruned["at first"].replace(",", "")) > 3 * flops["dense"]
+    # What was pruned still holds its zeros, four times as many numbers; the compressed one does not.
+    assert float(wide["MiB"]) < 1.5 * float(dense["MiB"]) < 0.5 * float(pruned["MiB"])
+    assert float(dense["x dense"]) == 1
+    assert all(float(cells["kept MiB"]) > 0 for cells in rows.values())
 
 
 def test_it_prints_a_table(sparse_ift, capsys):
-    sparse_ift.main(["--images", "64", "--epochs", "1", "--width", "8", "--densities", "0.5", "--members", "parallel"])
+    options = "--images 64 --epochs 1 --width 8 --densities 0.5 --members parallel --rounds 1 --seeds 2 --batch 16"
+    sparse_ift.main(options.split())
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["model", "dense", "parallel", "wide,"]
 
 
+def test_costs_need_no_training(sparse_ift):
+    options = "--images 64 --epochs 0 --width 16 --densities 0.25 --members wide --rounds 1 --pattern block:4"
+    dense, wide, _ = sparse_ift.compare(sparse_ift.parse(options.split()))
+    assert dense["accuracy"] == wide["accuracy"] == ""
+    assert float(wide["step ms"]) > 0
+
+
 def test_what_cannot_be_says_why(sparse_ift):
-    options = ["--images", "64", "--epochs", "1", "--width", "8", "--densities", "0.9", "--members", "parallel"]
-    rows = list(sparse_ift.compare(sparse_ift.parse(options)))
-    assert rows[1][-1].startswith("density=0.9 gives one branch")
+    options = "--images 64 --epochs 1 --width 8 --densities 0.9 --members parallel --rounds 1"
+    rows = list(sparse_ift.compare(sparse_ift.parse(options.split())))
+    assert rows[1]["why not"].startswith("density=0.9 gives one branch")
