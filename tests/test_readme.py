@@ -29,6 +29,11 @@ def test_the_code_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     assert "vector:16" in capsys.readouterr().out
 
 
+def test_the_code_of_the_page_on_sparse_ift_runs(tmp_path, monkeypatch, capsys):
+    run_blocks("docs/sparse-ift.md", tmp_path, monkeypatch)
+    assert "stays: LayerNorm is no linear function" in capsys.readouterr().out
+
+
 def test_the_code_of_the_benchmarks_page_runs(tmp_path, monkeypatch, capsys):
     run_blocks("docs/benchmarks.md", tmp_path, monkeypatch)
     assert "the whole model" in capsys.readouterr().out
