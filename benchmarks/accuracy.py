@@ -116,7 +116,8 @@ RESNET = BALANCED | {
     "pattern": ("block:8",),
     "allocation": ("",),
     "optimizer": ("sgd",),
-    "lr": (0.1,),
+    "lr": (0.2,),
+    "power": (0.5,),
     "epochs": (2,),
 }
 MEMBERS: dict[str, Callable[..., cw.transforms.Larger]] = {
@@ -126,9 +127,25 @@ MEMBERS: dict[str, Callable[..., cw.transforms.Larger]] = {
     "doped": cw.transforms.doped,
     "wide-factorized": partial(cw.transforms.wide_factorized, between="norm+relu"),
 }
-SPARSE_MEMBERS = tuple(f"resnet-{name}" for name in MEMBERS if name != "wide-factorized")
 RATES = (0.1, 0.2, 0.4)
 ONCE = {"epochs": (1,), "held_out": (True,), "seed": (0,)}
+
+
+def members_at(density: float) -> list[Run]:
+    """Return runs of a dense model, of each member of Sparse-IFT, and of what is pruned from a wider one."""
+    given = RESNET | {"density": (density,)}
+    sparse = [f"resnet-{name}" for name in MEMBERS if name != "wide-factorized"]
+    return sorted(
+        [
+            *grid(**RESNET | DENSE, model=("resnet",)),
+            *grid(**given, model=sparse, method=METHODS),
+            *grid(**given, model=("resnet-wide",), method=("gradual",)),
+            *grid(**given, model=("resnet-wide-factorized",), method=("dense",)),
+        ],
+        key=lambda run: run.seed,
+    )
+
+
 # Seeds first, so that a piece that is not done yet has something of everything.
 SEEDS_FIRST = {
     "seed": range(5),
@@ -328,20 +345,13 @@ PIECES = {
         ],
         columns="lr",
     ),
-    "sparse-ift": Piece(
-        "A small ResNet and all members of Sparse-IFT at its operations, two epochs; with masks that stay and with "
-        "RigL. Gradual is the baseline: as wide, begun whole and pruned to the same operations, so that its training "
-        "takes several times as many. Wide-factorized has no masks.",
-        sorted(
-            [
-                *grid(**RESNET | DENSE, model=("resnet",)),
-                *grid(**RESNET, model=SPARSE_MEMBERS, density=(0.25, 0.1), method=METHODS),
-                *grid(**RESNET, model=("resnet-wide",), density=(0.25, 0.1), method=("gradual",)),
-                *grid(**RESNET, model=("resnet-wide-factorized",), density=(0.25, 0.1), method=("dense",)),
-            ],
-            key=lambda run: (-run.density, run.seed),
-        ),
+    "sparse-ift-quarter": Piece(
+        "A small ResNet and all members of Sparse-IFT at its operations, where layers keep a quarter of their weights, "
+        "in two epochs; with masks that stay and with RigL. Gradual is the baseline: as wide, begun whole and pruned "
+        "to the same operations, so that its training takes several times as many. Wide-factorized has no masks.",
+        members_at(0.25),
     ),
+    "sparse-ift-tenth": Piece("The same where layers keep a tenth.", members_at(0.1)),
     "fashion-conv": Piece(
         "A convolutional model with batch norm, one epoch, also with the learning rates of `cutwork.param_groups`.",
         [
