@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from cutwork.text import did_you_mean
 
 if TYPE_CHECKING:
+    from cutwork.data.feed import Feed, Feeding
     from cutwork.data.images import Images
 
 # The module of each data set, imported when it is asked for, and the function there that loads it.
@@ -26,3 +27,10 @@ def load_data(name: str) -> "Images":
         raise ValueError(f"unknown data set {name!r}{near}; write {', '.join(map(repr, DATA_SETS))}")
     module, function = DATA_SETS[name]
     return getattr(import_module(module), function)()
+
+
+def make_feed(name: str, feeding: "Feeding") -> "Feed":
+    """Return batches of a data set, by its name."""
+    from cutwork.data.image_feed import ImageFeed
+
+    return ImageFeed(load_data(name), feeding)

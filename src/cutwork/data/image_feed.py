@@ -1,0 +1,40 @@
+"""Batches of images that lie in memory, augmented a batch at a time."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import final
+
+from cutwork.data.feed import Batch, Feed, Feeding, judging_order, order_of, steps_in
+from cutwork.data.images import Images
+
+
+@final
+class ImageFeed(Feed):
+    """A data set that is small enough to be kept whole.
+
+    >>> from cutwork.data import load_data
+    >>> feed = ImageFeed(load_data("digits"), Feeding(batch=64))
+    >>> feed.steps_of_epoch, next(feed.training(epoch=0))[0].shape
+    (22, torch.Size([64, 1, 8, 8]))
+    """
+
+    def __init__(self, data: Images, feeding: Feeding) -> None:
+        self.data, self.feeding = data, feeding
+        self.num_classes = 1 + int(data.train_labels.max())
+        self.steps_of_epoch = steps_in(len(data.train_images), feeding)
+        # Statistics of the training images, by which all are made of mean 0 and deviation 1 in each channel.
+        axes = (0, 2, 3)
+        self.mean = data.train_images.mean(axes)[:, None, None]
+        self.deviation = data.train_images.std(axes)[:, None, None]
+        self.example = (data.test_images[:1] - self.mean) / self.deviation
+
+    def training(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, beginning with one of its steps, as if those before it had been yielded."""
+        for chosen in islice(order_of(epoch, len(self.data.train_images), self.feeding), start, None):
+            images = (self.data.train_images[chosen] - self.mean) / self.deviation
+            yield images, self.data.train_labels[chosen]
+
+    def testing(self) -> Iterator[Batch]:
+        """Yield all test examples once, shared out between the processes."""
+        for chosen in judging_order(len(self.data.test_images), self.feeding):
+            yield (self.data.test_images[chosen] - self.mean) / self.deviation, self.data.test_labels[chosen]
