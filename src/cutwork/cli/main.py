@@ -16,14 +16,20 @@ from typing import Annotated, Any
 from cutwork.cli.benchmark import BENCHMARKS
 from cutwork.cli.demo import demo
 from cutwork.cli.doctor import doctor
+from cutwork.cli.ls import ls
 from cutwork.cli.screen import STOPPED, UNREAD, USER_ERRORS, CommandGroup
+from cutwork.cli.train import make_train
 from cutwork.version import __version__
 
 COMMANDS: dict[str, Callable[..., None] | CommandGroup] = {
-    "doctor": doctor,
     "demo": demo,
+    "train": make_train(()),
+    "ls": ls,
     "benchmark": BENCHMARKS,
+    "doctor": doctor,
 }
+# Commands whose options begin with values that follow from what else is given.
+PREPARED: dict[str, Callable[[Sequence[str]], Callable[..., None]]] = {"train": make_train}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,8 +69,9 @@ def _run(given: list[str]) -> None:
         # Nothing was asked for: say what there is.
         given = [*given, "--help"]
     tyro = _import_tyro()
+    rows = COMMANDS | {name: make(given) for name, make in PREPARED.items() if given[0] == name}
     tyro.extras.subcommand_cli_from_dict(
-        {name: _as_command(tyro, row) if isinstance(row, CommandGroup) else row for name, row in COMMANDS.items()},
+        {name: _as_command(tyro, row) if isinstance(row, CommandGroup) else row for name, row in rows.items()},
         prog="cutwork",
         description="Structured sparse training for PyTorch. 'cutwork --version' says which version this is.",
         args=given,

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 @final
 class Attention(nn.Module):
-    """Attention of each place to itself and those before it."""
+    """Attention of each place to itself and those before it, or to all."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, is_causal: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.is_causal = num_heads, is_causal
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what each place learns from those before it."""
+        """Return what each place learns from those that it sees."""
         queries, keys, values = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
-        y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        y = F.scaled_dot_product_attention(queries, keys, values, is_causal=self.is_causal)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -28,10 +28,10 @@ class Attention(nn.Module):
 class GPTBlock(nn.Module):
     """Attention, then two linear layers, each behind a norm and added to what came in."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, *, dropout: float, is_causal: bool) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, num_heads)
+        self.attention = Attention(width, num_heads, is_causal=is_causal)
         self.fc1, self.act, self.fc2 = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -52,7 +52,9 @@ class GPT(nn.Module):
         self.context = context
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(GPTBlock(width, num_heads, dropout) for _ in range(num_blocks)))
+        self.blocks = nn.Sequential(
+            *(GPTBlock(width, num_heads, dropout=dropout, is_causal=True) for _ in range(num_blocks))
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
 

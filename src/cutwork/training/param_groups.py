@@ -9,7 +9,13 @@ from cutwork.layers.swap import sparse_layers
 
 
 def param_groups(
-    model: nn.Module, *, lr: float, weight_decay: float = 0.0, power: float = 1.0, folded: bool = False
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    power: float = 1.0,
+    folded: bool = False,
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Return what trains in a model as groups for an optimizer, with `lr` for dense layers and more for sparse ones.
 
@@ -23,7 +29,7 @@ def param_groups(
     square root of the density only.
 
     With `folded`, weights of factors that have nothing between them have no decay, for `transforms.decay_of_factors` to
-    decay what they stand for.
+    decay what they stand for. With `decay_all`, vectors decay too, as older recipes have it.
 
     The densities are those of now: call it after `sparsify`; where a method changes them while it trains, the rates
     stay. Schedules that scale the rate of each group work; one that sets a number needs one for each.
@@ -48,7 +54,8 @@ def param_groups(
     for parameter in model.parameters():
         if parameter.requires_grad:
             share = densities.get(id(parameter), 1.0) ** power
-            decay = 0.0 if parameter.ndim < 2 or id(parameter) in spared else weight_decay * share
+            is_spared = id(parameter) in spared or (parameter.ndim < 2 and not decay_all)
+            decay = 0.0 if is_spared else weight_decay * share
             groups.setdefault((lr / share, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 

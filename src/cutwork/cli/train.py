@@ -1,0 +1,142 @@
+"""The command `cutwork train`: a recipe, or a run's options, to a folder. Nothing heavy is imported at the top."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from cutwork.cli.screen import STOPPED
+from cutwork.lab.recipes import find_recipe
+from cutwork.lab.training import Training
+
+if TYPE_CHECKING:
+    from cutwork.lab.judging import Judgement
+    from cutwork.lab.records import Watch
+
+RUNS = Path("runs")
+
+
+def make_train(given: Sequence[str]) -> Callable[..., None]:
+    """Return the command, whose options begin with the values of the recipe that is asked for."""
+    name = next((word for word in given[1:2] if not word.startswith("-")), None)
+    own = find_recipe(name, tiny="--tiny" in given) if name is not None else Training()
+
+    def train(
+        recipe: str | None = None,
+        /,
+        *,
+        tiny: bool = False,
+        output: Path | None = None,
+        resume: Path | None = None,
+        run: Training = own,
+    ) -> None:
+        """Train a model as a recipe says, or as options say, and write all of it into a folder.
+
+        Behind the recipe every option may be given another value. 'cutwork ls recipes' lists the recipes.
+
+        Args:
+            recipe: Where all options begin.
+            tiny: Take the recipe's twin that runs in a minute on two cores.
+            output: Folder of the run; without it runs/RECIPE-TIME.
+            resume: Go on with the run in this folder, or with the newest in it that has not ended.
+            run: All that decides what is trained, and how.
+        """
+        _run(recipe, output, resume, run)
+
+    return train
+
+
+def _run(recipe: str | None, output: Path | None, resume: Path | None, options: Training) -> None:
+    from cutwork.lab.loop import Stopped, train
+    from cutwork.lab.run_folder import find_newest
+
+    if resume is not None:
+        if recipe is not None or output is not None:
+            raise ValueError("--resume goes on as the run was begun; give no recipe and no output beside it")
+        folder = find_newest(resume)
+        options, place = folder.read_config(), folder.path
+    else:
+        named = f"{recipe or options.model.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
+        place = output or RUNS / named
+    with show_training() as watch:
+        try:
+            summary = train(options, place, resume=resume is not None, watch=watch)
+        except Stopped as stopped:
+            print(f"cutwork: {stopped}", file=sys.stderr)
+            raise SystemExit(STOPPED) from stopped
+    print(
+        f"{summary['test_accuracy']:.2%} of the test data are right, {summary['best_accuracy']:.2%} at best; density "
+        f"{summary['density']:.3g}, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s"
+    )
+    print(f"Written to {place}: the options, the curves, and the models last.safetensors and best.safetensors")
+
+
+@contextmanager
+def show_training() -> Iterator["Watch"]:
+    """Show a run as a bar on a terminal, otherwise as lines."""
+    from rich.console import Console
+
+    if not Console(stderr=True).is_terminal:
+        yield Lines()
+        return
+    shown = Bar()
+    with shown.bar:
+        yield shown
+
+
+@final
+class Lines:
+    """A run as plain lines."""
+
+    def step(self, done: int, steps: int, record: Any) -> None:
+        """Show that steps are done, and what was seen, if it was looked at."""
+        if record:
+            print(f"step {done}/{steps}: {_describe(record)}", file=sys.stderr, flush=True)
+
+    def epoch(self, done: int, steps: int, judged: "Judgement") -> None:
+        """Show how good the model is after an epoch."""
+        print(f"step {done}/{steps}: {_describe_test(judged)}", file=sys.stderr, flush=True)
+
+
+@final
+class Bar:
+    """A run as a bar, with a line above it for each epoch."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            # What the run came to goes to standard output, alone.
+            console=Console(stderr=True),
+            refresh_per_second=1,
+        )
+        self.task = self.bar.add_task("", total=None)
+
+    def step(self, done: int, steps: int, record: Any) -> None:
+        """Show that steps are done, and what was seen, if it was looked at."""
+        self.bar.update(self.task, completed=done, total=steps)
+        if record:
+            self.bar.update(self.task, description=_describe(record))
+
+    def epoch(self, done: int, steps: int, judged: "Judgement") -> None:
+        """Show how good the model is after an epoch."""
+        self.bar.console.print(f"step {done}: {_describe_test(judged)}")
+
+
+def _describe(record: Any) -> str:
+    return (
+        f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.1%}, gradient {record['gradient_norm']:.2g}, "
+        f"{record['samples_per_second']:,.0f} a second, {record['memory_mib']:,.0f} MiB"
+    )
+
+
+def _describe_test(judged: "Judgement") -> str:
+    return f"test accuracy {judged.accuracy:.2%}, loss {judged.loss:.4f} ({judged.bits:.3f} bits)"
