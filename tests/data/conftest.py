@@ -3,7 +3,10 @@ import gzip
 import numpy as np
 import pytest
 
+from cutwork.data.cifar import CIFAR10, CIFAR100
 from cutwork.data.fashion_mnist import FILES
+
+from .archives import cifar_part, put
 
 
 def write_idx(file, array):
@@ -18,4 +21,15 @@ def fashion_files(tmp_path):
         shape = (6, 28, 28) if part.endswith("images") else (6,)
         pixels = np.arange(np.prod(shape)).reshape(shape) % 256 if len(shape) == 3 else np.arange(6) + number
         write_idx(tmp_path / name, pixels.astype(np.uint8))
+    return tmp_path
+
+
+@pytest.fixture
+def cifar_files(tmp_path, monkeypatch):
+    """Return a folder with both archives, small ones."""
+    monkeypatch.setenv("CUTWORK_DATA", str(tmp_path))
+    for archive, num_classes in ((CIFAR10, 10), (CIFAR100, 100)):
+        names = [*archive.train, *archive.test]
+        parts = {name: cifar_part(n, archive.labels, num_classes) for n, name in enumerate(names)}
+        put(archive, {"cifar/readme.html": b"hello", **parts}, tmp_path, monkeypatch)
     return tmp_path

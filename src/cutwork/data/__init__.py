@@ -1,7 +1,9 @@
 """Data sets, loaded by their names."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cutwork.text import did_you_mean
 
@@ -13,11 +15,15 @@ if TYPE_CHECKING:
 DATA_SETS = {
     "digits": ("cutwork.data.digits", "load_digits"),
     "fashion-mnist": ("cutwork.data.fashion_mnist", "load_fashion_mnist"),
+    "cifar10": ("cutwork.data.cifar", "load_cifar10"),
+    "cifar100": ("cutwork.data.cifar", "load_cifar100"),
 }
 
 
-def load_data(name: str) -> "Images":
-    """Return a data set by its name.
+def load_data(name: str, folder: str | Path | None = None, *, download: bool = False) -> "Images":
+    """Return a data set by its name, from `folder` if its files lie elsewhere than they usually do.
+
+    Nothing comes from the network unless `download` asks for it.
 
     >>> load_data("digits").test_images.shape
     torch.Size([360, 1, 8, 8])
@@ -26,7 +32,12 @@ def load_data(name: str) -> "Images":
         near = did_you_mean(name, DATA_SETS)
         raise ValueError(f"unknown data set {name!r}{near}; write {', '.join(map(repr, DATA_SETS))}")
     module, function = DATA_SETS[name]
-    return getattr(import_module(module), function)()
+    load = getattr(import_module(module), function)
+    asked: dict[str, Any] = ({} if folder is None else {"folder": folder}) | ({"download": True} if download else {})
+    for option, value in asked.items():
+        if option not in signature(load).parameters:
+            raise ValueError(f"{option}={value!r}: the data set {name!r} has no use for it; leave it out")
+    return load(**asked)
 
 
 def make_feed(name: str, feeding: "Feeding") -> "Feed":
