@@ -72,7 +72,8 @@ def chance_of(*numbers: int) -> torch.Generator:
     for number in numbers:
         # The multiplier of a 64-bit linear congruence of full period: near numbers come to lie far apart.
         mixed = ((mixed ^ number) * 6364136223846793005 + 1442695040888963407) % 2**63
-    return torch.Generator().manual_seed(mixed)
+    # Of a seed, PyTorch's generator for CPUs reads 32 bits, and the upper ones are mixed best.
+    return torch.Generator().manual_seed(mixed >> 31)
 
 
 def steps_in(examples: int, feeding: Feeding) -> int:
