@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from cutwork.data.augment import Augmentations
-from cutwork.data.feed import Batch, Feed, Feeding, chance_of, judging_order, order_of, steps_in
+from cutwork.data.feed import Batch, Feed, Feeding, chance_of, judging_order, order_of, refuse, steps_in
 from cutwork.data.images import Images
 
 
@@ -16,12 +16,15 @@ class ImageFeed(Feed):
     """A data set that is small enough to be kept whole.
 
     >>> from cutwork.data import load_data
-    >>> feed = ImageFeed(load_data("digits"), Feeding(batch=64))
+    >>> feed = ImageFeed("digits", load_data("digits"), Feeding(batch=64))
     >>> feed.steps_of_epoch, next(feed.training(epoch=0))[0].shape
     (22, torch.Size([64, 1, 8, 8]))
     """
 
-    def __init__(self, data: Images, feeding: Feeding) -> None:
+    def __init__(self, name: str, data: Images, feeding: Feeding) -> None:
+        refuse(
+            feeding, ("train_crop", "test_crop", "test_resize", "interpolation", "context"), f"the data set {name!r}"
+        )
         self.data, self.feeding = data, feeding
         self.augmentations = Augmentations.parse(feeding.augment)
         self.num_classes = 1 + int(data.train_labels.max())
@@ -30,6 +33,10 @@ class ImageFeed(Feed):
         axes = (0, 2, 3)
         self.mean = data.train_images.mean(axes)[:, None, None]
         self.deviation = data.train_images.std(axes)[:, None, None]
+        self.description = (
+            f"{name}: {len(data.train_images)} training and {len(data.test_images)} test images in memory, "
+            f"{'x'.join(map(str, data.train_images.shape[1:]))}, of {self.num_classes} classes"
+        )
         self.example = self._standardise(data.test_images[:1])
 
     def training(self, epoch: int, start: int = 0) -> Iterator[Batch]:
