@@ -34,3 +34,14 @@ def test_an_option_that_means_nothing_to_a_data_set_is_refused():
         load_data("digits", download=True)
     with pytest.raises(ValueError, match="folder='here': the data set 'digits' has no use for it"):
         load_data("digits", folder="here")
+
+
+def test_torchvision_and_pillow_are_imported_when_they_are_used():
+    code = """if True:
+        import sys, cutwork.data.folder_feed
+        from cutwork.data import make_feed
+        from cutwork.data.feed import Feeding
+        next(make_feed("digits", Feeding(augment=("crop", "flip", "rotate", "erasing", "cutmix"))).training(0))
+        sys.exit("torchvision" in sys.modules or "PIL" in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

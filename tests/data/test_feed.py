@@ -28,6 +28,17 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert chance_of(0, 1).initial_seed() != chance_of(1, 0).initial_seed()
 
 
+def test_chance_differs_in_the_bits_that_pytorch_reads() -> None:
+    numbers = [(seed, epoch, step) for seed in range(4) for epoch in range(20) for step in range(50)]
+    seeds = {chance_of(*given).initial_seed() for given in numbers}
+    assert len(seeds) == len(numbers)
+    assert max(seeds) < 2**32
+    # Also as numbers, from one step to the next.
+    drawn = torch.stack([torch.rand(2, generator=chance_of(0, 0, step)) for step in range(1000)])
+    assert torch.corrcoef(drawn.T)[0, 1].abs() < 0.1
+    assert torch.corrcoef(torch.stack([drawn[1:, 0], drawn[:-1, 0]]))[0, 1].abs() < 0.1
+
+
 def test_processes_share_the_batches_of_one() -> None:
     alone = [set(chosen.tolist()) for chosen in order_of(0, 50, Feeding(batch=8))]
     shares = [[set(x.tolist()) for x in order_of(0, 50, Feeding(batch=4, world=2, rank=rank))] for rank in (0, 1)]
