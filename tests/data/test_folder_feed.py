@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from cutwork.data import folder_feed, make_feed
-from cutwork.data.feed import Feeding
+from cutwork.data.feed import Feeding, chance_of, order_of
 from cutwork.data.image_folder import ImageFiles
 
 SMALL = {"train_crop": 12, "test_crop": 12, "test_resize": 16}
@@ -81,6 +81,39 @@ def test_test_images_are_cut_out_as_torchvision_does(image_files):
     assert torch.equal(feed.example, images[:1])
     assert feed.num_classes == 3
     assert "12 training and 6 test images of 3 classes" in feed.description
+
+
+def test_training_images_are_augmented_as_torchvision_does(image_files):
+    augment = (
+        "resized-crop:0.3",
+        "flip:0.4",
+        "rotate:9",
+        "crop:2",
+        "randaugment:1,20",
+        "trivialaugment",
+        "erasing:0.8",
+    )
+    feed = feed_of(image_files, augment=augment, interpolation="bicubic", batch=6, seed=5)
+    images, _ = next(feed.training(3))
+    bicubic = v2.InterpolationMode.BICUBIC
+    theirs = v2.Compose(
+        [
+            v2.RandomResizedCrop(12, scale=(0.3, 1), interpolation=bicubic),
+            v2.RandomHorizontalFlip(0.4),
+            v2.RandomRotation(9, interpolation=bicubic),
+            v2.RandomCrop(12, padding=2),
+            v2.RandAugment(1, 20, interpolation=bicubic),
+            v2.TrivialAugmentWide(interpolation=bicubic),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            v2.RandomErasing(0.8),
+        ]
+    )
+    order = next(order_of(3, 12, feed.feeding)).tolist()
+    for place, (number, found) in enumerate(zip(order, images, strict=True)):
+        torch.manual_seed(int(torch.randint(2**32, (), generator=chance_of(5, 3, place))))
+        torch.testing.assert_close(found, theirs(feed.data.train.open(number)), atol=1e-5, rtol=0)
 
 
 def test_training_images_without_augmentation_are_cut_out_as_test_images(image_files):

@@ -70,11 +70,9 @@ def test_erased_rectangles_are_as_large_and_as_many_as_torchvisions():
 
 
 def test_a_resized_crop_is_torchvisions():
-    chance = chance_of(4)
-    found = ResizedCrop()(IMAGES[:4], chance)
-    chance = chance_of(4)
+    found, chance = ResizedCrop()(IMAGES[:4], chance_of(4)), chance_of(4)
+    torch.manual_seed(int(torch.randint(2**32, (), generator=chance)))
     for image, result in zip(IMAGES, found, strict=False):
-        torch.manual_seed(int(torch.randint(2**32, (), generator=chance)))
         assert torch.equal(v2.RandomResizedCrop((32, 32))(image), result)
 
 

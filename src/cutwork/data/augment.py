@@ -2,20 +2,32 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, final
+from typing import Any, Protocol, Self, final
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cutwork.data.feed import Batch
-from cutwork.data.framing import Crop, Erasing, Flip, ResizedCrop, Rotate
+from cutwork.data.framing import Crop, Erasing, Flip, OneImage, ResizedCrop, Rotate
 from cutwork.data.mixing import Cutmix, Mixup
 from cutwork.data.random_operations import RandAugment, TrivialAugment
 from cutwork.text import did_you_mean
 
-Change = Callable[[Tensor, Generator], Tensor]
 Mix = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+
+
+class Change(Protocol):
+    """What is done to images: to a batch of them at once, or by torchvision to one that was just read from a file."""
+
+    def __call__(self, images_BCHW: Tensor, chance: Generator, /) -> Tensor:
+        """Return the images, each changed for itself."""
+        ...
+
+    def of_torchvision(self, size: Sequence[int], interpolation: str) -> OneImage:
+        """Return what does it to one image of this height and width, by PyTorch's own chance."""
+        ...
+
 
 # Done to images in [0, 1], in the order in which they are named,
 BEFORE: dict[str, Callable[..., Change]] = {

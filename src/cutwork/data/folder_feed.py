@@ -1,7 +1,8 @@
 """Batches of images that lie in files, read and augmented by other processes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
@@ -14,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from cutwork.data.augment import Augmentations
 from cutwork.data.cache import VARIABLE, cache_folder
 from cutwork.data.feed import Batch, Feed, Feeding, chance_of, judging_order, order_of, refuse, steps_in
-from cutwork.data.framing import ResizedCrop
+from cutwork.data.framing import OneImage, ResizedCrop
 from cutwork.data.image_folder import ImageFiles, list_images
-from cutwork.data.vision import transforms
+from cutwork.data.vision import seeded, transforms
 from cutwork.text import counted
 
 # Statistics of ImageNet, which are used for all photographs.
@@ -152,20 +153,26 @@ class ForTraining(Dataset):
     def __init__(
         self, files: ImageFiles, middle: Middle, augmentations: Augmentations, feeding: Feeding, epoch: int
     ) -> None:
-        self.files, self.middle, self.seed, self.epoch = files, middle, feeding.seed, epoch
-        cutting = [one for one in augmentations.before if isinstance(one, ResizedCrop)]
-        self.cutting = cutting[0] if cutting else None
-        self.rest = replace(augmentations, before=tuple(one for one in augmentations.before if one not in cutting))
+        self.files, self.middle, self.augmentations = files, middle, augmentations
+        self.seed, self.epoch = feeding.seed, epoch
 
     def __getitem__(self, place_and_number: tuple[int, int]) -> Batch:
         place, number = place_and_number
-        chance = chance_of(self.seed, self.epoch, place)
         image = self.files.open(number)
-        if self.cutting:
-            image = self.cutting.cut(image, [self.middle.size] * 2, self.middle.interpolation, chance)
-        else:
-            image = self.middle.cut(image)
-        return self.rest.change(_pixels(image)[None], _standardise, chance)[0], self.files.labels[number]
+        with seeded(chance_of(self.seed, self.epoch, place)):
+            for change in self.changes:
+                image = change(image)
+        return image, self.files.labels[number]
+
+    @cached_property
+    def changes(self) -> list[OneImage]:
+        """What is done to an image; made by who reads it, since torchvision must have been imported there."""
+        before, after = (
+            [one.of_torchvision([self.middle.size] * 2, self.middle.interpolation) for one in stage]
+            for stage in (self.augmentations.before, self.augmentations.after)
+        )
+        whole = any(isinstance(one, ResizedCrop) for one in self.augmentations.before)
+        return [*([] if whole else [self.middle.cut]), *before, _pixels, _standardise, *after]
 
 
 @final
@@ -183,5 +190,5 @@ def _pixels(image: Any) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32).div_(MAX_PIXEL)
 
 
-def _standardise(images_BCHW: Tensor) -> Tensor:
-    return (images_BCHW - MEAN) / DEVIATION
+def _standardise(image_CHW: Tensor) -> Tensor:
+    return (image_CHW - MEAN) / DEVIATION

@@ -1,6 +1,7 @@
 """Augmentations of images that choose what of an image is seen, and where."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,7 +11,10 @@ from torch import Generator, Tensor
 
 from cutwork.data.vision import seeded, transforms
 
-# One image in so many pixels of its side is added on each side: 4 of 32, 4 of 28, 8 of 64.
+# Of one of Pillow's images, or of a tensor [C, H, W]; its chance is PyTorch's own.
+OneImage = Callable[[Any], Any]
+
+# One in so many pixels is added on each side: 4 to 32, 4 to 28, 8 to 64.
 PADDED_SHARE = 8
 
 
@@ -28,11 +32,18 @@ class Crop:
     def __call__(self, images_BCHW: Tensor, chance: Generator) -> Tensor:
         """Return the images, each moved by an amount of its own."""
         height, width = images_BCHW.shape[-2:]
-        padding = self.padding or max(1, round(min(height, width) / PADDED_SHARE))
+        padding = self._padding((height, width))
         rows, columns = torch.randint(2 * padding + 1, (2, len(images_BCHW)), generator=chance)
         # All that could be cropped, without copying: [B, C, first row, first column, H, W].
         crops = F.pad(images_BCHW, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
         return crops[torch.arange(len(images_BCHW)), :, rows, columns]
+
+    def of_torchvision(self, size: Sequence[int], interpolation: str) -> OneImage:
+        """Return what does it to one image."""
+        return transforms().RandomCrop(size, padding=self._padding(size))
+
+    def _padding(self, size: Sequence[int]) -> int:
+        return self.padding or max(1, round(min(size) / PADDED_SHARE))
 
 
 @final
@@ -50,6 +61,10 @@ class Flip:
         chosen = torch.rand(len(images_BCHW), generator=chance) < self.probability
         return torch.where(chosen[:, None, None, None], images_BCHW.flip(-1), images_BCHW)
 
+    def of_torchvision(self, size: Sequence[int], interpolation: str) -> OneImage:
+        """Return what does it to one image."""
+        return transforms().RandomHorizontalFlip(self.probability)
+
 
 @final
 @dataclass(frozen=True)
@@ -66,6 +81,11 @@ class Rotate:
         """Return the images, each turned by an angle of its own."""
         return rotated(images_BCHW, self.degrees * (2 * torch.rand(len(images_BCHW), generator=chance) - 1))
 
+    def of_torchvision(self, size: Sequence[int], interpolation: str) -> OneImage:
+        """Return what does it to one image."""
+        v2 = transforms()
+        return v2.RandomRotation(self.degrees, interpolation=v2.InterpolationMode(interpolation))
+
 
 @final
 @dataclass(frozen=True)
@@ -80,18 +100,15 @@ class ResizedCrop:
 
     def __call__(self, images_BCHW: Tensor, chance: Generator) -> Tensor:
         """Return as large images, each with a part of one."""
-        size = images_BCHW.shape[-2:]
         # One by one: each part has a size of its own.
-        return torch.stack([self.cut(image, [*size], "bilinear", chance) for image in images_BCHW])
-
-    def cut(self, image: Any, size: list[int], interpolation: str, chance: Generator) -> Any:
-        """Return a part of one image, a tensor or one of Pillow's."""
-        v2 = transforms()
-        choose = v2.RandomResizedCrop(size, scale=(self.least, 1.0))
+        change = self.of_torchvision(images_BCHW.shape[-2:], "bilinear")
         with seeded(chance):
-            box = choose.make_params([image])
-        places = [box[side] for side in ("top", "left", "height", "width")]
-        return v2.functional.resized_crop(image, *places, size, v2.InterpolationMode(interpolation))
+            return torch.stack([change(image) for image in images_BCHW])
+
+    def of_torchvision(self, size: Sequence[int], interpolation: str) -> OneImage:
+        """Return what does it to one image."""
+        v2 = transforms()
+        return v2.RandomResizedCrop(size, (self.least, 1.0), interpolation=v2.InterpolationMode(interpolation))
 
 
 @final
@@ -121,6 +138,10 @@ class Erasing:
         in_columns = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
         erased = in_rows[:, :, None] & in_columns[:, None, :] & (fits & (chosen < self.probability))[:, None, None]
         return images_BCHW.masked_fill(erased[:, None], 0.0)
+
+    def of_torchvision(self, size: Sequence[int], interpolation: str) -> OneImage:
+        """Return what does it to one image."""
+        return transforms().RandomErasing(self.probability)
 
 
 def rotated(images_BCHW: Tensor, degrees: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """RandAugment and TrivialAugment: images draw operations, and all that drew the same one get it at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Generator, Tensor
 
-from cutwork.data.framing import resampled, rotated
+from cutwork.data.framing import OneImage, resampled, rotated
 from cutwork.data.vision import transforms
 
 # Strengths are counted from 0 to 30, as in the papers.
@@ -55,6 +55,11 @@ class RandAugment:
             images_BCHW = operate(images_BCHW, strengths, RAND_LIMITS, chance)
         return images_BCHW
 
+    def of_torchvision(self, size: Sequence[int], interpolation: str) -> OneImage:
+        """Return what does it to one image, with that interpolation."""
+        v2 = transforms()
+        return v2.RandAugment(self.number, self.strength, interpolation=v2.InterpolationMode(interpolation))
+
 
 @final
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class TrivialAugment:
         """Return the images, each changed by an operation of its own."""
         strengths = torch.randint(BINS, (len(images_BCHW),), generator=chance)
         return operate(images_BCHW, strengths, TRIVIAL_LIMITS, chance)
+
+    def of_torchvision(self, size: Sequence[int], interpolation: str) -> OneImage:
+        """Return what does it to one image, with that interpolation."""
+        v2 = transforms()
+        return v2.TrivialAugmentWide(interpolation=v2.InterpolationMode(interpolation))
 
 
 def operate(images_BCHW: Tensor, strengths: Tensor, limits: Limits, chance: Generator) -> Tensor:
