@@ -211,3 +211,12 @@ def test_networks_learn_from_every_kind_of_first_mask(monkeypatch):
         accuracy = first_masks.train(first, "block:8", 0.3, 0)
         assert accuracy > 50, first
         assert first_masks.row(first, [[accuracy]]) == f"| {first} | {accuracy:.1f} ± 0.0 |"
+
+
+def test_feeding_is_timed_beside_a_step(monkeypatch, capsys):
+    feeding = load("feeding", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["feeding.py", "--batch", "4", "--seconds", "0.05"])
+    feeding.main()
+    names = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert names[0] == feeding.STEP
+    assert names[1:] == ["nothing", *map(" ".join, feeding.AUGMENTATIONS[1:]), "crop flip, image by image"]

@@ -34,6 +34,11 @@ def test_the_code_of_the_page_on_sparse_ift_runs(tmp_path, monkeypatch, capsys):
     assert "stays: LayerNorm is no linear function" in capsys.readouterr().out
 
 
+def test_the_code_of_the_page_on_data_runs(tmp_path, monkeypatch, capsys):
+    run_blocks("docs/data.md", tmp_path, monkeypatch)
+    assert "torch.Size([1437, 1, 8, 8])" in capsys.readouterr().out
+
+
 def test_the_code_of_the_benchmarks_page_runs(tmp_path, monkeypatch, capsys):
     run_blocks("docs/benchmarks.md", tmp_path, monkeypatch)
     assert "the whole model" in capsys.readouterr().out
