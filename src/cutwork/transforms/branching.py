@@ -38,11 +38,11 @@ def parallel(
     the last, depthwise convolutions, and what cannot be: `skipped` of the result says why of each. The model itself
     stays as it is. `inputs` is what it is called with, as for `wide`; so are `pattern` and `counting`.
 
-    `weights="fresh"` draws normal numbers of the size that the layer's weights have, so that the sum varies as its
-    output did. With `weights="copy"`, for "linear" only, every weight goes to one of the branches, tile by tile along
-    diagonals, and the others have zero there: the sum is what it was, branches differ, each has some of every row and
-    column, and magnitude keeps of each branch just what it was given, so the sparse model too begins with the function
-    of the trained one, for single weights and as far as tiles divide evenly.
+    `weights="fresh"` draws from the numbers that the layer has, scaled so that the sum varies as its output did. With
+    `weights="copy"`, for "linear" only, every weight goes to one of the branches, tile by tile along diagonals, and the
+    others have zero there: the sum is what it was, branches differ, each has some of every row and column, and
+    magnitude keeps of each branch just what it was given, so the sparse model too begins with the function of the
+    trained one, for single weights and as far as tiles divide evenly.
 
     >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(parallel(model, density=0.5, inputs=torch.rand(1, 20)))

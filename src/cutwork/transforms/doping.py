@@ -34,9 +34,9 @@ def doped(
     solved, one for all layers. Convolutions in groups stay as they are; all else, `layers` and `skipped` too, is as in
     `parallel`.
 
-    `weights="fresh"` draws normal numbers by which outputs vary as they did; layer and pair have shares in that as in
-    the operations. `weights="copy"` leaves the layer its weight and begins with a pair whose second factor is zero, so
-    that a trained model goes on from its function, up to rounding.
+    `weights="fresh"` draws from the numbers that the layer has, scaled so that outputs vary as they did; layer and pair
+    have shares in that as in the operations. `weights="copy"` leaves the layer its weight and begins with a pair whose
+    second factor is zero, so that a trained model goes on from its function, up to rounding.
 
     >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(doped(model, density=0.25, inputs=torch.rand(1, 20)))

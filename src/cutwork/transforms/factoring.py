@@ -37,11 +37,12 @@ def factorized(
     is the smaller that goes with it. Then the density is solved, one for all layers. Convolutions in groups stay as
     they are; all else, `layers` and `skipped` too, is as in `parallel`.
 
-    `weights="fresh"` draws normal numbers by which outputs vary as they did. `weights="copy"`, for "linear" only,
-    begins with the function of a trained model, up to rounding: where there are at least as many units between as
-    outputs, each unit has a share of one output's weights, tile by tile, and the second factor adds them up; else,
-    where there are as many as inputs, the first hands the inputs on and the second has the shares. At densities up to
-    1/2 one of the two always holds. `folded_decay` decays the product of the factors, in the place of each by itself.
+    `weights="fresh"` draws from the numbers that the layer has, scaled so that outputs vary as they did.
+    `weights="copy"`, for "linear" only, begins with the function of a trained model, up to rounding: where there are at
+    least as many units between as outputs, each unit has a share of one output's weights, tile by tile, and the second
+    factor adds them up; else, where there are as many as inputs, the first hands the inputs on and the second has the
+    shares. At densities up to 1/2 one of the two always holds. `folded_decay` decays the product of the factors, in the
+    place of each by itself.
 
     >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(factorized(model, density=0.25, inputs=torch.rand(1, 20)))
