@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from cutwork.layers.composite import Composite, Parallel
 from cutwork.patterns import Pattern
 from cutwork.transforms.budget import num_branches
-from cutwork.transforms.exchanging import check_options, exchange_layers
-from cutwork.transforms.filling import COPY
+from cutwork.transforms.checking import COPY, check_given
+from cutwork.transforms.exchanging import exchange_layers
 from cutwork.transforms.larger import Larger
 from cutwork.transforms.place import STEPS, Place, check_steps, share_out
 
@@ -55,7 +55,7 @@ def parallel(
 
     Reference: Thangarasa et al., Sparse-IFT, 2024.
     """
-    check_options(density, weights)
+    check_given(model, density, weights)
     check_steps("after", after)
     if (number := num_branches(density)) < 2:
         raise ValueError(f"density={density} gives one branch, which is what each layer has; 0.5 gives two")

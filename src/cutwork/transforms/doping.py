@@ -10,9 +10,9 @@ from torch import nn
 from cutwork.layers.composite import Composite, Doped
 from cutwork.patterns import Pattern
 from cutwork.transforms.budget import doped_rank
-from cutwork.transforms.exchanging import check_options, exchange_layers
+from cutwork.transforms.checking import COPY, check_given
+from cutwork.transforms.exchanging import exchange_layers
 from cutwork.transforms.factoring import drawn_factors, make_pair, why_not_factorize
-from cutwork.transforms.filling import COPY
 from cutwork.transforms.larger import Larger
 from cutwork.transforms.place import Place
 
@@ -50,7 +50,7 @@ def doped(
 
     Reference: Thangarasa et al., Sparse-IFT, 2024.
     """
-    check_options(density, weights)
+    check_given(model, density, weights)
 
     def make(place: Place) -> tuple[Composite, Collection[nn.Module]]:
         outputs, inputs = place.matrix.shape

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._sympy.functions import FloorDiv
 
+from cutwork.transforms.checking import COPY, FRESH
 from cutwork.transforms.drawing import draw
 from cutwork.transforms.growth import Growth, evaluate, symbols_of
 from cutwork.transforms.resizing import inputs_of
 from cutwork.transforms.sizes import HEAD, Expression, Sizes, own_tensors
-
-FRESH, COPY = "fresh", "copy"
 
 
 def fill(model: nn.Module, sizes: Sizes, growth: Growth, *, weights: str, seed: int) -> dict[str, Tensor]:

@@ -61,9 +61,10 @@ def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
     for part in _connected(wishes, equations):
         exponents |= _Choice(part, wishes, equations).choose()
     if not any(exponents[root] for root, wish in wishes.items() if wish.weight):
+        largest = max(sizes.parameters, key=lambda name: _numel(sizes, sizes.parameters[name]), default="")
         raise ValueError(
-            "nothing can grow: every width is tied to a number that comes from outside of the parameters, such as the "
-            "size of an input or a constant in the code of forward"
+            f"nothing can grow: every width, {f'also of {largest}, ' * bool(largest)}is tied to a number that comes "
+            "from outside of the parameters, such as the size of an input or a constant in the code of forward"
         )
     old = {root: int(sizes.values[root]) for root in wishes}
     new = {root: size for root, size in old.items() if not exponents[root]}
@@ -81,6 +82,12 @@ def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
         # What could not follow the others leads them.
         tried.add(failed)
         order = [failed, *(root for root in order if root != failed)]
+    if not any(new[root] != old[root] and wish.weight for root, wish in wishes.items()):
+        root = max((root for root in order if wishes[root].weight), key=lambda each: wishes[each].weight)
+        raise ValueError(
+            f"{sizes.titles[root]}: {factor:.4g} * {old[root]} rounds to {new[root]}, and nothing else grows; use a "
+            f"smaller density{', or a smaller multiple' * (multiple > 1)}"
+        )
     return Growth(roots, tuple(equations), old, new)
 
 
@@ -212,7 +219,7 @@ def _find_wishes(sizes: Sizes, roots: Mapping[Expression, Expression]) -> dict[E
     weights: defaultdict[Expression, int] = defaultdict(int)
     for shape in sizes.parameters.values():
         for size in shape:
-            weights[roots.get(size, size)] += math.prod(int(sizes.values.get(each, each)) for each in shape)
+            weights[roots.get(size, size)] += _numel(sizes, shape)
     tied = {roots[symbol] for equation in sizes.equations for symbol in symbols_of(equation)}
     heads = {roots[symbol]: title.rpartition(".")[2] for symbol, title in sizes.titles.items() if HEAD in title}
     of_buffers = {roots.get(size, size) for shape in sizes.buffers.values() for size in shape}
@@ -224,6 +231,10 @@ def _find_wishes(sizes: Sizes, roots: Mapping[Expression, Expression]) -> dict[E
             grows = root in tied and (root in weights or is_count or (root in of_buffers and not is_head))
             wishes[root] = _Wish(grows, weights.get(root, 0), is_head, is_count)
     return wishes
+
+
+def _numel(sizes: Sizes, shape: Sequence[Expression]) -> int:
+    return math.prod(int(sizes.values.get(each, each)) for each in shape)
 
 
 def _connected(symbols: Iterable[Expression], equations: Sequence[Equation]) -> Iterator[list[Expression]]:
