@@ -250,6 +250,23 @@ def test_products_in_functions_belong_to_the_module_that_calls_them():
     assert [(layer.name, layer.dense) for layer in cost.layers] == [("", 256), ("layer", 128)]
 
 
+class Token(nn.Module):
+    """Hands a view of a parameter to a layer, as transformers do that expand a class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.rand(1, 1, 4)), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(self.token.expand(len(x), -1, -1)) + x
+
+
+@pytest.mark.parametrize("counting", COUNTINGS)
+def test_a_layer_that_is_given_a_view_of_a_parameter_counts_as_any(counting):
+    expected = {"products": 3 * 32}.get(counting, 3 * (12 + 16 + 4))
+    assert cw.flops(Token(), torch.rand(3, 1, 4), counting=counting).dense == expected
+
+
 def test_layers_of_which_nothing_was_counted_are_named():
     model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 8), nn.LSTM(8, 8), nn.Identity())
     model[3].unused = nn.Linear(3, 3)

@@ -24,6 +24,14 @@ def test_patterns_that_fix_their_density_stand_beside_others():
     assert float(model[2].sparsity.mask.float().mean()) == pytest.approx(0.1, abs=1e-2)
 
 
+@pytest.mark.parametrize("patterns", [{"0": "2:4", "2": "block:2"}, {"0": "2:4", "2": "1:4"}])
+@pytest.mark.parametrize("amounts", [{"density": {"0": 0.5, "2": 0.25}}, {"sparsity": {"*": 0.75, "0": 0.5}}])
+def test_a_mapping_may_say_what_patterns_fix(patterns, amounts):
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+    sparsifier = cw.sparsify(model, patterns, **amounts)
+    assert [float(layer.sparsity.mask.float().mean()) for layer in sparsifier.layers.values()] == [0.5, 0.25]
+
+
 def test_an_allocation_may_be_a_function():
     model = mlp()
     cw.sparsify(model, "unstructured", density=0.5, allocation=lambda shapes, density: dict.fromkeys(shapes, 1.0))

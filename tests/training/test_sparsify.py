@@ -31,7 +31,10 @@ BAD = {
     "both": (lambda m: cw.sparsify(m, "block:4", density=0.1, sparsity=0.9), "say the same thing twice"),
     "neither": (lambda m: cw.sparsify(m, "block:4"), "block:4 needs density=... or sparsity=..."),
     "cannot tile": (lambda m: cw.sparsify(m, "2:4-tile"), "^2: 2:4-tile cannot tile 30 outputs"),
-    "fixed density": (lambda m: cw.sparsify(m, {"0": "2:4"}, density=0.1), "2:4 fixes the density at 0.5; got"),
+    "fixed density": (
+        lambda m: cw.sparsify(m, {"0": "2:4"}, density=0.1),
+        "^0: 2:4 fixes the density at 0.5; got density=0.1 for it; leave that out",
+    ),
     "all dense": (lambda m: cw.sparsify(m, "dense", density=0.1), "leaves every layer dense"),
     "method": (
         lambda m: cw.sparsify(m, "block:4", density=0.1, method="rigel"),
@@ -90,8 +93,12 @@ BAD = {
         r"a larger density, or {'0': 'dense'}",
     ),
     "fixed densities": (
-        lambda m: cw.sparsify(m, {"0": "2:4"}, density={"0": 0.5}),
-        r"2:4 fixes the density at 0.5; got density={'0': 0.5}, leave it out",
+        lambda m: cw.sparsify(m, {"0": "2:4"}, sparsity={"0": 0.75}),
+        "^0: 2:4 fixes the density at 0.5; got density=0.25 for it; leave that out",
+    ),
+    "fixed densities beside others": (
+        lambda m: cw.sparsify(m, {"0": "2:4", "2": "block:2"}, density={"*": 0.25}),
+        "^0: 2:4 fixes the density at 0.5; got density=0.25 for it; leave that out",
     ),
     "densities and allocation": (
         lambda m: cw.sparsify(m, "block:4", density={"*": 0.5}, allocation="erk"),

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-import cutwork as cw
 from cutwork.evaluation import call_of
 from cutwork.transforms.choosing import HEAD, STEM, choose
 
@@ -62,17 +61,6 @@ def test_what_cannot_be_exchanged_is_refused_by_name():
     )
     torch.nn.utils.parametrizations.weight_norm(model[4])
     refuse(model, x, "4", "4: its weight is computed anew by a parametrization")
-
-
-def test_weights_without_numbers_are_refused():
-    model, x = members.make_model("mlp")
-    refuse(model.to("meta"), x.to("meta"), "2", "2: its weight has no numbers, on the meta device")
-
-
-def test_a_sparse_model_is_refused():
-    model, x = members.make_model("mlp")
-    cw.sparsify(model, {"2": "block:4"}, density=0.5)
-    refuse(model, x, None, r"2 is sparse already; bake\(\) the model first")
 
 
 def test_what_reads_weights_itself_stays():

@@ -62,3 +62,29 @@ def test_whole_numbers_of_a_copy_must_be_equal():
     run(Tokens(0), Tokens(0), is_copy=True)
     with pytest.raises(ValueError, match="do not compute the same"):
         run(Tokens(0), Tokens(1), is_copy=True)
+
+
+def test_constants_of_a_copy_follow_its_precision():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.layer(x) + self.layer(torch.ones(8))
+
+    model = Constant()
+    run(model, model, is_copy=True)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_what_runs_in_single_precision_only_is_named():
+    class Single(nn.Module):
+        def forward(self, x):
+            return x.float()
+
+    model = nn.Sequential(Single(), nn.Linear(8, 4))
+    run(model, model)
+    with pytest.raises(ValueError, match=r"^1 does not run in double precision, in which copies are compared"):
+        run(model, model, is_copy=True)
+    assert torch.get_default_dtype() == torch.float32

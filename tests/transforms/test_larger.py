@@ -48,6 +48,28 @@ def test_tiles_that_are_too_coarse_for_the_budget_are_refused():
         fit_mlp(pattern="block:64")
 
 
+@pytest.mark.parametrize(("pattern", "density"), [("2:4", 0.5), ("1:4", 0.25)])
+@pytest.mark.parametrize("member", ["parallel", "factorized", "doped"])
+def test_a_pattern_that_fixes_the_density_which_a_member_has_is_taken(member, pattern, density):
+    model, x = make_mlp(64), torch.rand(1, 20)
+    larger = getattr(cw.transforms, member)(model, density, inputs=x, pattern=pattern)
+    assert {*larger.densities.values()} == {density}
+    cw.sparsify(larger.model, larger.patterns(pattern), density=larger.densities)
+    assert cw.flops(larger.model, x).sparse == larger.flops_before
+
+
+def test_a_pattern_that_fixes_another_density_than_the_budget_asks_for_is_refused():
+    with pytest.raises(
+        ValueError, match=r"dense one; 2:4 fixes the density of each layer at 0.5, and here 0.1914 would"
+    ):
+        fit_mlp(pattern="2:4")
+
+
+def test_a_layer_that_a_pattern_cannot_tile_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"^2: 2:5 cannot tile 256 inputs; it needs a multiple of 5; use another"):
+        fit_mlp(pattern="2:5")
+
+
 def test_it_prints_as_a_table():
     assert str(fit_mlp()).splitlines() == [
         "layer  old shape  new shape  density  FLOPs before  FLOPs after",

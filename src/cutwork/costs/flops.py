@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from cutwork.evaluation import Call, call_of, first_input, hooked, in_evaluation
 from cutwork.layers.sparse import Sparse
@@ -297,6 +298,7 @@ def _tally_products(model: nn.Module, call: Call, tally: _Tally) -> None:
         torch.ops.cutwork.block_conv2d: _compressed_convolution_products,
     }
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
+    counter.mod_tracker = _NoTracker()
 
     def credit() -> None:
         nonlocal seen
@@ -315,6 +317,20 @@ def _tally_products(model: nn.Module, call: Call, tally: _Tally) -> None:
 
     with counter:
         _evaluate(model, call, enter, leave)
+
+
+@final
+class _NoTracker(ModuleTracker):
+    """Stands in for what follows the modules in torch's counter, since the tally does that itself.
+
+    That one listens to the gradients of what modules are given, and a view of a parameter has none in evaluation.
+    """
+
+    def __enter__(self) -> "_NoTracker":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        pass
 
 
 def _attention_products(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

@@ -1,5 +1,6 @@
 """How much of each chosen layer is kept: one density for all, or one for each."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -94,30 +95,36 @@ def _share_out(
 ) -> dict[str, float]:
     fixed = {name: choice.density for name, choice in choices.items() if choice.pattern.density is not None}
     shapes = {name: choice.layout.shape for name, choice in choices.items() if name not in fixed}
+    if isinstance(amounts, Mapping):
+        if shapes and allocation is not uniform:
+            raise ValueError(
+                f"density={dict(amounts)} says itself how much each layer keeps, so the allocation would go unread; "
+                "give one number to share out, or leave the allocation out"
+            )
+        asked = _by_glob(choices, amounts, skipped)
+        _check_fixed(choices, {name: asked[name] for name in fixed if name in asked})
+        if missing := [label(name) for name in shapes if name not in asked]:
+            raise ValueError(f"none of the globs {list(amounts)} gives an amount to {', '.join(missing)}; add one")
+        return asked | fixed
+    amount = None if amounts is None else _read_amount(amounts)
     if not shapes:
-        _check_fixed(choices, amounts)
+        _check_fixed(choices, {} if amount is None else dict.fromkeys(fixed, amount))
         return fixed
-    if amounts is None:
+    if amount is None:
         raise ValueError(
             f"{choices[next(iter(shapes))].pattern} needs density=... or sparsity=...; 2:4 and its like need none"
         )
-    if not isinstance(amounts, Mapping):
-        return _by_allocation(shapes, _read_amount(amounts), allocation) | fixed
-    if allocation is not uniform:
-        raise ValueError(
-            f"density={dict(amounts)} says itself how much each layer keeps, so the allocation would go unread; "
-            "give one number to share out, or leave the allocation out"
-        )
-    return _by_glob(shapes, amounts, skipped) | fixed
+    return _by_allocation(shapes, amount, allocation) | fixed
 
 
-def _check_fixed(choices: Mapping[str, Choice], amounts: Amounts | None) -> None:
-    """Refuse an amount where every pattern fixes another one itself."""
-    for choice in choices.values():
-        if isinstance(amounts, Mapping) or (amounts is not None and _read_amount(amounts) != choice.density):
-            given = dict(amounts) if isinstance(amounts, Mapping) else f"{amounts:g}"
+def _check_fixed(choices: Mapping[str, Choice], asked: Mapping[str, float]) -> None:
+    """Refuse an amount for a layer whose pattern fixes another one itself."""
+    for name, amount in asked.items():
+        choice = choices[name]
+        if not math.isclose(amount, choice.density):
             raise ValueError(
-                f"{choice.pattern} fixes the density at {choice.density:g}; got density={given}, leave it out"
+                f"{label(name)}: {choice.pattern} fixes the density at {choice.density:g}; got density={amount:g} for "
+                "it; leave that out"
             )
 
 
@@ -137,18 +144,16 @@ def _by_allocation(shapes: Shapes, density: float, allocation: Allocation) -> di
     return {name: check_density(densities[name], f"{label(name)}: the allocation's density") for name in shapes}
 
 
-def _by_glob(shapes: Shapes, amounts: Mapping[str, float], skipped: Iterable[str]) -> dict[str, float]:
+def _by_glob(choices: Iterable[str], amounts: Mapping[str, float], skipped: Iterable[str]) -> dict[str, float]:
     densities: dict[str, float] = {}
     for glob, amount in amounts.items():
-        names = [name for name in shapes if fnmatchcase(name, glob)]
+        names = [name for name in choices if fnmatchcase(name, glob)]
         if not names and not any(fnmatchcase(name, glob) for name in skipped):
             raise ValueError(
                 f"an amount is given for {glob!r}, which matches no chosen layer; the chosen ones are "
-                f"{', '.join(map(label, shapes))}"
+                f"{', '.join(map(label, choices))}"
             )
         densities.update(dict.fromkeys(names, _read_amount(amount)))
-    if missing := [label(name) for name in shapes if name not in densities]:
-        raise ValueError(f"none of the globs {list(amounts)} gives an amount to {', '.join(missing)}; add one")
     return densities
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from cutwork.layers.composite import Composite, Parallel
 from cutwork.patterns import Pattern
 from cutwork.transforms.budget import num_branches
-from cutwork.transforms.exchanging import check_options, exchange_layers
-from cutwork.transforms.filling import COPY
+from cutwork.transforms.checking import COPY, check_given
+from cutwork.transforms.exchanging import exchange_layers
 from cutwork.transforms.larger import Larger
 from cutwork.transforms.place import STEPS, Place, check_steps, share_out
 
@@ -38,11 +38,11 @@ def parallel(
     the last, depthwise convolutions, and what cannot be: `skipped` of the result says why of each. The model itself
     stays as it is. `inputs` is what it is called with, as for `wide`; so are `pattern` and `counting`.
 
-    `weights="fresh"` draws normal numbers of the size that the layer's weights have, so that the sum varies as its
-    output did. With `weights="copy"`, for "linear" only, every weight goes to one of the branches, tile by tile along
-    diagonals, and the others have zero there: the sum is what it was, branches differ, each has some of every row and
-    column, and magnitude keeps of each branch just what it was given, so the sparse model too begins with the function
-    of the trained one, for single weights and as far as tiles divide evenly.
+    `weights="fresh"` draws from the numbers that the layer has, scaled so that the sum varies as its output did. With
+    `weights="copy"`, for "linear" only, every weight goes to one of the branches, tile by tile along diagonals, and the
+    others have zero there: the sum is what it was, branches differ, each has some of every row and column, and
+    magnitude keeps of each branch just what it was given, so the sparse model too begins with the function of the
+    trained one, for single weights and as far as tiles divide evenly.
 
     >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(parallel(model, density=0.5, inputs=torch.rand(1, 20)))
@@ -55,7 +55,7 @@ def parallel(
 
     Reference: Thangarasa et al., Sparse-IFT, 2024.
     """
-    check_options(density, weights)
+    check_given(model, density, weights)
     check_steps("after", after)
     if (number := num_branches(density)) < 2:
         raise ValueError(f"density={density} gives one branch, which is what each layer has; 0.5 gives two")

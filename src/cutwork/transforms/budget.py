@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from cutwork.patterns.density import check_density
+from cutwork.text import label
 
 MOST_DENOMINATOR = 1_000_000
 # How far the operations of a larger model may lie from those of the dense one, as a share of these.
@@ -88,9 +89,11 @@ def solve_density(works: Mapping[str, Work], budget: int) -> float:
     if not products:
         raise ValueError("no layer of the larger model is to be sparse, so nothing can pay for its size")
     if fixed >= budget:
+        dense = {name: work.at(0.0 if work.is_sparse else 1.0) for name, work in works.items()}
+        most = max(dense, key=lambda name: dense[name])
         raise ValueError(
-            f"what stays dense in the larger model needs {fixed:,} operations, all of the dense one {budget:,}; "
-            "a larger density makes it smaller"
+            f"what stays dense in the larger model needs {fixed:,} operations, of which {label(most)} {dense[most]:,}, "
+            f"all of the dense one {budget:,}; a larger density makes it smaller"
         )
     density = Fraction(budget - fixed, products)
     if fixed + products < budget * (1 - TOLERANCE):

@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 
 from cutwork.evaluation import Call, first_input, hooked, hooks_of, in_evaluation
 from cutwork.layers.sparse_class import why_not_sparsify
-from cutwork.layers.swap import Candidate, candidates, sparse_layers
+from cutwork.layers.swap import Candidate, candidates
 from cutwork.text import label
 from cutwork.transforms.sizes import tensors_in
 
@@ -38,8 +38,6 @@ def choose(
     `why_not` says why a member cannot take the place of a layer. A stem reads what the model is given; the result of a
     head goes to what the model returns through nothing but functions of one tensor.
     """
-    if done := sparse_layers(model):
-        raise ValueError(f"{label(next(iter(done)))} is sparse already; bake() the model first, or build it anew")
     found = candidates(model)
     called, ends = _watch(model, call, found)
     obstacles = {
@@ -75,10 +73,6 @@ def _why_not_exchange(
     name = candidate.name
     if reason := candidate.obstacle or why_not_sparsify(candidate.kind):
         return reason
-    if candidate.is_meta:
-        return (
-            "its weight has no numbers, on the meta device, for others to be as large as; build the model on a real one"
-        )
     if candidate.attention is not None:
         return f"{label(candidate.attention)} reads its weight itself, as nn.MultiheadAttention does"
     if not name:

@@ -10,9 +10,9 @@ from torch import nn
 from cutwork.layers.composite import Composite, Doped
 from cutwork.patterns import Pattern
 from cutwork.transforms.budget import doped_rank
-from cutwork.transforms.exchanging import check_options, exchange_layers
+from cutwork.transforms.checking import COPY, check_given
+from cutwork.transforms.exchanging import exchange_layers
 from cutwork.transforms.factoring import drawn_factors, make_pair, why_not_factorize
-from cutwork.transforms.filling import COPY
 from cutwork.transforms.larger import Larger
 from cutwork.transforms.place import Place
 
@@ -34,9 +34,9 @@ def doped(
     solved, one for all layers. Convolutions in groups stay as they are; all else, `layers` and `skipped` too, is as in
     `parallel`.
 
-    `weights="fresh"` draws normal numbers by which outputs vary as they did; layer and pair have shares in that as in
-    the operations. `weights="copy"` leaves the layer its weight and begins with a pair whose second factor is zero, so
-    that a trained model goes on from its function, up to rounding.
+    `weights="fresh"` draws from the numbers that the layer has, scaled so that outputs vary as they did; layer and pair
+    have shares in that as in the operations. `weights="copy"` leaves the layer its weight and begins with a pair whose
+    second factor is zero, so that a trained model goes on from its function, up to rounding.
 
     >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(doped(model, density=0.25, inputs=torch.rand(1, 20)))
@@ -50,7 +50,7 @@ def doped(
 
     Reference: Thangarasa et al., Sparse-IFT, 2024.
     """
-    check_options(density, weights)
+    check_given(model, density, weights)
 
     def make(place: Place) -> tuple[Composite, Collection[nn.Module]]:
         outputs, inputs = place.matrix.shape

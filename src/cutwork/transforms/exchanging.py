@@ -11,11 +11,9 @@ from cutwork.layers.attention import disable_fused_paths
 from cutwork.layers.composite import Composite
 from cutwork.layers.swap import exchange
 from cutwork.patterns import Pattern
-from cutwork.patterns.density import check_density
-from cutwork.text import did_you_mean
+from cutwork.transforms.checking import COPY
 from cutwork.transforms.choosing import choose
 from cutwork.transforms.comparing import compare
-from cutwork.transforms.filling import COPY, FRESH
 from cutwork.transforms.larger import Larger, fit
 from cutwork.transforms.place import Place
 
@@ -56,14 +54,3 @@ def exchange_layers(
     compare(model, larger, call, what="larger", is_copy=weights == COPY)
     found = fit(model, larger, *given, sparse=sparse, origins=origins, pattern=pattern, counting=counting)
     return replace(found, skipped=chosen.skipped)
-
-
-def check_options(density: float, weights: str) -> None:
-    """Raise ValueError where no layer could become larger, or first weights are unknown."""
-    if check_density(density) == 1:
-        raise ValueError(
-            "density=1 keeps everything, so nothing could become larger; 0.25 makes it four times as large"
-        )
-    if weights not in (FRESH, COPY):
-        known = (FRESH, COPY)
-        raise ValueError(f"unknown weights {weights!r}{did_you_mean(weights, known)}; write {FRESH!r} or {COPY!r}")

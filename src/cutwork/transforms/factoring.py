@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from cutwork.layers.composite import Composite, Factorized
 from cutwork.patterns import Pattern
 from cutwork.transforms.budget import factor_width
-from cutwork.transforms.exchanging import check_options, exchange_layers
-from cutwork.transforms.filling import COPY
+from cutwork.transforms.checking import COPY, check_given
+from cutwork.transforms.exchanging import exchange_layers
 from cutwork.transforms.larger import Larger
 from cutwork.transforms.place import STEPS, Place, check_steps, share_out
 
@@ -37,11 +37,12 @@ def factorized(
     is the smaller that goes with it. Then the density is solved, one for all layers. Convolutions in groups stay as
     they are; all else, `layers` and `skipped` too, is as in `parallel`.
 
-    `weights="fresh"` draws normal numbers by which outputs vary as they did. `weights="copy"`, for "linear" only,
-    begins with the function of a trained model, up to rounding: where there are at least as many units between as
-    outputs, each unit has a share of one output's weights, tile by tile, and the second factor adds them up; else,
-    where there are as many as inputs, the first hands the inputs on and the second has the shares. At densities up to
-    1/2 one of the two always holds. `folded_decay` decays the product of the factors, in the place of each by itself.
+    `weights="fresh"` draws from the numbers that the layer has, scaled so that outputs vary as they did.
+    `weights="copy"`, for "linear" only, begins with the function of a trained model, up to rounding: where there are at
+    least as many units between as outputs, each unit has a share of one output's weights, tile by tile, and the second
+    factor adds them up; else, where there are as many as inputs, the first hands the inputs on and the second has the
+    shares. At densities up to 1/2 one of the two always holds. `folded_decay` decays the product of the factors, in the
+    place of each by itself.
 
     >>> model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     >>> print(factorized(model, density=0.25, inputs=torch.rand(1, 20)))
@@ -54,7 +55,7 @@ def factorized(
 
     Reference: Thangarasa et al., Sparse-IFT, 2024.
     """
-    check_options(density, weights)
+    check_given(model, density, weights)
     check_steps("between", between)
     if weights == COPY and STEPS[between]:
         raise ValueError(

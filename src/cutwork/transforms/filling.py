@@ -9,20 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._sympy.functions import FloorDiv
 
-from cutwork.methods import generator_for
+from cutwork.transforms.checking import COPY, FRESH
+from cutwork.transforms.drawing import draw
 from cutwork.transforms.growth import Growth, evaluate, symbols_of
 from cutwork.transforms.resizing import inputs_of
 from cutwork.transforms.sizes import HEAD, Expression, Sizes, own_tensors
-
-FRESH, COPY = "fresh", "copy"
-LARGEST_SAMPLE = 65_536
 
 
 def fill(model: nn.Module, sizes: Sizes, growth: Growth, *, weights: str, seed: int) -> dict[str, Tensor]:
     """Return the tensors of a model that become larger, by name.
 
-    Fresh weights of layers are drawn from the numbers that the layer has, so the model's own way of initialising
-    carries over, whatever it was; they are scaled so that outputs vary as much as they did. All other tensors repeat
+    Fresh weights of layers are drawn from the numbers that the layer has, scaled so that outputs vary as much as they
+    did. All other tensors repeat
     their entries along what has grown: norms, tables of positions, scales. With `weights="copy"` weights do so too, and
     are divided where the layer sums, so that the model computes what it did.
     """
@@ -51,7 +49,10 @@ def fill(model: nn.Module, sizes: Sizes, growth: Growth, *, weights: str, seed: 
                     "sizes in forward"
                 )
             if weights == FRESH and (inputs is not None or _is_drawn(module, key)):
-                new = _draw(old.detach(), tuple(map(growth.size, shapes[name])), inputs, name, seed)
+                new = draw(old.detach(), tuple(map(growth.size, shapes[name])), seed=seed, name=name)
+                if inputs is not None:
+                    # Smaller where more of them add up.
+                    new.mul_((old.shape[inputs] / new.shape[inputs]) ** 0.5)
             else:
                 new = repetition.repeat(old.detach(), shapes[name], inputs if weights == COPY else None)
             filled[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
@@ -60,17 +61,6 @@ def fill(model: nn.Module, sizes: Sizes, growth: Growth, *, weights: str, seed: 
 
 def _is_drawn(module: nn.Module, key: str) -> bool:
     return isinstance(module, nn.Embedding) or (key == "bias" and inputs_of(module, "weight") is not None)
-
-
-def _draw(old: Tensor, shape: tuple[int, ...], inputs: int | None, name: str, seed: int) -> Tensor:
-    """Return entries of a tensor by chance, those of a weight smaller where more of them add up."""
-    # A sample that fits a cache: entries all over a large weight take five times as long to fetch.
-    number = min(old.numel(), LARGEST_SAMPLE)
-    sample = old.flatten()[torch.arange(number, device=old.device) * old.numel() // number]
-    chance = generator_for(seed, 0, name)
-    places = torch.randint(number, (math.prod(shape),), generator=chance, dtype=torch.int32).to(old.device)
-    new = sample.index_select(0, places).view(shape)
-    return new if inputs is None else new.mul_((old.shape[inputs] / shape[inputs]) ** 0.5)
 
 
 @final

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, final
 
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
@@ -18,6 +19,8 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 from cutwork.transforms.sizes import HEAD, Expression, Sizes
 
 Equation = tuple[Expression, Expression]
+# The equations in which each symbol stands, with all symbols of each.
+Near = Mapping[Expression, Sequence[tuple[Equation, set[Expression]]]]
 # The largest share of a size by which rounding may change it; a coarser multiple is halved.
 MOST_ROUNDING = 1 / 8
 # How far from its own factor a size may be looked for that an equation decides, such as a sum with something fixed.
@@ -58,12 +61,14 @@ def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
     roots, equations = _unite(sizes)
     wishes = _find_wishes(sizes, roots)
     exponents: dict[Expression, int] = {}
-    for part in _connected(wishes, equations):
-        exponents |= _Choice(part, wishes, equations).choose()
+    near = _by_symbol(equations)
+    for part in _connected(wishes, near):
+        exponents |= _Choice(part, wishes, near).choose()
     if not any(exponents[root] for root, wish in wishes.items() if wish.weight):
+        largest = max(sizes.parameters, key=lambda name: _numel(sizes, sizes.parameters[name]), default="")
         raise ValueError(
-            "nothing can grow: every width is tied to a number that comes from outside of the parameters, such as the "
-            "size of an input or a constant in the code of forward"
+            f"nothing can grow: every width, {f'also of {largest}, ' * bool(largest)}is tied to a number that comes "
+            "from outside of the parameters, such as the size of an input or a constant in the code of forward"
         )
     old = {root: int(sizes.values[root]) for root in wishes}
     new = {root: size for root, size in old.items() if not exponents[root]}
@@ -72,7 +77,7 @@ def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
     )
     steps = {root: 1 if wishes[root].is_count else multiple for root in order}
     tried: set[Expression] = set()
-    while (failed := _round(order, equations, {root: factor * old[root] for root in order}, steps, new)) is not None:
+    while (failed := _round(order, near, {root: factor * old[root] for root in order}, steps, new)) is not None:
         if failed in tried:
             raise ValueError(
                 f"{sizes.titles[failed]}: no whole size near {factor:.4g} * {old[failed]} fits the others it is "
@@ -81,12 +86,18 @@ def find_growth(sizes: Sizes, factor: float, multiple: int) -> Growth:
         # What could not follow the others leads them.
         tried.add(failed)
         order = [failed, *(root for root in order if root != failed)]
+    if not any(new[root] != old[root] and wish.weight for root, wish in wishes.items()):
+        root = max((root for root in order if wishes[root].weight), key=lambda each: wishes[each].weight)
+        raise ValueError(
+            f"{sizes.titles[root]}: {factor:.4g} * {old[root]} rounds to {new[root]}, and nothing else grows; use a "
+            f"smaller density{', or a smaller multiple' * (multiple > 1)}"
+        )
     return Growth(roots, tuple(equations), old, new)
 
 
 def _round(
     order: Sequence[Expression],
-    equations: Sequence[Equation],
+    near: Near,
     targets: Mapping[Expression, float],
     steps: Mapping[Expression, int],
     sizes: dict[Expression, int],
@@ -95,7 +106,7 @@ def _round(
     for root in order:
         sizes.pop(root, None)
     for root in order:
-        decided = [each for each in equations if root in symbols_of(each) and symbols_of(each) <= {*sizes, root}]
+        decided = [equation for equation, symbols in near.get(root, ()) if symbols <= {*sizes, root}]
         fitting = (size for size in _candidates(targets[root], steps[root]) if _hold(decided, {**sizes, root: size}))
         if (size := next(fitting, None)) is None:
             return root
@@ -212,7 +223,7 @@ def _find_wishes(sizes: Sizes, roots: Mapping[Expression, Expression]) -> dict[E
     weights: defaultdict[Expression, int] = defaultdict(int)
     for shape in sizes.parameters.values():
         for size in shape:
-            weights[roots.get(size, size)] += math.prod(int(sizes.values.get(each, each)) for each in shape)
+            weights[roots.get(size, size)] += _numel(sizes, shape)
     tied = {roots[symbol] for equation in sizes.equations for symbol in symbols_of(equation)}
     heads = {roots[symbol]: title.rpartition(".")[2] for symbol, title in sizes.titles.items() if HEAD in title}
     of_buffers = {roots.get(size, size) for shape in sizes.buffers.values() for size in shape}
@@ -226,12 +237,21 @@ def _find_wishes(sizes: Sizes, roots: Mapping[Expression, Expression]) -> dict[E
     return wishes
 
 
-def _connected(symbols: Iterable[Expression], equations: Sequence[Equation]) -> Iterator[list[Expression]]:
-    """Yield the symbols in parts that no equation connects."""
-    near: defaultdict[Expression, set[Expression]] = defaultdict(set)
+def _numel(sizes: Sizes, shape: Sequence[Expression]) -> int:
+    return math.prod(int(sizes.values.get(each, each)) for each in shape)
+
+
+def _by_symbol(equations: Iterable[Equation]) -> Near:
+    near: defaultdict[Expression, list[tuple[Equation, set[Expression]]]] = defaultdict(list)
     for equation in equations:
-        for symbol in symbols_of(equation):
-            near[symbol] |= symbols_of(equation)
+        symbols = symbols_of(equation)
+        for symbol in symbols:
+            near[symbol].append((equation, symbols))
+    return near
+
+
+def _connected(symbols: Iterable[Expression], near: Near) -> Iterator[list[Expression]]:
+    """Yield the symbols in parts that no equation connects."""
     seen: set[Expression] = set()
     for first in symbols:
         part, queue = [], [first]
@@ -240,7 +260,7 @@ def _connected(symbols: Iterable[Expression], equations: Sequence[Equation]) -> 
             if symbol not in seen:
                 seen.add(symbol)
                 part.append(symbol)
-                queue += near[symbol]
+                queue += chain.from_iterable(others for _, others in near.get(symbol, ()))
         if part:
             yield part
 
@@ -249,16 +269,12 @@ def _connected(symbols: Iterable[Expression], equations: Sequence[Equation]) -> 
 class _Choice:
     """The exponents of some symbols that satisfy their equations, those with the largest wishes chosen first."""
 
-    def __init__(
-        self, part: Sequence[Expression], wishes: Mapping[Expression, _Wish], equations: Sequence[Equation]
-    ) -> None:
+    def __init__(self, part: Sequence[Expression], wishes: Mapping[Expression, _Wish], near: Near) -> None:
         order = {symbol: at for at, symbol in enumerate(wishes)}
         self.wishes = wishes
         self.order = sorted(part, key=lambda each: (*_rank(wishes[each]), order[each]))
-        self.equations: defaultdict[Expression, list[Equation]] = defaultdict(list)
-        for equation in equations:
-            for symbol in symbols_of(equation):
-                self.equations[symbol].append(equation)
+        self.place = {symbol: at for at, symbol in enumerate(self.order)}
+        self.near = near
 
     def choose(self) -> dict[Expression, int]:
         """Return the exponents; all zero, which changes nothing, is always a choice."""
@@ -286,10 +302,10 @@ class _Choice:
         chosen = {**chosen, symbol: exponent}
         queue = [symbol]
         while queue:
-            for equation in self.equations[queue.pop()]:
+            for equation, symbols in self.near.get(queue.pop(), ()):
                 if not _can_hold(equation, chosen):
                     return None
-                for other in sorted(symbols_of(equation) - {*chosen}, key=self.order.index):
+                for other in sorted(symbols - {*chosen}, key=lambda each: self.place[each]):
                     fitting = [each for each in (0, 1) if _can_hold(equation, {**chosen, other: each})]
                     if not fitting:
                         return None

@@ -18,6 +18,10 @@ from cutwork.transforms.budget import Work, check_spent, round_to_units, solve_d
 HEAD = ("layer", "old shape", "new shape", "density", "FLOPs before", "FLOPs after")
 FLUSH = "<<<>>>"
 WHOLE = "sizes are whole numbers, and one more or less makes too much of so small a model; try a density near by"
+FIXED = (
+    "{pattern} fixes the density of each layer at {fixed:.4g}, and here {wanted:.4g} would meet the budget; use a "
+    "pattern whose density is free, or another density"
+)
 
 
 @final
@@ -96,9 +100,14 @@ def fit(
     works = {name: each.work(is_sparse=name in sparse) for name, each in after.items()}
     budget = sum(each.cost.dense for each in before.values())
     densities = dict.fromkeys((name for name in works if name in sparse), solve_density(works, budget))
-    if pattern is not None:
-        densities = round_to_units(works, densities, _count_units(new, parse(pattern), densities), budget)
-    return _account(new, before, after, densities, origins or {})
+    if pattern is None:
+        return _account(new, before, after, densities, origins or {})
+    chosen = parse(pattern)
+    num_units = _count_units(new, chosen, densities)
+    if chosen.density is None:
+        return _account(new, before, after, round_to_units(works, densities, num_units, budget), origins or {})
+    advice = FIXED.format(pattern=chosen, fixed=chosen.density, wanted=next(iter(densities.values())))
+    return _account(new, before, after, dict.fromkeys(densities, chosen.density), origins or {}, advice)
 
 
 def account(
@@ -118,10 +127,11 @@ def _account(
     after: Mapping[str, "Weighed"],
     densities: Mapping[str, float],
     origins: Mapping[str, str],
+    advice: str = "smaller tiles come closer",
 ) -> Larger:
     works = {name: each.work(is_sparse=name in densities) for name, each in after.items()}
     budget = sum(each.cost.dense for each in before.values())
-    check_spent(works, densities, budget, "smaller tiles come closer" if densities else WHOLE)
+    check_spent(works, densities, budget, advice if densities else WHOLE)
     named = {name: origins.get(name, name) for name in works}
     sources = [before.get(named[name]) for name in works]
     firsts = {named[name]: name for name in reversed(works)}
@@ -173,8 +183,16 @@ def share(model: nn.Module) -> nn.Module:
 
 
 def _count_units(model: nn.Module, pattern: Pattern, names: Collection[str]) -> dict[str, int]:
-    layouts = {name: each.layout for name, each in candidates(model).items() if name in names}
-    return {name: pattern.for_kernel(each.taps).num_units(each.matrix_shape) for name, each in layouts.items()}
+    num_units: dict[str, int] = {}
+    for name, each in candidates(model).items():
+        if name in names:
+            fitting, shape = pattern.for_kernel(each.layout.taps), each.layout.matrix_shape
+            try:
+                fitting.check(shape)
+            except ValueError as error:
+                raise ValueError(f"{label(name)}: {error}; use another pattern") from error
+            num_units[name] = fitting.num_units(shape)
+    return num_units
 
 
 def _cells(change: Change) -> tuple[str, ...]:

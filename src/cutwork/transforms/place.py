@@ -7,9 +7,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from cutwork.methods import generator_for
 from cutwork.sparsity.layout import Layout
 from cutwork.text import did_you_mean
+from cutwork.transforms.drawing import draw
 
 STEPS: dict[str, tuple[str, ...]] = {
     "linear": (),
@@ -53,10 +53,11 @@ class Place:
         return float(self.layer.weight.detach().double().square().mean().sqrt())
 
     def draw(self, part: str, shape: tuple[int, ...], size: float) -> Tensor:
-        """Return a matrix of normal numbers of this size, by chance of its own."""
-        chance = generator_for(self.seed, 0, f"{self.name}.{part}")
-        weight = self.layer.weight
-        return (torch.randn(shape, generator=chance) * size).to(weight)
+        """Return a matrix of the layer's numbers, or of plus and minus one where all are zero, scaled to this size."""
+        weight, old_size = self.layer.weight.detach(), self.size
+        numbers = weight if old_size else weight.new_ones(1)
+        drawn = draw(numbers, shape, seed=self.seed, name=f"{self.name}.{part}", with_signs=True)
+        return drawn.mul_(size / (old_size or 1.0))
 
     def reading(self, matrix: Tensor, bias: Tensor | None = None) -> nn.Module:
         """Build a layer that reads what the old one does: with its kernel, strides, padding and groups."""

@@ -139,12 +139,15 @@ class _Listening(ShapeEnv):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(duck_shape=False)
         self.sizes = sizes
-        self.answered: set[Expression] = set()
+        self.answers: dict[Expression, Expression] = {}
+        self.written: set[Expression] = set()
 
     def evaluate_expr(self, orig_expr: Expression, *unused: object, **unread: object) -> Expression:
-        answer = orig_expr.xreplace(self.sizes.values)
-        if orig_expr not in self.answered and not ShapeEnv._suppress_guards_tls():
-            self.answered.add(orig_expr)
+        # Most questions are asked many times, and sympy is slow.
+        if (answer := self.answers.get(orig_expr)) is None:
+            answer = self.answers[orig_expr] = orig_expr.xreplace(self.sizes.values)
+        if orig_expr not in self.written and not ShapeEnv._suppress_guards_tls():
+            self.written.add(orig_expr)
             self.sizes.equations += _equations_in(orig_expr, answer)
         return answer
 

@@ -6,12 +6,11 @@ from torch import nn
 
 from cutwork.evaluation import call_of
 from cutwork.layers.sparse_class import why_not_sparsify
-from cutwork.layers.swap import can_swap, candidates, sparse_layers
+from cutwork.layers.swap import can_swap, candidates
 from cutwork.patterns import Pattern
-from cutwork.patterns.density import check_density
-from cutwork.text import label
+from cutwork.transforms.checking import COPY, check_given
 from cutwork.transforms.comparing import compare
-from cutwork.transforms.filling import COPY, FRESH, fill
+from cutwork.transforms.filling import fill
 from cutwork.transforms.growth import find_growth
 from cutwork.transforms.larger import Larger, fit
 from cutwork.transforms.resizing import resize
@@ -61,7 +60,9 @@ def wide(
 
     Reference: Thangarasa et al., Sparse-IFT, 2024.
     """
-    _check(model, density, multiple, weights)
+    check_given(model, density, weights)
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise ValueError(f"multiple={multiple!r} is no whole number above 0; 32 suits blocks, 1 rounds to whole widths")
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     call = call_of(model, given)
     sizes = trace_sizes(model, call)
@@ -75,17 +76,6 @@ def wide(
         return fit(model, larger, *given, sparse=sparse, pattern=pattern, counting=counting)
     except ValueError as error:
         raise ValueError(f"{error}{_say_what_stays_dense(larger, sparse)}") from error
-
-
-def _check(model: nn.Module, density: float, multiple: int, weights: str) -> None:
-    if check_density(density) == 1:
-        raise ValueError("density=1 keeps everything, so nothing could become wider; 0.25 doubles every width")
-    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-        raise ValueError(f"multiple={multiple!r} is no whole number above 0; 32 suits blocks, 1 rounds to whole widths")
-    if weights not in (FRESH, COPY):
-        raise ValueError(f"unknown weights {weights!r}; write {FRESH!r} or {COPY!r}")
-    if layers := sparse_layers(model):
-        raise ValueError(f"{label(next(iter(layers)))} is sparse already; bake() the model first, or build it anew")
 
 
 def _find_sparse(model: nn.Module, larger: nn.Module, sizes: Sizes) -> set[str]:
