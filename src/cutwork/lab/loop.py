@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What the options of a run say about data that batches are made by.
+READ = ("repeats", "train_crop", "test_crop", "test_resize", "interpolation", "context", "workers")
 # Forward, and twice as much backward: the gradients of inputs and of weights.
 PASSES = 3
 
@@ -68,16 +70,7 @@ class Run:
         self.training, self.given, self.folder, self.processes = training, given, folder, processes
         if given.deterministic:
             torch.use_deterministic_algorithms(True)
-        feeding = Feeding(
-            batch=given.batch,
-            test_batch=given.test_batch,
-            seed=given.seed,
-            augment=tuple(filter(None, training.augment.split(","))),
-            rank=processes.rank,
-            world=processes.world,
-            workers=given.workers,
-        )
-        self.feed = make_feed(training.data, feeding)
+        self.feed = open_feed(training, processes)
         self.steps_of_epoch = self.feed.steps_of_epoch // training.optimizing.accumulate
         if not self.steps_of_epoch:
             raise ValueError(
@@ -261,6 +254,22 @@ class Run:
         if self.training.optimizing.teacher is None:
             return None
         return load_trained(Path(self.training.optimizing.teacher), self.feed, self.processes.device)
+
+
+def open_feed(training: Training, processes: Processes) -> Feed:
+    """Return the batches of a run, of which each process gets its own."""
+    given, running = training.reading, training.running
+    asked = {name: getattr(given, name) for name in READ}
+    feeding = Feeding(
+        batch=running.batch,
+        test_batch=running.test_batch,
+        seed=running.seed,
+        augment=tuple(name.strip() for name in given.augment.split(",") if name),
+        rank=processes.rank,
+        world=processes.world,
+        **asked,
+    )
+    return make_feed(given.data, feeding, given.data_folder, download=given.download)
 
 
 def load_trained(folder: Path, feed: Feed, device: torch.device) -> nn.Module:

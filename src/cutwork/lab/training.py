@@ -107,6 +107,40 @@ class Optimizing:
 
 @final
 @dataclass(frozen=True)
+class Reading:
+    """What is learned from.
+
+    Args:
+        data: digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenet, folder:PATH, fake:3x224x224, text, or
+            text:FILE.
+        data_folder: Where its files lie, if not where they usually do.
+        download: Fetch missing files, where the data set has an address.
+        augment: What is done to training images, divided by commas: crop, flip, resized-crop, rotate:20, erasing,
+            randaugment, trivialaugment, mixup:0.2, cutmix:1.0.
+        repeats: How often an image comes in an epoch, each time augmented anew; of the others the fewer come.
+        train_crop: Pixels of a side of training images in files.
+        test_crop: The same of test images.
+        test_resize: Pixels of the shorter side of test images before they are cut.
+        interpolation: How images in files are resized: bilinear, bicubic, nearest.
+        context: Bytes of text in an example.
+        workers: Processes that read images in files, beside this one.
+    """
+
+    data: str = "digits"
+    data_folder: str | None = None
+    download: bool = False
+    augment: str = ""
+    repeats: int = 1
+    train_crop: int | None = None
+    test_crop: int | None = None
+    test_resize: int | None = None
+    interpolation: str = "bilinear"
+    context: int | None = None
+    workers: int = 0
+
+
+@final
+@dataclass(frozen=True)
 class Running:
     """How the run goes on this machine.
 
@@ -125,7 +159,6 @@ class Running:
         deterministic: Refuse operations whose results differ from run to run.
         save_every: Epochs between checkpoints.
         log_every: Steps between lines.
-        workers: Processes that read images from folders.
         log: Write curves for these too: tensorboard, wandb.
     """
 
@@ -143,7 +176,6 @@ class Running:
     deterministic: bool = False
     save_every: int = 1
     log_every: int = 50
-    workers: int = 4
     log: tuple[str, ...] = ()
 
 
@@ -155,16 +187,11 @@ class Training:
     Args:
         model: resnet18, wrn-22-2, vgg-d, alexnet-s, mlp, gpt, or torchvision:NAME, timm:NAME, transformers:NAME.
         weights: File of trained weights to begin with, or pretrained for the package's own.
-        data: digits, fashion-mnist, cifar10, imagenet, fake:3x224x224, text:FILE and others.
-        data_folder: Where the data lies, if not where it is put by default.
-        augment: What is done to training images: crop,flip and others.
     """
 
     model: str = "resnet8"
     weights: str | None = None
-    data: str = "digits"
-    data_folder: str | None = None
-    augment: str = ""
+    reading: Reading = field(default_factory=Reading)
     sparse: Sparse = field(default_factory=Sparse)
     optimizing: Optimizing = field(default_factory=Optimizing)
     running: Running = field(default_factory=Running)
@@ -190,7 +217,7 @@ class Training:
         """
         given = dict(options)
         parts: dict[str, Any] = {name: given.pop(name) for name in [*given] if name in _names(type(self))}
-        for part in ("sparse", "optimizing", "running"):
+        for part in PARTS:
             own = getattr(self, part)
             mine = {name: given.pop(name) for name in [*given] if name in _names(type(own))}
             parts[part] = replace(parts.get(part, own), **mine)
@@ -199,14 +226,17 @@ class Training:
         return replace(self, **parts)
 
 
+PARTS: dict[str, type] = {"reading": Reading, "sparse": Sparse, "optimizing": Optimizing, "running": Running}
+
+
 def all_options() -> tuple[str, ...]:
     """Return the names of all options of a run.
 
     >>> {"lr", "pattern", "epochs", "model"} <= {*all_options()}
     True
     """
-    own = [name for name in _names(Training) if name not in ("sparse", "optimizing", "running")]
-    return (*own, *_names(Sparse), *_names(Optimizing), *_names(Running))
+    own = [name for name in _names(Training) if name not in PARTS]
+    return (*own, *(name for kind in PARTS.values() for name in _names(kind)))
 
 
 def _names(kind: type) -> list[str]:

@@ -32,13 +32,19 @@ class GPTBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, num_heads, is_causal=is_causal)
-        self.fc1, self.act, self.fc2 = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential()
+        for name, part in (
+            ("fc1", nn.Linear(width, 4 * width)),
+            ("act", nn.GELU()),
+            ("fc2", nn.Linear(4 * width, width)),
+        ):
+            self.mlp.add_module(name, part)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the block makes of each place."""
         x = x + self.dropout(self.attention(self.norm1(x)))
-        return x + self.dropout(self.fc2(self.act(self.fc1(self.norm2(x)))))
+        return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 @final

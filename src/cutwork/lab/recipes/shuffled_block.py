@@ -28,7 +28,8 @@ CIFAR = Training().having(
 IMAGENET = CIFAR.having(
     model="resnet50",
     data="imagenet",
-    augment="crop,flip",
+    augment="resized-crop,flip",
+    workers=16,
     density=0.5,
     every=800,
     until=400_000,
@@ -46,6 +47,7 @@ TWIN: dict[str, Any] = TINY | {
     "until": 0.75,
     "milestones": (2.0,),
     "warmup": 0.0,
+    "workers": 0,
 }
 STAYS: dict[str, Any] = {"method": "ssb", "every": None, "until": None}
 RIGL: dict[str, Any] = {"method": "rigl", "pattern": "unstructured", "layers": "all", "ends": True}
@@ -66,6 +68,8 @@ RECIPES = {
         published="76.33 % at 50 %, 74.04 % at 75 % (of single runs, printed beside SRigL)",
     ),
     "dsb-resnet50-tiny-imagenet": Recipe(
-        "DSB, ResNet-50 on Tiny-ImageNet at 75 %", IMAGENET.having(data="tiny-imagenet", density=0.25), TWIN
+        "DSB, ResNet-50 on Tiny-ImageNet at 75 %",
+        IMAGENET.having(data="tiny-imagenet", augment="rotate:20,flip", density=0.25),
+        TWIN,
     ),
 }

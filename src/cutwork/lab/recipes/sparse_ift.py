@@ -23,7 +23,8 @@ CIFAR = Training().having(
 IMAGENET = Training().having(
     model="resnet18",
     data="imagenet",
-    augment="crop,flip",
+    augment="resized-crop,flip",
+    workers=16,
     lr=0.256,
     momentum=0.875,
     weight_decay=2**-15,
@@ -35,7 +36,7 @@ IMAGENET = Training().having(
     epochs=90,
 )
 SPARSE: dict[str, Any] = {"pattern": "unstructured", "density": 0.25, "method": "rigl", "every": 100}
-TWIN: dict[str, Any] = TINY | {"milestones": (2.0,)}
+TWIN: dict[str, Any] = TINY | {"milestones": (2.0,), "workers": 0, "precision": "fp32"}
 SPARSE_TWIN: dict[str, Any] = TWIN | {"pattern": "block:8", "every": 5}
 # With the accuracy that is published for CIFAR-100 at the best of three sparsities.
 MEMBERS = {
