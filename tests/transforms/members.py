@@ -19,6 +19,7 @@ MEMBERS = {
     "factorized-dense-second": partial(factorized, dense_second=True),
     "doped": doped,
 }
+ALL = ("wide", "parallel", "factorized", "doped", "wide_factorized")
 LINEAR = ("parallel", "factorized", "doped")
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 models = pytest.importorskip("torchvision").models
+timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 
 IMAGE = (2, 3, 32, 32)
@@ -135,7 +136,11 @@ def inverted(expand, inputs, outputs, stride):
 
 
 def small_resnet(block, **options):
-    return models.ResNet(block, [1, 1, 1, 1], num_classes=10, **options)
+    """Build a network of two stages; the others hold most of the weights and nothing new."""
+    model = models.ResNet(block, [1, 1, 1, 1], **options)
+    model.layer3, model.layer4 = nn.Identity(), nn.Identity()
+    model.fc = nn.Linear(128 * block.expansion, 10)
+    return model
 
 
 BERT_SIZES = {
@@ -180,6 +185,12 @@ BUILDERS = {
     "shufflenet": lambda: models.ShuffleNetV2([1, 2, 1], [16, 32, 64, 64, 128], num_classes=10),
     "vit": lambda: models.VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10),
     "mixer": Mixer,
+    "mixer-timm": lambda: timm.models.MlpMixer(10, img_size=32, patch_size=8, num_blocks=1, embed_dim=64),
+    "swin": lambda: models.SwinTransformer([4, 4], 32, [1, 1], [2, 4], [4, 4], num_classes=10),
+    "swin-timm": lambda: timm.models.SwinTransformer(
+        32, 4, num_classes=10, embed_dim=32, depths=(1, 1), num_heads=(2, 4), window_size=4
+    ),
+    "cait": lambda: timm.models.Cait(32, 8, num_classes=10, embed_dim=64, depth=1, num_heads=4, depth_token_only=1),
     "encoder": Encoder,
     "fused-attention": FusedTransformer,
     "flattened": Flattened,
@@ -188,6 +199,10 @@ BUILDERS = {
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2_SIZES)),
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_SIZES)),
 }
+# Of these the outermost layers are so large a part that a quarter could not pay for them.
+DENSITIES = {"mobilenet-v2": 0.5, "mobilenet-v3": 0.5, "shufflenet": 0.5, "flattened": 0.5}
+# In models as small as these, whole ranks meet the budget at some densities only.
+DENSITY_OF_PAIRS = DENSITIES | {"gpt2": 0.2, "convnext": 0.5, "mixer-timm": 0.4}
 READING_TOKENS = ("bert", "gpt2", "llama")
 
 

@@ -120,3 +120,9 @@ def test_a_model_that_stays_too_small_is_refused():
 def test_nothing_sparse_pays_for_nothing():
     with pytest.raises(ValueError, match="no layer of the larger model is to be sparse"):
         solve_density({"a": Work(100, is_sparse=False)}, budget=200)
+
+
+def test_layers_of_many_units_pay_for_those_that_have_one():
+    works = {"one": Work(100), "many": Work(1000)}
+    kept = round_to_units(works, {"one": 0.5, "many": 0.5}, {"one": 1, "many": 100}, budget=550)
+    assert kept == {"one": 1.0, "many": 0.45}

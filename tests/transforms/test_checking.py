@@ -7,8 +7,8 @@ from torch import nn
 import cutwork as cw
 
 from . import members
+from .members import ALL
 
-ALL = ("wide", "parallel", "factorized", "doped", "wide_factorized")
 WIDENING = ("wide", "wide_factorized")
 X = torch.rand(2, 20)
 

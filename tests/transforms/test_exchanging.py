@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork.evaluation import in_evaluation
 
 from . import members
 
-MODELS = ("mlp", "mixer", "resnet18", "mobilenet_v2", "vit", "bert", "gpt2")
+# Models of all kinds have a life of their own in another file; here options meet each kind of layer.
+MODELS = ("mlp", "cnn", "mixer", "vit", "gpt2")
 
 
 @pytest.mark.grid
@@ -34,17 +34,6 @@ def test_a_member_returns_and_costs_what_the_model_does(name, member):
         key for key, each in larger.model.named_parameters() if each.grad is None or not each.grad.isfinite().all()
     ]
     assert not [key for key in unread if "pooler" not in key]
-
-
-@pytest.mark.parametrize("member", members.LINEAR)
-@pytest.mark.parametrize("name", ["mlp", "mixer", "resnet18", "gpt2"])
-def test_copied_weights_compute_what_the_model_did(name, member):
-    torch.manual_seed(0)
-    model, x = members.make_model(name)
-    larger = members.MEMBERS[member](model, 0.25, inputs=(x,), weights="copy")
-    with in_evaluation(model), in_evaluation(larger.model):
-        expected, found = members.first_of(model(x)), members.first_of(larger.model(x))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("after", ["linear", "relu"])

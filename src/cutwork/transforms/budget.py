@@ -109,7 +109,8 @@ def round_to_units(
 ) -> dict[str, float]:
     """Return densities that keep whole units of each layer, such that the whole stays closest to the budget.
 
-    All are rounded down, to one unit at least; then those that lost most get one back, as far as the budget goes.
+    All are rounded down, to one unit at least; then those that lost most get one back, as far as the budget goes. Where
+    single units cost more than there is, layers of many units keep fewer.
 
     >>> works = {"a": Work(1000), "b": Work(1000)}
     >>> round_to_units(works, {"a": 0.35, "b": 0.35}, {"a": 10, "b": 10}, budget=700)
@@ -126,6 +127,11 @@ def round_to_units(
         if kept[name] < num_units[name] and price[name] <= 2 * left:
             kept[name] += 1
             left -= price[name]
+    # What the one unit of small layers costs too much, those with the most units give.
+    for name in sorted(kept, key=lambda each: num_units[each], reverse=True):
+        fewer = min(kept[name] - 1, max(0, round(-left / price[name])))
+        kept[name] -= fewer
+        left += fewer * price[name]
     return {name: kept[name] / num_units[name] for name in densities}
 
 
