@@ -73,6 +73,11 @@ inline void sum_units(const Weight& w, int64_t group, int64_t offset, Tokens<PAC
         const int64_t input = w.col[k];
         // Only a panel has something, zeros, where a run hangs over.
         const int64_t run = PACKED ? w.columns : least(w.columns, w.inputs - input);
+        // Runs of the next unit lie anywhere in their rows, so the CPU cannot bring them from the second cache ahead.
+        if (!PACKED && k + 1 < end)
+            for (int64_t t = 0; t < T; ++t)
+                for (int64_t c = 0; c < least(w.columns, 2 * LINE); c += LINE)
+                    __builtin_prefetch(x.base + w.col[k + 1] + c + t * x.stride);
         int64_t j = 0;
         if (S > 1)
             for (; j + S <= run; j += S)

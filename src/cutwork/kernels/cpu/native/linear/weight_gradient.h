@@ -77,7 +77,14 @@ __attribute__((noinline)) void sum_runs(const Strip& s, int64_t k, int64_t end, 
     for (; k < end; ++k, values += w.columns * w.rows) {
         const float* row = s.x + w.col[k] - s.begin;
         const int64_t run = least(w.columns, w.inputs - w.col[k]);
+        // Rows of the next unit, some at each step: no CPU looks ahead over so many at once.
+        const float* next = k + 1 < end ? s.x + w.col[k + 1] - s.begin : nullptr;
+        const int64_t fetched = (s.count * C + w.columns - 1) / w.columns;
+        int64_t fetched_to = 0;
         auto add = [&](auto size, int64_t j) {
+            for (const int64_t stop = least(s.count, fetched_to + fetched); next && fetched_to < stop; ++fetched_to)
+                for (int64_t c = 0; c < least(w.columns, 2 * LINE); c += LINE)
+                    __builtin_prefetch(next + fetched_to * s.stride + c);
             add_run<V, N, decltype(size)::value>(row + j, s.stride, strip, values + j * w.rows, w.rows, s.count,
                                                  s.is_first);
         };
