@@ -109,6 +109,20 @@ def test_forward_and_gradients_are_those_of_the_closed_form(options, need_weight
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_projections_are_given_rows_in_the_order_in_which_they_lie(batch_first):
+    # Of others every product makes a copy, forward and backward.
+    attention = pair(batch_first=batch_first)[1]
+    seen = []
+    for name in PROJECTIONS:
+        attention.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    query, key, value = inputs_for(attention)
+    attention(query, key, value, need_weights=False)
+    assert len(seen) == 4
+    assert all(each.is_contiguous() for each in seen)
+    assert [each.data_ptr() for each in seen[:3]] == [each.data_ptr() for each in (query, key, value)]
+
+
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_input_without_a_batch_gives_output_without_one(batch_first, need_weights):

@@ -48,21 +48,19 @@ class OpenAttention(nn.MultiheadAttention):
                 "sparse attention takes no nested tensor; build the encoder with enable_nested_tensor=False"
             )
         batched = query.dim() == 3
+        batch_dim = 0 if self.batch_first else 1
         if is_causal and attn_mask is None:
             raise ValueError("is_causal is a hint about attn_mask, as in nn.MultiheadAttention; pass attn_mask too")
         if not batched:
-            query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
+            query, key, value = (tensor.unsqueeze(batch_dim) for tensor in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif self.batch_first:
-            query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
-        out, weights = self._attend(
-            query, key, value, self._make_bias(query, key, key_padding_mask, attn_mask), need_weights
-        )
+        bias = self._make_bias(query.shape[batch_dim], query.dtype, key_padding_mask, attn_mask)
+        out, weights = self._attend(query, key, value, bias, need_weights)
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
         if not batched:
-            return out.squeeze(1), None if weights is None else weights.squeeze(0)
-        return out.transpose(0, 1) if self.batch_first else out, weights
+            return out.squeeze(batch_dim), None if weights is None else weights.squeeze(0)
+        return out, weights
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, need_weights: bool
@@ -80,24 +78,30 @@ class OpenAttention(nn.MultiheadAttention):
             heads = weights @ v
         else:
             heads = F.scaled_dot_product_attention(q, k, v, bias, dropout)
-        return self.out_proj(heads.permute(2, 0, 1, 3).flatten(2)), weights
+        back = (0, 2, 1, 3) if self.batch_first else (2, 0, 1, 3)
+        return self.out_proj(heads.permute(back).flatten(2)), weights
 
     def _split_heads(self, tensor: Tensor) -> Tensor:
-        length, batch, _ = tensor.shape
-        return tensor.view(length, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+        """Return `[batch, heads, places, head]`, a view: rows stay in their order, which products would copy else."""
+        heads = tensor.unflatten(-1, (self.num_heads, self.head_dim))
+        return heads.permute(0, 2, 1, 3) if self.batch_first else heads.permute(1, 2, 0, 3)
 
     def _append_extra(self, tensor: Tensor, extra: Tensor | None) -> Tensor:
-        return tensor if extra is None else torch.cat([tensor, extra.expand(1, tensor.shape[1], -1)])
+        if extra is None:
+            return tensor
+        if self.batch_first:
+            return torch.cat([tensor, extra.expand(tensor.shape[0], 1, -1)], dim=1)
+        return torch.cat([tensor, extra.expand(1, tensor.shape[1], -1)])
 
     def _make_bias(
-        self, query: Tensor, key: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None
+        self, batch: int, dtype: torch.dtype, key_padding_mask: Tensor | None, attn_mask: Tensor | None
     ) -> Tensor | None:
         """Return what is added to the logits, shaped to broadcast to [batch, heads, queries, keys]."""
-        bias = None if attn_mask is None else _to_bias(attn_mask, query.dtype)
+        bias = None if attn_mask is None else _to_bias(attn_mask, dtype)
         if bias is not None and bias.dim() == 3:
-            bias = bias.view(query.shape[1], self.num_heads, *bias.shape[1:])
+            bias = bias.view(batch, self.num_heads, *bias.shape[1:])
         if key_padding_mask is not None:
-            padding = _to_bias(key_padding_mask, query.dtype)[:, None, None]
+            padding = _to_bias(key_padding_mask, dtype)[:, None, None]
             bias = padding if bias is None else bias + padding
         extra = (self.bias_k is not None) + self.add_zero_attn
         return bias if bias is None or not extra else F.pad(bias, (0, extra))

@@ -33,14 +33,15 @@ constexpr int by_set(int generic, int avx2, int avx512) {
 namespace linear {
 
 //                                  generic  avx2  avx512
-// Tokens beside 1, 2 and 4 vectors of outputs; all divide PANEL_TOKENS. With 4 vectors, too few sums would fit into 16
-// registers.
+// Tokens beside 1, 2 and 4 vectors of outputs; all divide PANEL_TOKENS. The more vectors, the fewer numbers are read for
+// each multiplication, and on some CPUs loads are the limit.
 constexpr int TOKENS_1     = by_set(      8,   12,     16);  // 8, 12, 16 sums and one vector of values
 constexpr int TOKENS_2     = by_set(      4,    6,     12);  // 8, 12, 24 sums and two
-constexpr int TOKENS_4     = by_set(      0,    0,      6);  // 24 sums and four
-// Columns of a gradient of values beside 1 and 2 vectors of outputs.
+constexpr int TOKENS_4     = by_set(      0,    3,      6);  // 12, 24 sums and four, of which avx2 holds one
+// Columns of a gradient of values beside 1, 2 and 4 vectors of outputs.
 constexpr int COLUMNS_1    = by_set(      8,   12,     16);  // 8, 12, 16 sums
 constexpr int COLUMNS_2    = by_set(      4,    6,      8);  // 8, 12, 16 sums
+constexpr int COLUMNS_4    = by_set(      0,    3,      0);  // 12 sums
 
 }  // namespace linear
 

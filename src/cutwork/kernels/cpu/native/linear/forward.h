@@ -35,6 +35,8 @@ struct Forward {
     Activation after;
     bool past_caches;
     Fetch& ahead;
+    const float* source = nullptr;  // as in Call
+    Activation derived = NONE;
 };
 
 // Where inputs are read from: input i of token t stands at base[i * input + t * token].
@@ -71,6 +73,11 @@ inline void sum_units(const Weight& w, int64_t group, int64_t offset, Tokens<PAC
         const int64_t input = w.col[k];
         // Only a panel has something, zeros, where a run hangs over.
         const int64_t run = PACKED ? w.columns : least(w.columns, w.inputs - input);
+        // Runs of the next unit lie anywhere in their rows, so the CPU cannot bring them from the second cache ahead.
+        if (!PACKED && k + 1 < end)
+            for (int64_t t = 0; t < T; ++t)
+                for (int64_t c = 0; c < least(w.columns, 2 * LINE); c += LINE)
+                    __builtin_prefetch(x.base + w.col[k + 1] + c + t * x.stride);
         int64_t j = 0;
         if (S > 1)
             for (; j + S <= run; j += S)
@@ -89,12 +96,16 @@ void compute_tile(const Forward& f, int64_t group, int64_t offset, Tokens<PACKED
     const int64_t o = group * f.w.rows + offset, inside = least(lanes * N, f.width - o);
     if (inside <= 0) return;
     f.ahead.go(1);
+    // Of rows far apart no CPU looks ahead, and the sums take long enough to bring them.
+    if (f.source)
+        for (int64_t t = 0; t < there; ++t)
+            for (int64_t n = 0; n < inside; n += LINE) __builtin_prefetch(f.source + (token + t) * f.width + o + n);
     V acc[S][T][N] = {};
     for (int t = 0; t < T; ++t)
         for (int n = 0; n < N; ++n) acc[0][t][n] = load<V>(f.bias + o + n * lanes);
     sum_units<V, T, N, S>(f.w, group, offset, x, acc);
     float* to = f.y + token * f.width + o;
-    if (inside == lanes * N && there == T && f.after == NONE && !f.residual) {
+    if (inside == lanes * N && there == T && f.after == NONE && !f.residual && !f.source) {
         for (int t = 0; t < T; ++t)
             for (int n = 0; n < N; ++n) {
                 float* place = to + t * f.width + n * lanes;
@@ -110,6 +121,7 @@ void compute_tile(const Forward& f, int64_t group, int64_t offset, Tokens<PACKED
             std::memcpy(row, &acc[0][t][n], sizeof(V));
             Vec v = load<Vec>(row);
             if (f.after != NONE) v = activated(f.after, v);
+            if (f.source) v *= derivative(f.derived, some_lanes(f.source + at, count));
             if (f.residual) v += some_lanes(f.residual + at, count);
             put(f.y + at, v, count, f.past_caches);
         }
@@ -187,15 +199,6 @@ void compute_few(const Forward& f, Share groups, const float* x, int64_t width, 
             else if (left >= 2) compute_few<2>(f, group, from, t), t += 2;
             else compute_few<1>(f, group, from, t), t += 1;
         }
-}
-
-// Multiplies columns [begin, end) of a row with the derivative of an activation at `source`.
-void derive(Activation activation, const float* source, int64_t begin, int64_t end, float* to, bool past_caches) {
-    for (int64_t o = begin; o < end; o += LANES) {
-        const int64_t inside = least(LANES, end - o);
-        const Vec v = some_lanes(to + o, inside) * derivative(activation, some_lanes(source + o, inside));
-        put(to + o, v, inside, past_caches && o % LINE == 0);
-    }
 }
 
 // The bias as the tiles read it: in the order of the places, zero where groups hang over or where there is none.
@@ -281,15 +284,13 @@ void multiply(const Weight& w, const Call& p, int64_t tokens, int threads) {
             Forward f{w, placed_bias.data, nullptr, placed_y.data, places, p.after, false, ahead};
             if (!w.order) {
                 f.residual = p.residual ? p.residual + y_first : nullptr;
-                f.y = p.y + y_first, f.width = w.outputs, f.past_caches = past_caches && !p.source;
+                f.y = p.y + y_first, f.width = w.outputs, f.past_caches = past_caches;
+                f.source = p.source ? p.source + y_first : nullptr, f.derived = p.derived;
             }
             for (int64_t group = from; group < to; ++group) {
                 if (is_packed) compute_group(f, group, Tokens<true>{x, PANEL_TOKENS}, 0, count);
                 else compute_group(f, group, Tokens<false>{x, x_width}, 0, count);
             }
-            for (int64_t t = 0; p.source && t < count; ++t)
-                derive(p.derived, p.source + y_first + t * w.outputs, from * w.rows, least(to * w.rows, w.outputs),
-                       p.y + y_first + t * w.outputs, past_caches);
             for (int64_t t = 0; w.order && t < count; ++t)
                 put_in_order(placed_y.data + t * places, place.data,
                              p.residual ? p.residual + y_first + t * w.outputs : nullptr,

@@ -95,7 +95,7 @@ struct Transposed {
                 Vec block[LANES];
                 load_turned(from + row * width + column, width, rows - row, width - column, block);
                 for (int64_t c = 0; c < least(LANES, width - column); ++c)
-                    std::memcpy(to + (column + c) * rows + row, &block[c], sizeof(float) * least(LANES, rows - row));
+                    put(to + (column + c) * rows + row, block[c], rows - row, false);
             }
     }
 };

@@ -70,20 +70,27 @@ struct Strip {
 // The units [k, end) of a group that lie in rows, with the strip of N vectors of its outputs from `offset` on.
 template <class V, int N, int C>
 __attribute__((noinline)) void sum_runs(const Strip& s, int64_t k, int64_t end, int64_t offset, const float* strip) {
-    // Powers of two, as runs mostly are: they leave no rest.
-    constexpr int MANY = C >= 16 ? 16 : C >= 8 ? 8 : 4;
+    // A few columns at the end are slow, so 8 are 4 and 4 and not 6 and 2.
+    constexpr int THIRD = most(C / 3, 1), REST = C - THIRD;
     const Weight& w = s.w;
     float* values = s.dw + k * w.columns * w.rows + offset;
     for (; k < end; ++k, values += w.columns * w.rows) {
         const float* row = s.x + w.col[k] - s.begin;
         const int64_t run = least(w.columns, w.inputs - w.col[k]);
+        // Rows of the next unit, some at each step: no CPU looks ahead over so many at once.
+        const float* next = k + 1 < end ? s.x + w.col[k + 1] - s.begin : nullptr;
+        const int64_t fetched = (s.count * C + w.columns - 1) / w.columns;
+        int64_t fetched_to = 0;
         auto add = [&](auto size, int64_t j) {
+            for (const int64_t stop = least(s.count, fetched_to + fetched); next && fetched_to < stop; ++fetched_to)
+                for (int64_t c = 0; c < least(w.columns, 2 * LINE); c += LINE)
+                    __builtin_prefetch(next + fetched_to * s.stride + c);
             add_run<V, N, decltype(size)::value>(row + j, s.stride, strip, values + j * w.rows, w.rows, s.count,
                                                  s.is_first);
         };
         int64_t j = 0;
-        for (; j + MANY <= run; j += MANY) add(Number<MANY>{}, j);
-        for (; j + MANY / 2 <= run; j += MANY / 2) add(Number<MANY / 2>{}, j);
+        for (; run - j >= C && run - j != C + THIRD; j += C) add(Number<C>{}, j);
+        for (; run - j >= REST; j += REST) add(Number<REST>{}, j);
         for (; j < run; ++j) add(Number<1>{}, j);
         for (; s.is_first && j < w.columns; ++j) std::memset(values + j * w.rows, 0, sizeof(V) * N);
     }
@@ -130,6 +137,9 @@ void sum_group(const Strip& s, int64_t group, int64_t k, int64_t end) {
     const int64_t rows = s.w.rows;
     if (k == end) return;
     int64_t o = 0;
+    // Rows of a panel are read for two tokens at once, which takes too many registers.
+    if constexpr (COLUMNS_4 > 0)
+        for (; !s.is_packed && o + 4 * LANES <= rows; o += 4 * LANES) sum_slice<Vec, 4, COLUMNS_4>(s, group, k, end, o);
     for (; o + 2 * LANES <= rows; o += 2 * LANES) sum_slice<Vec, 2, COLUMNS_2>(s, group, k, end, o);
     for (; o + LANES <= rows; o += LANES) sum_slice<Vec, 1, COLUMNS_1>(s, group, k, end, o);
     if constexpr (LANES > 8)
