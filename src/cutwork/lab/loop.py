@@ -83,6 +83,7 @@ class Run:
         self.step = 0
         self.best = -math.inf
         self.spent = 0.0
+        self.judged: Judgement | None = None
 
         self.model, self.larger = build_model(training, self.feed, processes.device)
         self.sparsifier = make_sparse(self.model, training, self.steps, self.larger)
@@ -129,14 +130,16 @@ class Run:
                         self._save(self.folder.last)
                         done = f"stopped after step {self.step} of {self.steps}"
                         raise Stopped(f"{done}; to go on: cutwork train --resume {self.folder.path}")
-        summary = self._describe(self._judge().as_record() | {"best_accuracy": self.best, **self.meter.totals()})
+        # A run that was stopped behind its last step was judged by then, but nobody has said how.
+        judged = self.judged or self._judge()
+        summary = self._describe(judged.as_record() | {"best_accuracy": self.best, **self.meter.totals()})
         if self.processes.is_first:
             self.folder.end(summary)
         return summary
 
     def _end_epoch(self, epoch: int, logs: Logs) -> None:
         """Judge the model, and save it if it is the best, or if it is time to."""
-        judged = self._judge()
+        judged = self.judged = self._judge()
         self.cost = self._cost_of_step()
         logs.add(self._describe(judged.as_record(), epoch))
         self.meter.tell_epoch(self.step, judged)
