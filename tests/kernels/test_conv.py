@@ -77,6 +77,20 @@ def test_images_narrower_than_a_vector_have_the_same_gradient(isa, tile, width):
             check(isa, index, values, x, (list(kernel), [1, 1], padding, dilation, 1))
 
 
+@pytest.mark.parametrize("isa", cpu.instruction_sets())
+@pytest.mark.parametrize("tile", [(8, 16), (16, 16), (24, 32), (32, 32), (16, 48)], ids=str)
+@pytest.mark.parametrize("stride", [[1, 1], [2, 2], [1, 3], [3, 2]], ids=str)
+def test_units_of_many_channels_know_every_stride(isa, tile, stride):
+    torch.manual_seed(0)
+    rows, columns = tile
+    for kernel, padding, dilation in [([3, 3], [1, 1], [1, 1]), ([1, 1], [0, 0], [1, 1]), ([2, 3], [2, 0], [2, 1])]:
+        for images, height, width in [(1, 7, 5), (3, 33, 31), (19, 4, 4), (2, 5, 70)]:
+            for density in (0, 0.3):
+                index, values = problem(2 * rows, 2 * columns, kernel, Block(*tile), density)
+                x = torch.randn(images, 2 * columns, height, width)
+                check(isa, index, values, x, (kernel, stride, padding, dilation, 1), after="relu")
+
+
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3)).map(list)
 
 
@@ -129,13 +143,15 @@ def test_images_larger_than_a_cache_are_computed_in_bands(isa, stride):
 
 @pytest.mark.parametrize("isa", cpu.instruction_sets())
 @pytest.mark.parametrize("pattern", [Block(16, 16), Shuffled(16, 1)], ids=str)
-@pytest.mark.parametrize("size", [(17, 13), (20, 2)], ids=str)
+@pytest.mark.parametrize("size", [(17, 13), (20, 2), (70, 64)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("images", [1, 3, 40])
-def test_results_do_not_depend_on_the_number_of_threads(isa, pattern, images, size):
+def test_results_do_not_depend_on_the_number_of_threads(isa, pattern, images, size, stride):
     torch.manual_seed(0)
     index, values = problem(96, 32, (3, 3), pattern, 0.4)
-    at, geometry = (index.ptr, index.col, index.order), ([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    x, dy, results = torch.randn(images, 32, *size), torch.randn(images, 96, *size), []
+    at, geometry = (index.ptr, index.col, index.order), ([3, 3], [stride, stride], [1, 1], [1, 1], 1)
+    x, results = torch.randn(images, 32, *size), []
+    dy = torch.randn(images, 96, *ops.sizes_out(size, *geometry[:4]))
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
         results.append(

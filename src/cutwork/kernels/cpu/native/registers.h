@@ -59,6 +59,8 @@ constexpr int VECTORS      = by_set(      3,    3,      3);
 constexpr int COLUMNS_1    = by_set(      8,   12,     16);  // 8, 12, 16 sums
 constexpr int COLUMNS_2    = by_set(      4,    6,     12);  // 8, 12, 24 sums
 constexpr int COLUMNS_PART = by_set(      4,    4,      4);  // beside vectors narrower than a register
+// Whether units of many channels read pixels where they lie, which was measured with avx2 only.
+constexpr bool READS_IN_PLACE = by_set(   0,    1,      0);
 
 }  // namespace conv
 

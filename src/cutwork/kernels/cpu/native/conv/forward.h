@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "in_place.h"
 #include "plan.h"
 
 namespace CUTWORK_ISA::conv {
@@ -166,6 +167,11 @@ void forward(const Conv& c, const float* x, const float* bias, float* y, Activat
     const Weight& w = c.weight;
     const int64_t image = c.down.size * c.across.size * c.channels, pixels = c.down.out * c.across.out;
     if (!is_worth_sharing(w, c.images * pixels)) threads = 1;
+    if (is_read_in_place(c)) {
+        const Sources down = sources_of(c.down), across = sources_of(c.across);
+        const Product product{w, down, across, c.images, c.down.size, c.across.size, c.channels, bias, after};
+        return multiply_in_place(product, x, y, threads);
+    }
     const int64_t places = rounded_up(w.groups * w.rows, LINE) + 2 * LINE;
     const Plan plan(c, bands_for(c, Phases(c.down).reach, threads), 0);
     const int64_t items = plan.items(), slices = w.order ? 1 : least(w.groups, most(1, threads / most(1, items)));

@@ -147,6 +147,14 @@ void input_gradient(const Conv& c, const float* dy, float* dx, int threads) {
     const Weight& w = c.weight;
     const int64_t image = c.down.size * c.across.size * c.channels, pixels = c.down.out * c.across.out;
     if (!is_worth_sharing(w, c.images * pixels)) threads = 1;
+    if (is_read_in_place(c) && c.images * pixels >= PAYING_IN_PLACE) {
+        const Transposed transposed(c, threads);
+        const Conv turned = transposed.conv(c);
+        const Sources down = sources_of_gradient(c.down), across = sources_of_gradient(c.across);
+        const Product product{
+            turned.weight, down, across, c.images, c.down.out, c.across.out, w.outputs, nullptr, NONE};
+        return multiply_in_place(product, dy, dx, threads);
+    }
     if (is_better_transposed(c)) {
         const Transposed transposed(c, threads);
         return forward(transposed.conv(c), dy, nullptr, dx, NONE, threads);

@@ -1,7 +1,8 @@
 // The gradient of the input as a convolution with the transposed weight, whose taps stand the other way round.
 //
 // It holds outputs in the lanes, where input_gradient.h holds pixels: so it also fills vectors where images are narrow
-// and too deep to be folded. The price is a copy of the values.
+// and too deep to be folded, and reads pixels in place where units are of many channels. The price is a copy of the
+// values.
 
 #pragma once
 
@@ -9,8 +10,8 @@
 
 namespace CUTWORK_ISA::conv {
 
-// Fewer pixels do not pay for the copy.
-constexpr int64_t PAYING_PIXELS = 128;
+// Fewer pixels of outputs do not pay for the copy, in place and from panels.
+constexpr int64_t PAYING_IN_PLACE = 32, PAYING_PIXELS = 128;
 
 inline int64_t reach_of(const Axis& axis) { return axis.dilation * (axis.kernel - 1); }
 
@@ -25,6 +26,17 @@ inline bool is_better_transposed(const Conv& c) {
     for (int64_t k = 0; k < w.ptr[w.groups]; ++k)
         if (w.col[k] % w.columns) return false;
     return true;
+}
+
+// Where the gradient of an input reads that of the outputs. With a stride, only some taps reach each place.
+inline Sources sources_of_gradient(const Axis& a) {
+    return Sources(
+        a.size, a.kernel, a.out,
+        [&](int64_t place, int64_t tap) {
+            const int64_t at = place + a.padding - reach_of(a) + tap * a.dilation;
+            return at < 0 || at % a.stride ? -1 : at / a.stride;
+        },
+        [&](int64_t place) { return place / a.stride; });
 }
 
 class Transposed {
@@ -42,8 +54,13 @@ class Transposed {
         for (int64_t k = 0; k < units; ++k) {
             const float* from = values_at<float>(w, 0) + source.data[k] * w.columns * w.rows;
             float* to = values.data + k * w.columns * w.rows;
-            for (int64_t row = 0; row < w.rows; ++row)
-                for (int64_t column = 0; column < w.columns; ++column) *to++ = from[column * w.rows + row];
+            for (int64_t row = 0; row < w.rows; row += LANES)
+                for (int64_t column = 0; column < w.columns; column += LANES) {
+                    Vec block[LANES];
+                    load_turned(from + column * w.rows + row, w.rows, w.columns - column, w.rows - row, block);
+                    for (int64_t i = 0; i < least(LANES, w.rows - row); ++i)
+                        store(to + (row + i) * w.columns + column, block[i]);
+                }
         }
     }
 

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "plan.h"
+#include "pairs.h"
 
 namespace CUTWORK_ISA::conv {
 
@@ -135,58 +135,101 @@ void sum_slice(const Strips& s, S, int64_t group, int64_t offset, float* dw) {
     }
 }
 
-void weight_gradient(const Conv& c, const float* x, const float* dy, float* dw, int threads) {
+// What a thread sums with strips.
+struct StripSums {
+    const Plan& p;
+    const float *x, *dy;
+    const int64_t padded;  // lanes of a row, an even number
+    const int64_t pixels;  // that each strip has room for
+    const int64_t strip_floats;
+    Scratch panel, strips;
+
+    StripSums(const Plan& plan, const float* all_x, const float* all_dy)
+        : p(plan), x(all_x), dy(all_dy), padded(rounded_up(p.lanes(), 2)),
+          pixels((p.c.down.out + p.bands - 1) / p.bands * padded),
+          strip_floats(p.c.weight.groups * p.c.weight.rows * pixels), panel(p.floats), strips(strip_floats) {
+        std::memset(panel.data, 0, sizeof(float) * p.floats);
+        std::memset(strips.data, 0, sizeof(float) * strip_floats);
+#pragma omp for
+        for (int64_t group = 0; group < p.c.weight.groups; ++group) p.locate(group);
+    }
+
+    void add(int64_t item, Range groups, float* dw) const {
+        const Conv& c = p.c;
+        const Weight& w = c.weight;
+        const int64_t index = p.image(item), images = p.images(item);
+        const Share band = p.band(item);
+        const int64_t count = band.end - band.begin;
+        const int64_t steps = (w.ptr[groups.end] - w.ptr[groups.begin]) * w.columns * p.slices() * count;
+        Fetch fetch(p.fetch_x(item, x, steps), p.fetch_dy(item, dy, steps));
+        pack_images(p, x + index * c.down.size * c.across.size * c.channels, images, band.begin, panel.data);
+        const Strips all{p, panel.data, strips.data, pixels, padded, band.begin, count, fetch};
+        if (images < p.fold) std::memset(strips.data, 0, sizeof(float) * strip_floats);
+        for (int64_t row = 0; row < count; ++row)
+            pack_strips(all, groups, row, dy + index * c.down.out * c.across.out * w.outputs, images);
+        for (int64_t group = groups.begin; group < groups.end; ++group)
+            each_slice(w.rows, [&](auto slice, int64_t offset) { sum_slice(all, slice, group, offset, dw); });
+    }
+};
+
+// What a thread sums with pairs.
+struct PairSums {
+    const Conv& c;
+    const float *x, *dy;
+    const Items& items;
+    Copies copies;
+
+    PairSums(const Conv& conv, const Items& all_items, const float* all_x, const float* all_dy)
+        : c(conv), x(all_x), dy(all_dy), items(all_items), copies(c, items.most_images(), items.most_rows()) {}
+
+    void add(int64_t item, Range groups, float* dw) {
+        copies.take(x, dy, items.images(item), items.rows(item), groups);
+        const Weight& w = c.weight;
+        for (int64_t group = groups.begin; group < groups.end; ++group)
+            for (int64_t unit = w.ptr[group]; unit < w.ptr[group + 1]; ++unit)
+                sum_unit(copies, unit, group * w.rows, dw + unit * w.columns * w.rows);
+    }
+};
+
+// Adds up what all items contribute, which `make()` sums, for each thread anew. The order of the sums depends on the
+// items and on the heaps of them, so neither may depend on the threads.
+template <class Make>
+void sum_in_heaps(const Conv& c, int64_t items, float* dw, int threads, Make make) {
     const Weight& w = c.weight;
-    const int64_t image = c.down.size * c.across.size * c.channels, pixels = c.down.out * c.across.out;
     const int64_t floats = w.ptr[w.groups] * w.columns * w.rows;
-    if (!is_worth_sharing(w, c.images * pixels)) threads = 1;
-    // The order of the sums depends on the bands and on the heaps of images, so neither may depend on the threads.
-    const Plan plan(c, bands_for(c, Phases(c.down).reach, 1, floats_of_dy(c)), 0);
-    const int64_t items = plan.items(),
-                  heaps = most(1, least(least(MOST_HEAPS, items), c.images * pixels / HEAP_PIXELS));
-    const int64_t padded = rounded_up(plan.lanes(), 2);
-    const int64_t most_pixels = (c.down.out + plan.bands - 1) / plan.bands * padded;
-    const int64_t strip_floats = w.groups * w.rows * most_pixels, strip_bytes = sizeof(float) * strip_floats;
+    const int64_t heaps =
+        most(1, least(least(MOST_HEAPS, items), c.images * c.down.out * c.across.out / HEAP_PIXELS));
     int64_t slices = 1;
     while (heaps * slices % threads && slices < threads) ++slices;
     Scratch partial((heaps - 1) * floats);
     auto heap_of = [&](int64_t heap) { return heap ? partial.data + (heap - 1) * floats : dw; };
 #pragma omp parallel num_threads(threads)
     {
-        Scratch panel(plan.floats), strips_of_dy(strip_floats);
-        std::memset(panel.data, 0, sizeof(float) * plan.floats);
-        std::memset(strips_of_dy.data, 0, strip_bytes);
-#pragma omp for
-        for (int64_t group = 0; group < w.groups; ++group) plan.locate(group);
+        auto sums = make();
 #pragma omp for schedule(static)
         for (int64_t job = 0; job < heaps * slices; ++job) {
-            const int64_t heap = job / slices, slice = job % slices;
-            const int64_t from = first_group(w, slice, slices), end = first_group(w, slice + 1, slices);
-            const int64_t row = w.columns * w.rows;
-            std::memset(heap_of(heap) + w.ptr[from] * row, 0, sizeof(float) * (w.ptr[end] - w.ptr[from]) * row);
+            const int64_t heap = job / slices, slice = job % slices, row = w.columns * w.rows;
+            const Range groups{first_group(w, slice, slices), first_group(w, slice + 1, slices)};
+            std::memset(heap_of(heap) + w.ptr[groups.begin] * row, 0,
+                        sizeof(float) * (w.ptr[groups.end] - w.ptr[groups.begin]) * row);
             const Share part(items, heap, heaps);
-            for (int64_t item = part.begin; item < part.end; ++item) {
-                const int64_t index = plan.image(item), images = plan.images(item), output = pixels * w.outputs;
-                const Share band = plan.band(item);
-                const int64_t steps = (w.ptr[end] - w.ptr[from]) * w.columns * plan.slices() * (band.end - band.begin);
-                Fetch fetch(plan.fetch_x(item, x, steps), plan.fetch_dy(item, dy, steps));
-                pack_images(plan, x + index * image, images, band.begin, panel.data);
-                const Strips strips{plan,   panel.data, strips_of_dy.data,     most_pixels,
-                                    padded, band.begin, band.end - band.begin, fetch};
-                if (images < plan.fold) std::memset(strips_of_dy.data, 0, strip_bytes);
-                for (int64_t row = 0; row < strips.count; ++row)
-                    pack_strips(strips, {from, end}, row, dy + index * output, images);
-                for (int64_t group = from; group < end; ++group)
-                    each_slice(w.rows, [&](auto slice, int64_t offset) {
-                        sum_slice(strips, slice, group, offset, heap_of(heap));
-                    });
-            }
+            for (int64_t item = part.begin; item < part.end; ++item) sums.add(item, groups, heap_of(heap));
         }
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < (floats + BLOCK - 1) / BLOCK; ++block)
             for (int64_t heap = 1; heap < heaps; ++heap)
                 for (int64_t i = block * BLOCK; i < least(floats, (block + 1) * BLOCK); ++i) dw[i] += heap_of(heap)[i];
     }
+}
+
+void weight_gradient(const Conv& c, const float* x, const float* dy, float* dw, int threads) {
+    if (!is_worth_sharing(c.weight, c.images * c.down.out * c.across.out)) threads = 1;
+    if (is_read_in_place(c)) {
+        const Items items(c.images, c.down.size * c.across.size * c.channels, c.down.out, c.across.out, 1);
+        return sum_in_heaps(c, items.count(), dw, threads, [&] { return PairSums(c, items, x, dy); });
+    }
+    const Plan plan(c, bands_for(c, Phases(c.down).reach, 1, floats_of_dy(c)), 0);
+    sum_in_heaps(c, plan.items(), dw, threads, [&] { return StripSums(plan, x, dy); });
 }
 
 }  // namespace CUTWORK_ISA::conv
