@@ -1,10 +1,10 @@
 """A residual network, dense and as each member of Sparse-IFT at the same operations, beside a wider one, pruned.
 
     python examples/sparse_ift.py --data fashion-mnist --densities 0.5 0.25 0.1 --epochs 5 --seeds 3
-    python examples/sparse_ift.py --depth 18 --width 64 --epochs 0 --batch 32 --pattern block:32
+    python examples/sparse_ift.py --depth 18 --width 64 --shape 3x32x32 --batch 32 --pattern block:32 --rounds 3
 
-prints accuracy, operations, weights, memory and the time of a training step; the second, which trains nothing, only
-what it costs.
+prints accuracy, operations, weights, memory, the time of a training step, and that of a pass of the model folded and
+packed for inference; the second, which trains nothing, only what it costs for random images of a shape.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import cutwork as cw
 from cutwork.data import load_data
 from cutwork.data.images import Images
+from cutwork.layers.composite import Doped, Factorized, Parallel
 from cutwork.layers.swap import sparse_layers
 from cutwork.models.resnet import DEPTHS, STEMS, make_resnet
 from cutwork.text import in_columns
@@ -55,6 +56,7 @@ COLUMNS = {
     "step ms": 8,
     "x dense": 7,
     "masked": 7,
+    "packed": 7,
     "why not": 0,
 }
 MIB = 2**20
@@ -204,9 +206,42 @@ def measure(density: float, names: Sequence[str], data: Images, options: argpars
         for candidate in (*dense, *compressed.values(), *masked.values()):
             candidate.step()
     fastest = min(dense, key=lambda each: each.seconds)
-    yield cost_cells(fastest, fastest, fastest)
+    # What is pruned has all its weights at first.
+    sparse = {name: each.model for name, each in compressed.items() if name != PRUNED}
+    packed = measure_inference([each.model for each in dense], sparse, fastest.x, options.rounds)
+    yield cost_cells(fastest, fastest, fastest) | {"packed": "1.00"}
     for name in names:
-        yield cost_cells(compressed[name], masked[name], fastest)
+        yield cost_cells(compressed[name], masked[name], fastest) | (
+            {"packed": f"{packed[name]:.2f}"} if name in packed else {}
+        )
+
+
+@torch.no_grad()
+def measure_inference(
+    dense: Sequence[nn.Module], sparse: dict[str, nn.Module], x: Tensor, rounds: int
+) -> dict[str, float]:
+    """Return how long a pass of each model takes, folded, packed and fused, as a share of the fastest dense form's."""
+    forms = {f"dense {number}": copy.deepcopy(model).eval() for number, model in enumerate(dense)}
+    forms["dense, compiled"] = torch.compile(copy.deepcopy(dense[0]).eval())  # pyrefly: ignore
+    whole = [*forms]
+    for name, trained in sparse.items():
+        forms[name] = model = copy.deepcopy(trained).eval()
+        expected = model(x)
+        if any(isinstance(part, Parallel | Factorized | Doped) for part in model.modules()):
+            cw.fold(model)
+        if sparse_layers(model):
+            cw.pack(model, x)
+            cw.fuse(model, x[:2])
+        torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(1 + rounds):
+        for name, model in forms.items():
+            begin = time.perf_counter()
+            model(x)
+            times[name].append(time.perf_counter() - begin)
+    seconds = {name: statistics.median(taken[1:]) for name, taken in times.items()}
+    fastest = min(seconds[name] for name in whole)
+    return {name: seconds[name] / fastest for name in sparse}
 
 
 def cost_cells(candidate: Candidate, masked: Candidate, dense: Candidate) -> Cells:
@@ -249,7 +284,7 @@ def count_kept(candidate: Candidate) -> int:
 
 def compare(options: argparse.Namespace) -> Iterator[Cells]:
     """Yield a row for the dense model, and one for each member and the pruned model at each density."""
-    data = load_data(options.data)
+    data = random_images(options.shape) if options.shape else load_data(options.data)
     if options.images:
         data = Images(*(part[: options.images] for part in vars(data).values()))
     for at, density in enumerate(options.densities):
@@ -266,6 +301,12 @@ def compare(options: argparse.Namespace) -> Iterator[Cells]:
         costs_of = dict(zip(possible, costs, strict=True))
         for name, cells in rows.items():
             yield cells | (result_cells(name, density, data, options) | costs_of[name] if name in costs_of else {})
+
+
+def random_images(shape: str) -> Images:
+    """Return some images of a shape like 3x32x32, of ten classes, to train nothing with."""
+    images, labels = torch.randn(256, *map(int, shape.split("x"))), torch.arange(256) % 10
+    return Images(images, labels, images, labels)
 
 
 def result_cells(name: str, density: float, data: Images, options: argparse.Namespace) -> Cells:
@@ -285,6 +326,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", choices=("digits", "fashion-mnist"))
+    parser.add_argument("--shape", help="time steps on random images of this shape, like 3x32x32, and train nothing")
     parser.add_argument("--images", type=int, default=0, help="so many of the data set, 0 for all")
     parser.add_argument("--depth", type=int, default=8, choices=list(DEPTHS), help="layers of the network")
     parser.add_argument("--width", type=int, default=32, help="channels of its first convolution")
@@ -299,7 +341,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", default="rigl", choices=("rigl", "static"))
     parser.add_argument("--pattern", default="block:8")
     parser.add_argument("--storage", default="compressed", choices=("compressed", "dense"), help="that trains")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.shape:
+        options.epochs = 0
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,6 +39,13 @@ def test_the_code_of_the_page_on_data_runs(tmp_path, monkeypatch, capsys):
     assert "torch.Size([1437, 1, 8, 8])" in capsys.readouterr().out
 
 
+def test_the_code_of_the_page_on_training_programs_runs(tmp_path, monkeypatch, capsys):
+    run_blocks("docs/training.md", tmp_path, monkeypatch)
+    accuracy, density, _ = map(float, capsys.readouterr().out.split())
+    assert 0 < accuracy <= 1
+    assert abs(density - 0.2) < 0.02
+
+
 def test_the_code_of_the_benchmarks_page_runs(tmp_path, monkeypatch, capsys):
     run_blocks("docs/benchmarks.md", tmp_path, monkeypatch)
     assert "the whole model" in capsys.readouterr().out

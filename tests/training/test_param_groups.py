@@ -137,3 +137,10 @@ def test_every_optimizer_trains_with_them_and_goes_on_from_a_checkpoint(kind, st
     cw.load(tmp_path / "run.safetensors", again, sparsifier=its_sparsifier, optimizer=its_optimizer)
     train(again, its_optimizer, range(5, 9))
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_vectors_decay_too_where_that_is_asked_for():
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    assert [group["weight_decay"] for group in cw.param_groups(model, lr=0.1, weight_decay=0.2, decay_all=True)] == [
+        0.2
+    ]

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from cutwork.cli.benchmark import BENCHMARKS
 from cutwork.cli.demo import demo
 from cutwork.cli.doctor import doctor
+from cutwork.cli.evaluate import evaluate
 from cutwork.cli.ls import ls
 from cutwork.cli.screen import STOPPED, UNREAD, USER_ERRORS, CommandGroup
 from cutwork.cli.train import make_train
@@ -24,6 +25,7 @@ from cutwork.version import __version__
 COMMANDS: dict[str, Callable[..., None] | CommandGroup] = {
     "demo": demo,
     "train": make_train(()),
+    "evaluate": evaluate,
     "ls": ls,
     "benchmark": BENCHMARKS,
     "doctor": doctor,

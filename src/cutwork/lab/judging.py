@@ -21,11 +21,12 @@ FEW = 5
 @final
 @dataclass(frozen=True)
 class Judgement:
-    """How often a model is right on test data, how often among its first five, and its mean loss."""
+    """How often a model is right on test data, how often among its first five, its mean loss, and on how many."""
 
     accuracy: float
     top5: float
     loss: float
+    count: int
 
     @property
     def bits(self) -> float:
@@ -49,4 +50,4 @@ def judge(model: nn.Module, feed: Feed, processes: Processes, autocast: Callable
             loss = F.cross_entropy(scores, labels, reduction="sum")
             right += torch.stack([first[:, 0].sum(), first.sum(), loss, torch.tensor(len(labels))]).double().cpu()
     first_right, few_right, loss_sum, count = processes.sum(right).tolist()
-    return Judgement(first_right / count, few_right / count, loss_sum / count)
+    return Judgement(first_right / count, few_right / count, loss_sum / count, round(count))

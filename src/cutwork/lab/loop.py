@@ -9,6 +9,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
@@ -275,11 +276,15 @@ def open_feed(training: Training, processes: Processes) -> Feed:
     return make_feed(given.data, feeding, given.data_folder, download=given.download)
 
 
-def load_trained(folder: Path, feed: Feed, device: torch.device) -> nn.Module:
-    """Return the best model of a run."""
+def load_trained(folder: Path, feed: Feed, device: torch.device, *, checkpoint: str = "best") -> nn.Module:
+    """Return the model of a run, as it was when it was best, or last."""
     place = RunFolder(folder)
-    model, _ = build_model(place.read_config(), feed, device)
-    load(place.best, model)
+    training = place.read_config()
+    file = place.path / f"{checkpoint}.safetensors"
+    if not file.exists():
+        raise FileNotFoundError(f"{folder} has no {file.name} yet; the run writes it after its first epoch")
+    model, _ = build_model(replace(training, weights=None), feed, device)
+    load(file, model)
     return model.eval()
 
 

@@ -1,8 +1,11 @@
 """Every recipe can be built, and its twin has what the recipe is about."""
 
+import math
+
 import pytest
 
 from cutwork.lab.building import make_method
+from cutwork.lab.loop import train
 from cutwork.lab.recipes import RECIPES, find_recipe
 from cutwork.lab.training import Training
 from cutwork.patterns import parse
@@ -23,6 +26,21 @@ def test_a_twin_is_sparse_by_the_same_method_and_member(name):
     whole, twin = find_recipe(name).sparse, find_recipe(name, tiny=True).sparse
     assert (twin.method, twin.member, twin.dense_from) == (whole.method, whole.member, whole.dense_from)
     assert (twin.pattern == "dense") == (whole.pattern == "dense")
+
+
+# One of each kind is enough to see that a change broke nothing.
+FEW = ("small-dsb", "superblock-vit-b-16", "two-four-vit-b-16-70-30", "rigl-wrn-22-2-cifar10", "gpt-rigl")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.exhaustive) for name in RECIPES]
+)
+def test_a_twin_trains(name, tmp_path):
+    twin = find_recipe(name, tiny=True)
+    # Where masks move, they must at least once.
+    summary = train(twin.having(steps=2 * (twin.sparse.every or 5)), tmp_path / "run")
+    assert math.isfinite(summary["test_loss"])
+    assert (summary["density"] < 1) == (twin.sparse.pattern != "dense" and twin.sparse.dense_from is None)
 
 
 def test_a_typing_error_in_a_recipe_names_the_near_one():

@@ -21,7 +21,7 @@ DENSE = Training().having(
 TINY: dict[str, Any] = {
     "model": "gpt:width=64,num_heads=2,num_blocks=2",
     "batch": 16,
-    "epochs": 1.0,
+    "context": 64,
     "steps": 100,
     "log_every": 20,
 }

@@ -1,0 +1,86 @@
+"""How good a trained model is, as it is and in its fastest forms on this machine."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import final
+
+import torch
+from torch import nn
+
+from cutwork.data.feed import Feed
+from cutwork.lab.judging import Judgement, judge
+from cutwork.lab.loop import load_trained, open_feed
+from cutwork.lab.processes import Processes, join
+from cutwork.lab.run_folder import RunFolder
+from cutwork.layers.composite import Composite
+from cutwork.layers.swap import sparse_layers
+from cutwork.speed.folding import fold
+from cutwork.speed.packing import pack
+
+
+@final
+@dataclass(frozen=True)
+class Form:
+    """How good a model is in one form, and how many test examples a second it judges, reading them included."""
+
+    name: str
+    judgement: Judgement
+    examples_per_second: float
+
+
+@final
+@dataclass(frozen=True)
+class Evaluation:
+    """A model as it was trained, and folded and packed, with what `pack` chose."""
+
+    forms: tuple[Form, ...]
+    plan: str
+
+    def __str__(self) -> str:
+        lines = [f"{'':12}{'accuracy':>10}{'top 5':>10}{'loss':>10}{'examples/s':>12}"]
+        for form in self.forms:
+            told = form.judgement
+            lines.append(
+                f"{form.name:12}{told.accuracy:>10.2%}{told.top5:>10.2%}{told.loss:>10.4f}{form.examples_per_second:>12,.0f}"
+            )
+        return "\n".join([*lines, *(["", self.plan] if self.plan else [])])
+
+    def to_json(self) -> str:
+        """Return the numbers as a JSON object."""
+        return json.dumps({form.name: asdict(form) for form in self.forms}, indent=2)
+
+
+def evaluate_run(
+    folder: Path, *, checkpoint: str = "best", packed: bool = False, batch: int | None = None
+) -> Evaluation:
+    """Judge the model of a run on its test data; with `packed` also folded and in the forms that are fastest here."""
+    training = RunFolder(folder).read_config()
+    if batch is not None:
+        training = replace(training, running=replace(training.running, test_batch=batch))
+    # A model is judged on test images alone, whatever was done to those it learned from.
+    training = replace(training, reading=replace(training.reading, augment="", repeats=1, download=False))
+    with join(training.running.device) as processes:
+        feed = open_feed(training, processes)
+        model = load_trained(folder, feed, processes.device, checkpoint=checkpoint)
+        forms, plan = [_judge("as trained", model, feed, processes)], ""
+        if packed:
+            if not sparse_layers(model):
+                raise ValueError(f"the model of {folder} has no sparse layer, so there is nothing to pack")
+            if any(isinstance(part, Composite) for part in model.modules()):
+                fold(model)
+            inputs = next(feed.testing())[0].to(processes.device)
+            plan = str(pack(model, inputs))
+            forms.append(_judge("packed", model, feed, processes))
+    return Evaluation(tuple(forms), plan)
+
+
+def _judge(name: str, model: nn.Module, feed: Feed, processes: Processes) -> Form:
+    # What is done for the first time takes longer.
+    with torch.no_grad():
+        model(next(feed.testing())[0].to(processes.device))
+    begin = perf_counter()
+    judgement = judge(model, feed, processes, nullcontext)
+    return Form(name, judgement, judgement.count / (perf_counter() - begin))
