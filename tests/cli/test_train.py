@@ -1,14 +1,21 @@
 """The command that trains: recipes, options, folders, and what it says when something is wrong."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cutwork.cli import main as cli
+from cutwork.data import DATA_SETS, FEEDS
 from cutwork.lab.loop import Stopped
 from cutwork.lab.recipes import RECIPES
+from cutwork.lab.run_folder import RunFolder
 
 TINY = ["--model", "mlp:hidden=(16,16)", "--data", "digits", "--batch", "512", "--epochs", "1", "--log-every", "1"]
 
@@ -45,6 +52,39 @@ def test_a_run_goes_on_by_its_folder_alone(tmp_path, capsys):
     assert (tmp_path / "run" / "summary.json").read_text() == summary
     assert cli.main(["train", "small-dense", "--resume", folder]) == 2
     assert "goes on as the run was begun; give no recipe" in capsys.readouterr().err
+
+
+def test_a_command_that_is_given_again_goes_on(tmp_path, capsys):
+    given = ["train", *TINY, "--output", str(tmp_path / "run"), "--or-resume"]
+    assert cli.main([*given, "--steps", "1"]) == 0
+    summary = (tmp_path / "run" / "summary.json").read_text()
+    assert cli.main([*given, "--steps", "1"]) == 0
+    assert (tmp_path / "run" / "summary.json").read_text() == summary
+    capsys.readouterr()
+    assert cli.main([*given, "--steps", "2"]) == 2
+    assert "was begun with other options; --resume" in capsys.readouterr().err
+    assert cli.main(["train", *TINY, "--or-resume"]) == 2
+    assert "name it by --output" in capsys.readouterr().err
+
+
+@pytest.mark.exhaustive
+def test_processes_that_are_killed_are_started_again_and_end_as_others_do(tmp_path):
+    sparse = ["--pattern", "block:8", "--density", "0.5", "--method", "rigl", "--every", "5"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    runs = {}
+    for name in ("whole", "killed"):
+        folder = RunFolder(tmp_path / name)
+        given = ["train", *TINY, *sparse, "--epochs", "30", "--batch", "128", "--output", str(folder.path)]
+        command = [sys.executable, *torchrun, "-m", "cutwork", *given, "--or-resume"]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        if name == "killed":
+            while process.poll() is None and not any(each["step"] == 40 for each in folder.read_curves()):
+                time.sleep(0.005)
+            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            os.kill(int(children[-1]), signal.SIGKILL)
+        assert process.wait(timeout=200) == 0
+        runs[name] = load_file(folder.last)
+    assert all(torch.equal(runs["whole"][name], runs["killed"][name]) for name in runs["whole"])
 
 
 def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path, capsys, monkeypatch):
@@ -98,7 +138,8 @@ def test_lists_name_all_recipes_and_runs(tmp_path, capsys):
     assert cli.main(["ls"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in RECIPES)
-    assert all(name in shown for name in ("rigl", "block:16", "resnet18", "fashion-mnist"))
+    assert all(name in shown for name in ("rigl", "block:16", "resnet18"))
+    assert all(name.rstrip(":") in shown for name in (*DATA_SETS, *FEEDS))
     assert cli.main(["ls", "runs", "--runs", str(tmp_path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[1:3] for row in rows] == [["not", "ended"], [rows[1][1], "density"]]

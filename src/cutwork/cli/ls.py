@@ -51,9 +51,7 @@ def _models() -> Iterable[tuple[str, ...]]:
 
 
 def _data() -> Iterable[tuple[str, ...]]:
-    from cutwork.data import DATA_SETS
-
-    return [(name,) for name in DATA_SETS]
+    return DATA.items()
 
 
 def _runs(folder: Path) -> Iterable[tuple[str, ...]]:
@@ -81,6 +79,16 @@ PATTERNS = {
     "shuffled:16": "tiles of rows and columns that need not be neighbours",
     "2:4, 4:8, ...": "n of m weights that follow each other",
     "2:4-tile": "2:4 along both axes at once",
+}
+DATA = {
+    "digits": "grey images 8x8, inside the package",
+    "fashion-mnist": "grey images 28x28 of clothes",
+    "cifar10, cifar100": "colour images 32x32",
+    "tiny-imagenet": "photographs 64x64 of 200 classes",
+    "imagenet": "photographs of 1000 classes",
+    "folder:PATH": "images of yours, a folder for each class in train/ and val/",
+    "fake:3x224x224": "random images, for timing",
+    "text, text:FILE": "bytes of Python's standard library, or of a file",
 }
 MODELS = {
     "mlp": "linear layers",

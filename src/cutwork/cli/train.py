@@ -1,8 +1,9 @@
 """The command `cutwork train`: a recipe, or a run's options, to a folder. Nothing heavy is imported at the top."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -30,6 +31,7 @@ def make_train(given: Sequence[str]) -> Callable[..., None]:
         tiny: bool = False,
         output: Path | None = None,
         resume: Path | None = None,
+        or_resume: bool = False,
         run: Training = own,
     ) -> None:
         """Train a model as a recipe says, or as options say, and write all of it into a folder.
@@ -41,17 +43,21 @@ def make_train(given: Sequence[str]) -> Callable[..., None]:
             tiny: Take the recipe's twin that runs in a minute on two cores.
             output: Folder of the run; without it runs/RECIPE-TIME.
             resume: Go on with the run in this folder, or with the newest in it that has not ended.
+            or_resume: Go on with the run in the output folder, if it holds one already; for programs that start again
+                what was killed.
             run: All that decides what is trained, and how.
         """
-        _run(recipe, output, resume, run)
+        _run(recipe, output, resume, run, or_resume=or_resume)
 
     return train
 
 
-def _run(recipe: str | None, output: Path | None, resume: Path | None, options: Training) -> None:
+def _run(recipe: str | None, output: Path | None, resume: Path | None, options: Training, *, or_resume: bool) -> None:
     from cutwork.lab.loop import Stopped, train
-    from cutwork.lab.run_folder import find_newest
+    from cutwork.lab.run_folder import RunFolder, find_newest
 
+    if or_resume and output is None:
+        raise ValueError("--or-resume goes on with the run in a folder; name it by --output")
     if resume is not None:
         if recipe is not None or output is not None:
             raise ValueError("--resume goes on as the run was begun; give no recipe and no output beside it")
@@ -60,12 +66,17 @@ def _run(recipe: str | None, output: Path | None, resume: Path | None, options: 
     else:
         named = f"{recipe or options.model.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
         place = output or RUNS / named
-    with show_training() as watch:
+        if or_resume and RunFolder(place).is_begun and RunFolder(place).read_config() != options:
+            raise ValueError(f"the run in {place} was begun with other options; --resume {place} goes on with those")
+    is_first = os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
+    with show_training() if is_first else nullcontext() as watch:
         try:
-            summary = train(options, place, resume=resume is not None, watch=watch)
+            summary = train(options, place, resume=or_resume or resume is not None, watch=watch)
         except Stopped as stopped:
             print(f"cutwork: {stopped}", file=sys.stderr)
             raise SystemExit(STOPPED) from stopped
+    if not is_first:
+        return
     print(
         f"{summary['test_accuracy']:.2%} of the test data are right, {summary['best_accuracy']:.2%} at best; density "
         f"{summary['density']:.3g}, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s"
@@ -107,13 +118,16 @@ class Bar:
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(20),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            # What does not fit is cut from here.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            expand=True,
             # What the run came to goes to standard output, alone.
             console=Console(stderr=True),
             refresh_per_second=1,

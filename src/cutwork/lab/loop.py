@@ -28,7 +28,7 @@ from cutwork.lab.judging import Judgement, judge
 from cutwork.lab.objective import Objective, count_right, flat_labels, flat_scores
 from cutwork.lab.processes import Processes, join
 from cutwork.lab.rates import rate_at
-from cutwork.lab.records import Logs, Meter, Watch, open_logs
+from cutwork.lab.records import Logs, Meter, Watch, check_logs, open_logs
 from cutwork.lab.run_folder import RunFolder
 from cutwork.lab.training import Training
 from cutwork.layers.swap import sparse_layers
@@ -57,9 +57,12 @@ def train(training: Training, folder: Path, *, resume: bool = False, watch: Watc
     with join(training.running.device) as processes:
         if resume and place.is_done:
             return place.read_summary()
-        if processes.is_first and not (resume and place.is_begun):
+        place.check_free(resume=resume)
+        run = Run(training, place, processes, watch)
+        # Only what can be run is written down.
+        if processes.is_first and not place.is_begun:
             place.begin(training)
-        return Run(training, place, processes, watch).to_the_end(resume=resume)
+        return run.to_the_end(resume=resume)
 
 
 @final
@@ -69,6 +72,7 @@ class Run:
     def __init__(self, training: Training, folder: RunFolder, processes: Processes, watch: Watch | None) -> None:
         given = training.running
         self.training, self.given, self.folder, self.processes = training, given, folder, processes
+        check_logs(given.log)
         if given.deterministic:
             torch.use_deterministic_algorithms(True)
         self.feed = open_feed(training, processes)

@@ -52,7 +52,10 @@ def join(device: str = "auto") -> Iterator[Processes]:
         yield Processes(0, 1, chosen)
         return
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, rank=rank, world_size=world)
+    store, rank, world = next(distributed.rendezvous("env://", rank, world))
+    # torchrun starts them again with the store of those that were killed, in which their addresses still stand.
+    attempt = distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    distributed.init_process_group(backend, store=attempt, rank=rank, world_size=world)
     try:
         yield Processes(rank, world, chosen)
     finally:

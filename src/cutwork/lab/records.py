@@ -100,7 +100,7 @@ def open_logs(names: Sequence[str], folder: RunFolder, *, is_first: bool) -> Ite
     if not is_first:
         yield Logs([])
         return
-    opened = [LOGS[name](folder.path) for name in _check_known(names)]
+    opened = [LOGS[name](folder.path) for name in names]
     try:
         yield Logs([folder, *opened])
     finally:
@@ -108,11 +108,11 @@ def open_logs(names: Sequence[str], folder: RunFolder, *, is_first: bool) -> Ite
             log.close()
 
 
-def _check_known(names: Sequence[str]) -> Sequence[str]:
+def check_logs(names: Sequence[str]) -> None:
+    """Raise ValueError unless there are logs of these names."""
     for name in names:
         if name not in LOGS:
             raise ValueError(f"unknown log {name!r}; write {', '.join(LOGS)}; curves.jsonl and .csv are always written")
-    return names
 
 
 @final

@@ -39,10 +39,13 @@ class RunFolder:
         """Say whether the run here has come to its end."""
         return self.summary.exists()
 
+    def check_free(self, *, resume: bool) -> None:
+        """Raise FileExistsError if another run would be written over."""
+        if self.is_begun and not resume:
+            raise FileExistsError(f"{self.path} holds a run already; go on with it by --resume, or name another folder")
+
     def begin(self, training: Training) -> None:
         """Write down what is to be run, before anything is."""
-        if self.is_begun:
-            raise FileExistsError(f"{self.path} holds a run already; go on with it by --resume, or name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         self.command.write_text(f"{shlex.join(['cutwork', *sys.argv[1:]])}\n# cutwork {__version__}\n")
         # The last of them, so that a folder that has it has all.
