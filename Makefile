@@ -18,7 +18,7 @@ BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -na
 PACKAGES := $(sort $(shell find src -name __init__.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor test check lint types fix bench editor docs clean always
+.PHONY: help demo doctor test check everything lint types fix bench editor docs clean always
 
 help:  ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,12 +30,15 @@ doctor: $(VENV)/.installed  ## show versions, devices and active kernels
 	@$(BIN)/cutwork doctor
 
 test: $(VENV)/.test  ## run the tests and the examples in docstrings; of large grids of tests only a diagonal
-	$(PYTEST) -m 'not exhaustive' $(OPTIONS)
+	$(PYTEST) -m 'not exhaustive and not matrix' $(OPTIONS)
 
-check: lint types  ## all that a change must pass: lint, types, every test, branch coverage of the algorithms
-	$(PYTEST) --cov --cov-report=term
+check: lint types  ## all that a change must pass: lint, types, all tests but the largest grids, branch coverage of the algorithms
+	$(PYTEST) -m 'not matrix' --cov --cov-report=term
 	@$(BIN)/coverage report --include='$(ALGORITHMS)' --fail-under=100 --format=total > /dev/null || \
 		{ $(BIN)/coverage report --include='$(ALGORITHMS)'; echo 'make: a branch of the algorithms has no test'; exit 1; }
+
+everything: $(VENV)/.test  ## run every test there is; every member on every model takes long
+	$(PYTEST)
 
 lint: $(VENV)/.lint  ## check format and style
 	$(BIN)/ruff format --check $(SOURCES)
