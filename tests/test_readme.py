@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -19,24 +20,19 @@ def run_blocks(page, folder, monkeypatch):
         exec(compile(block, page, "exec"), names)
 
 
-def test_the_code_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    run_blocks("README.md", tmp_path, monkeypatch)
-    assert "block:16" in capsys.readouterr().out
-
-
-def test_the_code_of_the_guide_runs(tmp_path, monkeypatch, capsys):
-    run_blocks("docs/guide.md", tmp_path, monkeypatch)
-    assert "vector:16" in capsys.readouterr().out
-
-
-def test_the_code_of_the_page_on_sparse_ift_runs(tmp_path, monkeypatch, capsys):
-    run_blocks("docs/sparse-ift.md", tmp_path, monkeypatch)
-    assert "stays: LayerNorm is no linear function" in capsys.readouterr().out
-
-
-def test_the_code_of_the_page_on_data_runs(tmp_path, monkeypatch, capsys):
-    run_blocks("docs/data.md", tmp_path, monkeypatch)
-    assert "torch.Size([1437, 1, 8, 8])" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("README.md", "block:16"),
+        ("docs/guide.md", "vector:16"),
+        ("docs/sparse-ift.md", "stays: LayerNorm is no linear function"),
+        ("docs/data.md", "torch.Size([1437, 1, 8, 8])"),
+        ("docs/benchmarks.md", "the whole model"),
+    ],
+)
+def test_the_code_of_a_page_runs(page, said, tmp_path, monkeypatch, capsys):
+    run_blocks(page, tmp_path, monkeypatch)
+    assert said in capsys.readouterr().out
 
 
 def test_the_code_of_the_page_on_training_programs_runs(tmp_path, monkeypatch, capsys):
@@ -44,11 +40,6 @@ def test_the_code_of_the_page_on_training_programs_runs(tmp_path, monkeypatch, c
     accuracy, density, _ = map(float, capsys.readouterr().out.split())
     assert 0 < accuracy <= 1
     assert abs(density - 0.2) < 0.02
-
-
-def test_the_code_of_the_benchmarks_page_runs(tmp_path, monkeypatch, capsys):
-    run_blocks("docs/benchmarks.md", tmp_path, monkeypatch)
-    assert "the whole model" in capsys.readouterr().out
 
 
 def test_the_tables_of_the_readme_name_every_pattern_form_and_every_method():

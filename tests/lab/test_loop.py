@@ -211,3 +211,14 @@ def test_a_checkpoint_is_one_of_the_library(tmp_path):
 
     train(Training().having(**SHORT, pattern="block:8", density=0.25), tmp_path / "run")
     assert set(load(tmp_path / "run" / "best.safetensors", make_mlp(64, hidden=(32, 32))).layers) == {"fc2"}
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path):
+    given = SHORT | {"pattern": "block:8", "density": 0.25}
+    train(Training().having(**given | {"epochs": 20, "batch": 128}), tmp_path / "first")
+    weights = str(tmp_path / "first" / "best.safetensors")
+    again = train(Training().having(**SHORT | {"weights": weights, "steps": 1, "lr": 1e-6}), tmp_path / "second")
+    assert again["density"] == pytest.approx(0.25, abs=0.02)
+    assert again["test_accuracy"] == pytest.approx(
+        RunFolder(tmp_path / "first").read_summary()["best_accuracy"], abs=0.02
+    )

@@ -1,1 +1,1 @@
-"""Programs that use the whole package, such as the demonstration."""
+"""Programs built on the whole package: training runs with their recipes, and the demonstration."""

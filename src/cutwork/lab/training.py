@@ -186,7 +186,8 @@ class Training:
 
     Args:
         model: resnet18, wrn-22-2, vgg-d, alexnet-s, mlp, gpt, or torchvision:NAME, timm:NAME, transformers:NAME.
-        weights: File of trained weights to begin with, or pretrained for the package's own.
+        weights: Checkpoint of this package to begin with, such as a run's best.safetensors. Trained weights of
+            torchvision are an option of the model: torchvision:vit_b_16:weights=DEFAULT.
     """
 
     model: str = "resnet8"
