@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # A file stays on one worker, so that what its tests share, such as a group of processes, is set up once.
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
+DIAGONALS := -m 'not exhaustive'
 # Of these every branch must be tested.
 ALGORITHMS := src/cutwork/patterns/*,src/cutwork/methods/*,src/cutwork/training/allocation.py,src/cutwork/training/exploration.py,src/cutwork/training/foreseeing.py,src/cutwork/training/drop_connect.py,src/cutwork/costs/ramanujan.py,src/cutwork/transforms/decay.py,src/cutwork/sparsity/layout.py,src/cutwork/sparsity/numbers.py,src/cutwork/sparsity/gradient.py,src/cutwork/sparsity/base.py,src/cutwork/sparsity/fixed.py,src/cutwork/sparsity/learned.py,src/cutwork/sparsity/reprojected.py
 SOURCES := src tests docs benchmarks examples
@@ -30,14 +31,14 @@ doctor: $(VENV)/.installed  ## show versions, devices and active kernels
 	@$(BIN)/cutwork doctor
 
 test: $(VENV)/.test  ## run the tests and the examples in docstrings; of large grids of tests only a diagonal
-	$(PYTEST) -m 'not exhaustive and not matrix' $(OPTIONS)
+	$(PYTEST) $(DIAGONALS) $(OPTIONS)
 
-check: lint types  ## all that a change must pass: lint, types, all tests but the largest grids, branch coverage of the algorithms
-	$(PYTEST) -m 'not matrix' --cov --cov-report=term
+check: lint types  ## all that a change must pass: lint, types, these tests, branch coverage of the algorithms
+	$(PYTEST) $(DIAGONALS) --cov --cov-report=term
 	@$(BIN)/coverage report --include='$(ALGORITHMS)' --fail-under=100 --format=total > /dev/null || \
 		{ $(BIN)/coverage report --include='$(ALGORITHMS)'; echo 'make: a branch of the algorithms has no test'; exit 1; }
 
-everything: $(VENV)/.test  ## run every test there is; every member on every model takes long
+everything: $(VENV)/.test  ## run every test there is, which takes long
 	$(PYTEST)
 
 lint: $(VENV)/.lint  ## check format and style

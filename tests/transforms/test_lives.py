@@ -74,7 +74,7 @@ def check_copy_and_file(net, larger, inputs, path):
         assert torch.equal(call(again, inputs), expected)
 
 
-@pytest.mark.grid(rest="matrix")
+@pytest.mark.grid
 @pytest.mark.parametrize("member", ALL)
 @pytest.mark.parametrize("name", BUILDERS)
 def test_any_member_of_any_model_costs_trains_and_travels(name, member, tmp_path):
@@ -93,7 +93,7 @@ def test_any_member_of_any_model_costs_trains_and_travels(name, member, tmp_path
 
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("member", LINEAR)
-@pytest.mark.grid(rest="matrix")
+@pytest.mark.grid
 def test_copies_of_any_model_compute_what_it_did(name, member):
     model, inputs = look_trained(make_net(name)).eval(), make_inputs(name)
     larger = getattr(cw.transforms, member)(model, 0.25, inputs=inputs, weights="copy")
@@ -109,7 +109,7 @@ GRAPHS = [
     ("bert", "wide_factorized", "dense"),
     ("vit", "wide", "compressed"),
     *(
-        pytest.param(*cell, marks=pytest.mark.matrix)
+        pytest.param(*cell, marks=pytest.mark.exhaustive)
         for cell in [
             ("llama", "parallel", "dense"),
             ("mobilenet-v2", "factorized", "compressed"),
