@@ -14,6 +14,7 @@ from cutwork.methods import Gradual as Gradual
 from cutwork.methods import GraNet as GraNet
 from cutwork.methods import Method as Method
 from cutwork.methods import RigL as RigL
+from cutwork.methods import Spartan as Spartan
 from cutwork.methods import SRigL as SRigL
 from cutwork.methods import Static as Static
 from cutwork.methods import Supermask as Supermask

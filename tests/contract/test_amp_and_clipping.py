@@ -19,6 +19,7 @@ DYNAMIC: dict[str, Method] = {
     "srigl": cw.SRigL(every=2, until=20),
     "granet": cw.GraNet(every=2, until=20, thin_until=9),
     "supermask": cw.Supermask(),
+    "spartan": cw.Spartan(thin_until=2, until=5, start_sharpness=50, sharpness=500),
     "srste": cw.srste(decay=0.1),
 }
 OPTIMIZERS = {

@@ -17,6 +17,8 @@ METHODS: dict[str, Method] = {
     "supermask": cw.Supermask(),
     "supermask in bins": cw.Supermask(weight_bits=3),
     "srste": cw.srste(),
+    # When masks settle, code is compiled once more.
+    "spartan": cw.Spartan(thin_until=2, until=99),
 }
 STEPS = 6
 # torch.compile itself does what this warns of, wherever it meets an autograd.Function.

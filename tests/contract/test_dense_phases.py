@@ -20,7 +20,7 @@ PHASES = {
 }
 STEPS = 9
 STOP = 7
-TRAIN_IN_FULL = {"supermask", "binned", "ste", "srste"}
+TRAIN_IN_FULL = {"supermask", "binned", "ste", "srste", "spartan"}
 
 
 def quick(name: str) -> Method:
@@ -30,7 +30,7 @@ def quick(name: str) -> Method:
     if name == "binned":
         return cw.Supermask(every=2, weight_bits=3)
     options: dict = {"every": 2, "until": 8} if name in {"gradual", "set", "rigl", "dsb", "granet", "srigl"} else {}
-    extra = {"granet": {"thin_until": 5}, "gradual": {"start_density": 0.9}}
+    extra = {"granet": {"thin_until": 5}, "gradual": {"start_density": 0.9}, "spartan": {"thin_until": 3, "until": 8}}
     return METHODS[name](**options, **extra.get(name, {}))
 
 

@@ -37,6 +37,7 @@ METHODS = {
     "gradual by taylor": cw.Gradual(every=2, until=8, drop=cw.taylor),
     "set": cw.set_(every=2, until=8),
     "supermask": cw.Supermask(),
+    "spartan": cw.Spartan(thin_until=2, until=5),
     "srste": cw.srste(decay=0.1),
     "static": cw.Static(),
     "dense at the end": cw.Switch(cw.RigL(every=2, until=8), dense_from=7),
@@ -47,6 +48,7 @@ CASES = [
     ("rigl by estimate", "block:4"),
     *[(method, "unstructured") for method in ("srigl", "granet", "gradual by taylor", "set", "srste")],
     ("supermask", "block:4"),
+    ("spartan", "block:4"),
     ("dense at the end", "shuffled:4"),
     ("dense at first", "unstructured"),
 ]
@@ -370,7 +372,7 @@ def test_two_ranks_train_what_one_process_trains_on_the_joined_batch(outcomes, w
     one = in_one_process(method, pattern)
     assert any(turnover > 0 for turnover in one["turnover"].values())
     check_equal(one, two, rtol=1e-7, atol=1e-10)
-    if method not in {"supermask", "srste", "dense at first"}:
+    if method not in {"supermask", "spartan", "srste", "dense at first"}:
         for name, mask in two["masks"].items():
             assert not two["weights"][f"{name}.weight"][~mask].any()
             assert not two["state"][f"{name}.weight.exp_avg"][~mask].any()

@@ -24,6 +24,8 @@ def quick(name: str) -> Method:
         return cw.RigL(every=2, until=9, estimate=True)
     if name == "supermask, ever sparser":
         return cw.Supermask(every=2, start_density=0.9, until=9, weight_bits=3, score_range=(-1.0, 1.0))
+    if name == "spartan":
+        return cw.Spartan(every=2, thin_until=3, until=7)
     options: dict = {"every": 2, "until": 9} if name in {"gradual", "set", "rigl", "dsb", "granet", "srigl"} else {}
     return METHODS[name](**options, **({"thin_until": 5} if name == "granet" else {}))
 

@@ -23,6 +23,8 @@ def quick(name: str) -> Method:
     """Return a method of this name that moves several times in a few steps."""
     if name == "switch":
         return Switch(METHODS["rigl"](every=1, until=5), sparse_from=2, dense_from=6)
+    if name == "spartan":
+        return cw.Spartan(thin_until=3, until=6)
     options: dict = {"every": 2, "until": 6} if name in {"gradual", "set", "rigl", "dsb", "granet", "srigl"} else {}
     return METHODS[name](**options, **({"thin_until": 3} if name == "granet" else {}))
 

@@ -27,6 +27,7 @@ METHODS = {
     "supermask-fixed-mask": cw.Supermask(fixed_mask=True, dense_weight_gradient=True),
     "supermask-fixed-weight": cw.Supermask(fixed_weight=True),
     "supermask-gradual": cw.Supermask(start_density=1.0, until=4),
+    "spartan": cw.Spartan(thin_until=2, until=6),
     "ste": cw.STE(every=2),
     "srste": cw.srste(decay=0.01),
     "srste-decoupled": cw.srste(decay=0.5, decoupled=True),

@@ -94,4 +94,8 @@ def _needed(record: LayerRecord, layout: Layout) -> Needed:
         needed["scores"] = None, parse(record.pattern).grid(layout.matrix_shape)
     if record.options.get("bits"):
         needed |= {"shift": (None, [1]), "scale": (None, [1])}
+    if record.kind == "softened":
+        pattern = parse(record.pattern)
+        groups = pattern.rivals(torch.empty(pattern.grid(layout.matrix_shape), device="meta")).shape[0]
+        needed |= {"sharpness": (None, []), "threshold": (None, [groups, 1])}
     return needed

@@ -14,16 +14,23 @@ from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.learned import Learned
 from cutwork.sparsity.masked import Masked
 from cutwork.sparsity.reprojected import Reprojected
+from cutwork.sparsity.softened import Softened
 from cutwork.text import label
 
 DENSE, COMPRESSED, INT8 = "dense", "compressed", "int8"
 STORAGES = (DENSE, COMPRESSED, INT8)
 
 # The ways of holding a mask by their names in a file, and the options of each: attributes of the same names.
-KINDS: dict[str, type[Masked]] = {"fixed": Fixed, "reprojected": Reprojected, "learned": Learned}
+KINDS: dict[str, type[Masked]] = {
+    "fixed": Fixed,
+    "reprojected": Reprojected,
+    "learned": Learned,
+    "softened": Softened,
+}
 OPTIONS: dict[str, dict[str, Form]] = {
     "fixed": {"estimate?": bool},
     "reprojected": {"decay": Number(), "decoupled?": bool},
+    "softened": {},
     "learned": {
         "score_range": (None, [Number(), Number()]),
         "dense_weight_gradient": bool,

@@ -22,7 +22,8 @@ class Sparse:
         member: A larger model at the dense one's operations: wide, parallel, factorized, doped or wide-factorized of
             Sparse-IFT, at this density.
         between: What stands between factors, or behind branches, of a member: linear, norm, relu or norm+relu.
-        method: How masks move: static, rigl, set, gradual, granet, srigl, dsb, ssb, supermask, ste, srste.
+        method: How masks move: static, rigl, set, gradual, granet, srigl, dsb, ssb, supermask, spartan,
+            ste, srste.
         every: Steps between moves; without it the method's own.
         begin: When masks begin to move, as a share of the run below 1 or else a step.
         until: When they stop, likewise.

@@ -6,6 +6,7 @@ from cutwork.methods.base import Method, View, generator_for, hold_fixed, projec
 from cutwork.methods.gradual import Gradual
 from cutwork.methods.granet import GraNet
 from cutwork.methods.rigl import RigL, set_
+from cutwork.methods.spartan import Spartan
 from cutwork.methods.srigl import SRigL
 from cutwork.methods.static import Static
 from cutwork.methods.ste import STE, srste
@@ -14,8 +15,8 @@ from cutwork.methods.switch import Switch
 from cutwork.text import did_you_mean
 
 __all__ = [
-    "METHODS", "STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Static", "Supermask", "Switch", "View",
-    "find_method", "generator_for", "hold_fixed", "project_by", "set_", "srste",
+    "METHODS", "STE", "GraNet", "Gradual", "Method", "RigL", "SRigL", "Spartan", "Static", "Supermask", "Switch",
+    "View", "find_method", "generator_for", "hold_fixed", "project_by", "set_", "srste",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -28,6 +29,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "dsb": RigL,
     "ssb": Static,
     "supermask": Supermask,
+    "spartan": Spartan,
     "ste": STE,
     "srste": srste,
 }

@@ -217,6 +217,9 @@ class Method(ABC):
     def move(self, view: View) -> Mask:
         """Return the mask after a step that is due."""
 
+    def prepare(self, sparsity: Sparsity, trained: Parameter, steps_done: int) -> None:  # noqa: B027
+        """Tell what holds the mask of a layer what else changes with time, before the step after these."""
+
     @property
     @abstractmethod
     def needs_gradient(self) -> bool:

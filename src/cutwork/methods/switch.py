@@ -65,6 +65,9 @@ class Switch(Method):
     def share_out(self, step: int, views: Iterable[View]) -> Sequence[float] | None:
         return self.method.share_out(step, views) if self._is_sparse(step) else None
 
+    def prepare(self, sparsity: Sparsity, trained: Parameter, steps_done: int) -> None:
+        self.method.prepare(sparsity, trained, steps_done)
+
     def _is_sparse(self, step: int) -> bool:
         return step > self.sparse_from and (self.dense_from is None or step < self.dense_from)
 

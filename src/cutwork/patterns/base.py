@@ -67,6 +67,10 @@ class Pattern(ABC):
         """Say whether each unit is a tile of the tiling, if there is one, at the same place of the grid."""
         return self.every_choice_is_legal
 
+    def rivals(self, units: Tensor) -> Tensor:
+        """Return numbers of units in rows, one for each set of units that compete with each other: all with all."""
+        return units.reshape(1, -1)
+
     def for_kernel(self, taps: int) -> "Pattern":
         """Return the pattern for the matrix of a layer whose kernel has so many taps, a linear layer's one."""
         return self

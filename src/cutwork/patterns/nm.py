@@ -79,6 +79,9 @@ class NM(Pattern):
     def spread(self, units: Tensor, shape: Shape) -> Tensor:
         return units
 
+    def rivals(self, units: Tensor) -> Tensor:
+        return units.reshape(-1, self.m)
+
     def select(self, units: Tensor, count: int) -> Tensor:
         least = self._least_legal(units)
         if count <= self.count(units.shape, self.density):

@@ -196,6 +196,8 @@ class Sparsity(nn.Module):
     def restart(self, device: torch.device) -> None:
         """Make what no file holds, on a device: a layer may have come from the meta device."""
         self._gain = 0.0
+        # Last, as in a copy: averages go through the buffers of both at once.
+        self._buffers.pop("gain", None)
         self.register_buffer("gain", torch.zeros((), device=device), persistent=False)
 
     @property

@@ -150,10 +150,14 @@ class Masked(Sparsity):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Do what `nn.Module` does, and leave out units of the mask that has come."""
+        """Do what `nn.Module` does, and go on with what has come."""
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self._note_loaded()
+
+    def _note_loaded(self) -> None:
+        """Leave out units of the mask that has come."""
         self._renew_gate()
 
     def fits(self, trained: Tensor) -> bool:

@@ -286,6 +286,9 @@ class Sparsifier:
         for name, layer in self.layers.items():
             expects = is_read and not layer.sparsity.is_frozen(layer.trained)
             layer.sparsity.expect_gradient(layer.trained, expects)
+            if self._optimizers and not layer.sparsity.is_frozen(layer.trained):
+                for each in (layer, *(average[name] for average in self._averages)):
+                    self.method.prepare(each.sparsity, each.trained, self.steps_done)
             if self.drop_connect is not None and self._optimizers:
                 # A move looks at the gradient of all that is kept.
                 rate = 0.0 if expects else self.drop_connect.rate(self.steps_done)

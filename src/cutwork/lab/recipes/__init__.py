@@ -1,6 +1,6 @@
 """Recipes: training runs that have names, one file for each system, as functions that return a run's options."""
 
-from cutwork.lab.recipes import gpt, shuffled_block, small, sparse_ift, superblock, two_four
+from cutwork.lab.recipes import gpt, shuffled_block, small, sparse_ift, spartan, superblock, two_four
 from cutwork.lab.recipes.recipe import Recipe
 from cutwork.lab.training import Training
 from cutwork.text import did_you_mean
@@ -8,6 +8,7 @@ from cutwork.text import did_you_mean
 RECIPES: dict[str, Recipe] = {
     **small.RECIPES,
     **superblock.RECIPES,
+    **spartan.RECIPES,
     **two_four.RECIPES,
     **shuffled_block.RECIPES,
     **sparse_ift.RECIPES,

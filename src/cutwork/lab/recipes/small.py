@@ -67,6 +67,11 @@ WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {**SPARSE, "pattern": "block:16", "method": "supermask", "every": 1, "lr_power": 0.0},
         TINY | {"pattern": "block:8", "every": 1},
     ),
+    "spartan": (
+        "blocks that are soft at first, by Spartan",
+        {**SPARSE, "pattern": "block:16", "method": "spartan", "every": 1, "lr_power": 0.0},
+        TINY | {"pattern": "block:8", "every": 1},
+    ),
     "2-4": (
         "two of four, by SR-STE",
         {"pattern": "2:4", "method": "srste", "every": 1},
