@@ -42,11 +42,13 @@ def complaints(sources, options=()):
         return {source.name: done.stderr for source, done in runs if done.returncode}
 
 
+@pytest.mark.exhaustive
 def test_each_file_compiles_alone():
     assert len(SOURCES) > 20
     assert complaints([source for source in SOURCES if source not in BOUND]) == {}
 
 
+@pytest.mark.exhaustive
 def test_each_file_for_python_compiles_alone():
     if not (PYTHON / "Python.h").exists():
         pytest.skip(f"no Python.h in {PYTHON}; install the headers of this Python")
