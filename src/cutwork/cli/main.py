@@ -19,6 +19,7 @@ from cutwork.cli.doctor import doctor
 from cutwork.cli.evaluate import evaluate
 from cutwork.cli.ls import ls
 from cutwork.cli.screen import STOPPED, UNREAD, USER_ERRORS, CommandGroup
+from cutwork.cli.sweep import make_sweep
 from cutwork.cli.train import make_train
 from cutwork.version import __version__
 
@@ -26,18 +27,20 @@ COMMANDS: dict[str, Callable[..., None] | CommandGroup] = {
     "demo": demo,
     "train": make_train(()),
     "evaluate": evaluate,
+    "sweep": make_sweep(()),
     "ls": ls,
     "benchmark": BENCHMARKS,
     "doctor": doctor,
 }
 # Commands whose options begin with values that follow from what else is given.
-PREPARED: dict[str, Callable[[Sequence[str]], Callable[..., None]]] = {"train": make_train}
+PREPARED: dict[str, Callable[[Sequence[str]], Callable[..., None]]] = {"train": make_train, "sweep": make_sweep}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    It is 0 when done, 2 after a wrong input, 130 when it was stopped, 141 when its output has no reader any more.
+    It is 0 when done, 1 when a part of it failed, 2 after a wrong input, 130 when it was stopped, 141 when its output
+    has no reader any more.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()

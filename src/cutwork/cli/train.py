@@ -21,8 +21,7 @@ RUNS = Path("runs")
 
 def make_train(given: Sequence[str]) -> Callable[..., None]:
     """Return the command, whose options begin with the values of the recipe that is asked for."""
-    name = next((word for word in given[1:2] if not word.startswith("-")), None)
-    own = find_recipe(name, tiny="--tiny" in given) if name is not None else Training()
+    own = begin_with(given)
 
     def train(
         recipe: str | None = None,
@@ -50,6 +49,12 @@ def make_train(given: Sequence[str]) -> Callable[..., None]:
         _run(recipe, output, resume, run, or_resume=or_resume)
 
     return train
+
+
+def begin_with(given: Sequence[str]) -> Training:
+    """Return the options that a command begins with: those of the recipe that stands behind it, if one does."""
+    name = next((word for word in given[1:2] if not word.startswith("-")), None)
+    return find_recipe(name, tiny="--tiny" in given) if name is not None else Training()
 
 
 def _run(recipe: str | None, output: Path | None, resume: Path | None, options: Training, *, or_resume: bool) -> None:

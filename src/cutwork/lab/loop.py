@@ -116,7 +116,7 @@ class Run:
             self._load()
         if self.processes.is_first:
             self.folder.forget_after(self.step)
-        with open_logs(self.given.log, self.folder, is_first=self.processes.is_first) as logs, _listening() as is_asked:
+        with open_logs(self.given.log, self.folder, is_first=self.processes.is_first) as logs, listening() as is_asked:
             while self.step < self.steps:
                 epoch, place = divmod(self.step, self.steps_of_epoch)
                 for batches in self._batches(epoch, place):
@@ -293,7 +293,7 @@ def load_trained(folder: Path, feed: Feed, device: torch.device, *, checkpoint: 
 
 
 @contextmanager
-def _listening() -> Iterator[Callable[[], bool]]:
+def listening() -> Iterator[Callable[[], bool]]:
     """Hear signals that ask the program to stop, and say later that one came; a second one stops it at once."""
     heard: list[int] = []
 

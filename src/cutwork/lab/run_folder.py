@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -17,7 +18,10 @@ Record = Mapping[str, Any]
 
 @final
 class RunFolder:
-    """What a run writes: `config.json`, `command.txt`, `curves.jsonl` and `.csv`, `summary.json`, and checkpoints."""
+    """What a run writes: `config.json`, `command.txt`, `curves.jsonl` and `.csv`, `summary.json`, and checkpoints.
+
+    As part of a sweep also `output.txt`, and `error.txt` while it has failed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,6 +32,8 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.last = path / "last.safetensors"
         self.best = path / "best.safetensors"
+        self.error = path / "error.txt"
+        self.output = path / "output.txt"
 
     @property
     def is_begun(self) -> bool:
@@ -83,6 +89,16 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(records)
         _write(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def fail(self, error: BaseException) -> None:
+        """Write down what a run failed with: where it happened, and what it was in the last line."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        _write(self.error, "".join(traceback.format_tb(error.__traceback__)) + told + "\n")
+
+    def read_error(self) -> str | None:
+        """Return the last line of what the run failed with, if it did."""
+        return self.error.read_text().splitlines()[-1] if self.error.exists() else None
 
     def read_summary(self) -> dict[str, Any]:
         """Return what the run came to."""

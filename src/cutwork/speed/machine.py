@@ -35,6 +35,7 @@ OPTIONAL = (
     "onnxscript",
     "onnxruntime",
     "tensorboard",
+    "submitit",
     "triton",
 )
 
