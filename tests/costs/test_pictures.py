@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cutwork as cw
-from cutwork.costs.pictures import CELLS, _coarsen, draw_in_text
+from cutwork.costs.pictures import CELLS, coarsen, draw_in_text
 
 
 def test_pictures_are_png_and_svg(tmp_path, monkeypatch):
@@ -44,7 +44,7 @@ def test_a_picture_shows_title_size_and_mask_of_each_layer(monkeypatch):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (256, 257), (300, 2000), (1000, 64)])
 def test_a_coarse_mask_holds_true_means(shape):
     mask = np.random.default_rng(0).random(shape) < 0.3
-    coarse = _coarsen(mask)
+    coarse = coarsen(mask)
     assert coarse.shape == tuple(min(size, CELLS) for size in shape)
     rows, columns = (
         np.linspace(0, size, cells + 1).astype(int) for size, cells in zip(shape, coarse.shape, strict=True)

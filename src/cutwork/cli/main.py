@@ -18,6 +18,7 @@ from cutwork.cli.demo import demo
 from cutwork.cli.doctor import doctor
 from cutwork.cli.evaluate import evaluate
 from cutwork.cli.ls import ls
+from cutwork.cli.report import report
 from cutwork.cli.screen import STOPPED, UNREAD, USER_ERRORS, CommandGroup
 from cutwork.cli.sweep import make_sweep
 from cutwork.cli.train import make_train
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None] | CommandGroup] = {
     "train": make_train(()),
     "evaluate": evaluate,
     "sweep": make_sweep(()),
+    "report": report,
     "ls": ls,
     "benchmark": BENCHMARKS,
     "doctor": doctor,

@@ -81,7 +81,7 @@ def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":
     panel.set_ylabel("outputs", fontsize=7, labelpad=-12)
     panel.set_box_aspect(1)
     return panel.imshow(
-        _coarsen(mask),
+        coarsen(mask),
         cmap="YlGnBu",
         vmin=0,
         vmax=1,
@@ -91,7 +91,7 @@ def _draw_mask(panel: "Axes", name: str, sparsity: Sparsity) -> "AxesImage":
     )
 
 
-def _coarsen(mask: np.ndarray) -> np.ndarray:
+def coarsen(mask: np.ndarray) -> np.ndarray:
     """Return the mean of a mask over each of at most `CELLS` x `CELLS` rectangles that divide it."""
     sums, area = mask, 1
     for axis, size in enumerate(mask.shape):

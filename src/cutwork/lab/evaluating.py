@@ -15,10 +15,12 @@ from cutwork.lab.judging import Judgement, judge
 from cutwork.lab.loop import load_trained, open_feed
 from cutwork.lab.processes import Processes, join
 from cutwork.lab.run_folder import RunFolder
+from cutwork.lab.training import Training
 from cutwork.layers.composite import Composite
 from cutwork.layers.swap import sparse_layers
 from cutwork.speed.folding import fold
 from cutwork.speed.packing import pack
+from cutwork.speed.plan import Plan
 
 
 @final
@@ -57,11 +59,7 @@ def evaluate_run(
     folder: Path, *, checkpoint: str = "best", packed: bool = False, batch: int | None = None
 ) -> Evaluation:
     """Judge the model of a run on its test data; with `packed` also folded and in the forms that are fastest here."""
-    training = RunFolder(folder).read_config()
-    if batch is not None:
-        training = replace(training, running=replace(training.running, test_batch=batch))
-    # A model is judged on test images alone, whatever was done to those it learned from.
-    training = replace(training, reading=replace(training.reading, augment="", repeats=1, download=False))
+    training = only_judged(RunFolder(folder).read_config(), batch)
     with join(training.running.device) as processes:
         feed = open_feed(training, processes)
         model = load_trained(folder, feed, processes.device, checkpoint=checkpoint)
@@ -69,12 +67,24 @@ def evaluate_run(
         if packed:
             if not sparse_layers(model):
                 raise ValueError(f"the model of {folder} has no sparse layer, so there is nothing to pack")
-            if any(isinstance(part, Composite) for part in model.modules()):
-                fold(model)
-            inputs = next(feed.testing())[0].to(processes.device)
-            plan = str(pack(model, inputs))
+            plan = str(make_fast(model, next(feed.testing())[0].to(processes.device)))
             forms.append(_judge("packed", model, feed, processes))
     return Evaluation(tuple(forms), plan)
+
+
+def only_judged(training: Training, batch: int | None = None) -> Training:
+    """Return the options of a run whose model is judged, on so many examples at once."""
+    if batch is not None:
+        training = replace(training, running=replace(training.running, test_batch=batch))
+    # A model is judged on test images alone, whatever was done to those it learned from.
+    return replace(training, reading=replace(training.reading, augment="", repeats=1, download=False))
+
+
+def make_fast(model: nn.Module, inputs: torch.Tensor) -> Plan:
+    """Fold and pack a model that has sparse layers, in place, and return what was chosen for each and why."""
+    if any(isinstance(part, Composite) for part in model.modules()):
+        fold(model)
+    return pack(model, inputs)
 
 
 def _judge(name: str, model: nn.Module, feed: Feed, processes: Processes) -> Form:
