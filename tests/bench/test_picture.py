@@ -19,7 +19,7 @@ ROWS = [
     for precision in ("fp32", "bf16")
     for form, speed in (("tile", 0.9), ("bsr-left", 0.1), ("csr", 0.01))
     for pattern in ("block:16", "vector:16")
-    for density in (0.5, 0.1)
+    for density in (0.5, 0.2, 0.1, 0.05)
 ]
 
 
@@ -41,8 +41,8 @@ def test_own_forms_have_a_line_for_each_pattern_and_others_one():
     ]
     for lines in panels.values():
         assert list(lines) == ["tile block:16", "tile vector:16", "bsr-left", "csr", IDEAL]
-        assert lines["tile block:16"] == [(0.1, 9.0), (0.5, 1.8)]
-        assert lines[IDEAL] == [(0.1, 10.0), (0.5, 2.0)]
+        assert lines["tile block:16"] == [(0.05, 18.0), (0.1, 9.0), (0.2, 4.5), (0.5, 1.8)]
+        assert lines[IDEAL] == [(0.05, 20.0), (0.1, 10.0), (0.2, 5.0), (0.5, 2.0)]
 
 
 def test_what_differs_or_has_a_single_density_is_no_curve():

@@ -1,9 +1,10 @@
-"""Pictures of what was measured: crossover curves over the density, or random layers as points."""
+"""Pictures of what was measured: curves over the density, bars where these are few, random layers as points."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cutwork.bench.bars import draw_bars, find_bars
 from cutwork.bench.results import RANDOM, Measurement, Results, title_of
 from cutwork.speed.machine import Machine
 from cutwork.text import counted
@@ -71,20 +72,23 @@ def _named(lines: dict[tuple[str, str], Points]) -> dict[str, Points]:
 
 
 def draw(results: Results, path: Path) -> list[Path]:
-    """Draw the curves or points into a file, SVG or PNG as its name says, and return it.
+    """Draw the curves, bars or points into a file, SVG or PNG as its name says, and return it.
 
     Nothing is drawn where there are none, or without matplotlib; then nothing is returned.
     """
-    panels, scattered = curves(results.rows), points(results.rows)
+    bars, panels, scattered = find_bars(results.rows), curves(results.rows), points(results.rows)
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
         return []
-    if not panels and not scattered:
+    if not bars and not panels and not scattered:
         return []
     # The texts of an SVG stay texts, and the same numbers give the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cutwork", "font.size": 8}):
-        figure, across = _figure_of_curves(panels) if panels else _figure_of_points(scattered)
+        if bars:
+            figure, across = draw_bars(bars)
+        else:
+            figure, across = _figure_of_curves(panels) if panels else _figure_of_points(scattered)
         _add_legend(figure, across, results.machine)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     return [path]
