@@ -23,7 +23,18 @@ from cutwork.text import counted
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-# The pieces of which the README shows something, and the densities that it shows.
+# What the README shows, by the piece and the title that it has there: work that people know.
+KNOWN = {
+    ("vit-b16", "model vit-b16 linears, forward, batch 8"): "ViT-B/16, 8 images, all linear layers sparse",
+    ("vit-b16", "model vit-b16 mlp, forward, batch 8"): "ViT-B/16, 8 images, only the MLPs sparse",
+    ("vit-b16-train", "train vit-b16 linears, step, batch 8"): "ViT-B/16, a training step of 8 images",
+    ("resnet50", "model resnet50 convs, forward, batch 8"): "ResNet-50, 8 images",
+    ("llama-small", "model llama-small linears, forward, batch 1"): "a small Llama, one text",
+    ("train-layer", "train mlp:768->3072, step, batch 1576"): "an MLP 768-3072-768, a training step of 1576 tokens",
+    ("linear-1576", "linear 768->3072, forward, tokens 1576"): "a linear layer 768-3072, 1576 tokens",
+    ("conv", "conv 128@16x16 3x3, forward, batch 64"): "a 3x3 convolution, 128 channels, 64 images of 16x16",
+}
+# The pieces of which the summary shows something, and the densities that it shows.
 SHOWN = (
     "linear-197",
     "linear-1576",
@@ -60,11 +71,37 @@ def results_page(measured: dict[str, Results]) -> str:
         "# Results\n\nWritten by `benchmarks/render.py` from the `results.json` of each piece. "
         "`docs/benchmarks.md` says what the columns mean.\n"
     )
-    return "\n".join([head, *([NOTHING + "\n"] if not measured else []), *map(_piece, measured, measured.values())])
+    summary = f"## In short\n\n{summary_table(measured)}\n"
+    return "\n".join([head, summary, *map(_piece, measured, measured.values())])
 
 
 def readme_table(measured: dict[str, Results]) -> str:
-    """Return the table of the README: times as fast as dense, from the slowest to the fastest tile measured."""
+    """Return the table of the README: times as fast as the fastest dense form, of work that people know."""
+    lines = []
+    for (piece, title), words in KNOWN.items():
+        rows = [row for row in measured[piece].rows if title_of(row) == title] if piece in measured else []
+        pairs = [(row, row.ratio, find_fastest(dense)) for row, dense in pair_with_dense(rows) if row.form in OWN]
+        ranges = [_range([one for one in pairs if _is_about(one[0], density)]) for density in DENSITIES[1:3]]
+        lines += [f"| {words} | {' | '.join(ranges)} |"] if any(ranges) else []
+    if not lines:
+        return NOTHING
+    machine = next(measured[piece].machine for piece, _ in KNOWN if piece in measured)
+    return "\n".join(
+        [
+            f"| | {' | '.join(f'{density:.0%} of the weights' for density in DENSITIES[1:3])} |",
+            "|---|---|---|",
+            *lines,
+            "",
+            "Times as fast as the fastest dense form, whichever that is, after results were found equal; from the "
+            f"slowest to the fastest tile shape, on {machine.cpu} with {counted(machine.threads, 'thread')}, torch "
+            f"{machine.torch}.",
+            *([UNSTEADY_NOTE] if any(UNSTEADY in line for line in lines) else []),
+        ]
+    )
+
+
+def summary_table(measured: dict[str, Results]) -> str:
+    """Return times as fast as dense, from the slowest to the fastest tile measured, as a table."""
     shown = {name: measured[name] for name in SHOWN if name in measured}
     lines = [line for results in shown.values() for line in _summary(results)]
     if not lines:
@@ -77,8 +114,7 @@ def readme_table(measured: dict[str, Results]) -> str:
             *lines,
             "",
             f"Times as fast as dense, from the slowest to the fastest tile shape, on {machine.cpu} with "
-            f"{counted(machine.threads, 'thread')}, torch {machine.torch}. All that was measured: "
-            "`benchmarks/RESULTS.md`.",
+            f"{counted(machine.threads, 'thread')}, torch {machine.torch}.",
             *([UNSTEADY_NOTE] if any(UNSTEADY in line for line in lines) else []),
             *_rates(shown.values()),
         ]

@@ -69,7 +69,7 @@ def test_committed_results_are_all_equal(render):
     assert all(results.all_are_equal for results in render.pieces().values())
 
 
-def test_the_readme_shows_the_range_over_tiles_and_both_comparisons(render):
+def test_the_summary_shows_the_range_over_tiles_and_both_comparisons(render):
     rows = (
         TILE,
         replace(TILE, pattern="vector:16", ratio=8.5),
@@ -77,13 +77,25 @@ def test_the_readme_shows_the_range_over_tiles_and_both_comparisons(render):
         replace(TILE, form="csr", ratio=0.5),
         replace(TILE, pattern="block:64", equal=False, ratio=None, ratio_to_fp32=None),
     )
-    table = render.readme_table({"linear-197": Results(MACHINE, rows)}).splitlines()
+    table = render.summary_table({"linear-197": Results(MACHINE, rows)}).splitlines()
     assert table[:4] == [
         "| weights kept | compared with | 50% | 20% | 10% | 5% |",
         "|---|---|---|---|---|---|",
         "| linear 768x3072, forward, tokens 197 | the fastest dense form | 2.0x |  | 8.5x to 9.0x |  |",
         "| linear 768x3072, forward, tokens 197 | PyTorch, dense fp32 | 2.0x |  | 9.5x |  |",
     ]
+
+
+def test_the_readme_shows_work_that_people_know_against_the_fastest_dense_form(render):
+    titles = {piece: {title for one, title in render.KNOWN if one == piece} for piece, _ in render.KNOWN}
+    assert 0 < len(render.KNOWN) <= 8
+    for piece, results in render.pieces().items():
+        assert titles.get(piece, set()) <= {render.title_of(row) for row in results.rows}
+    row = replace(TILE, shape="768->3072", tokens=1576)
+    rows = (row, replace(row, ratio=8.5))
+    lines = render.readme_table({"linear-1576": Results(MACHINE, rows)}).splitlines()
+    assert lines[2] == "| a linear layer 768-3072, 1576 tokens |  | 8.5x to 9.0x |"
+    assert "a CPU" in lines[4]
 
 
 def test_the_results_page_has_machine_command_rows_and_notes(render):
@@ -123,14 +135,14 @@ def test_an_unknown_piece_is_refused(monkeypatch, capsys):
     assert "linear-197" in capsys.readouterr().out
 
 
-def test_an_unsteady_dense_form_is_marked_in_the_readme_and_explained(render):
+def test_an_unsteady_dense_form_is_marked_and_explained(render):
     dense = replace(TILE, pattern="dense", density=1.0, form="dense", median_ms=4.0, spread=0.02, ratio=0.9)
     onnx = replace(dense, form="onnx", median_ms=3.6, spread=0.5, ratio=1.0)
-    table = render.readme_table({"linear-197": Results(MACHINE, (dense, onnx, TILE))})
+    table = render.summary_table({"linear-197": Results(MACHINE, (dense, onnx, TILE))})
     assert "| the fastest dense form |  |  | 9.0x~ |  |" in table
     assert "| PyTorch, dense fp32 |  |  | 9.5x |  |" in table
     assert "`~`: the times of the dense form, or of most tile shapes" in table
-    steady = render.readme_table({"linear-197": Results(MACHINE, (dense, replace(onnx, spread=0.05), TILE))})
+    steady = render.summary_table({"linear-197": Results(MACHINE, (dense, replace(onnx, spread=0.05), TILE))})
     assert "~" not in steady
 
 
@@ -138,8 +150,8 @@ def test_most_tiles_must_be_unsteady_to_mark_a_range_of_them(render):
     dense = replace(TILE, pattern="dense", density=1.0, form="dense", median_ms=4.0, spread=0.02, ratio=1.0)
     tiles = [replace(TILE, pattern=f"block:{size}", ratio=float(size), ratio_to_fp32=float(size)) for size in (4, 8, 9)]
     unsteady = [replace(tile, spread=0.3) for tile in tiles]
-    one = render.readme_table({"conv": Results(MACHINE, (dense, *tiles[:2], unsteady[2]))})
-    two = render.readme_table({"conv": Results(MACHINE, (dense, tiles[0], *unsteady[1:]))})
+    one = render.summary_table({"conv": Results(MACHINE, (dense, *tiles[:2], unsteady[2]))})
+    two = render.summary_table({"conv": Results(MACHINE, (dense, tiles[0], *unsteady[1:]))})
     assert "4.0x to 9.0x |" in one
     assert "4.0x to 9.0x~ |" in two
 
@@ -148,10 +160,10 @@ def test_a_ratio_above_one_over_the_density_is_explained_by_the_rates_of_every_d
     dense = replace(TILE, pattern="dense", density=1.0, form="dense", ratio=0.9, gflops_per_s=228.0)
     onnx = replace(dense, form="onnx", ratio=1.0, gflops_per_s=385.0)
     tile = replace(TILE, ratio=12.0, ideal=10.0, gflops_per_s=460.0)
-    table = render.readme_table({"linear-197": Results(MACHINE, (dense, onnx, tile))})
+    table = render.summary_table({"linear-197": Results(MACHINE, (dense, onnx, tile))})
     assert "in GF/s: dense 228, onnx 385, tile 460." in table
     below = replace(tile, ratio=9.0)
-    assert "GF/s" not in render.readme_table({"linear-197": Results(MACHINE, (dense, onnx, below))})
+    assert "GF/s" not in render.summary_table({"linear-197": Results(MACHINE, (dense, onnx, below))})
 
 
 @pytest.mark.parametrize(("spreads", "told"), [([0.02], 0), ([0.5, 0.02], 1), ([0.5, 0.4, 0.3], 3)])

@@ -1,4 +1,4 @@
-"""The code of the README and of the guide runs as it stands."""
+"""The code of the README and of the documentation runs as it stands."""
 
 import re
 from pathlib import Path
@@ -24,6 +24,7 @@ def run_blocks(page, folder, monkeypatch):
     ("page", "said"),
     [
         ("README.md", "block:16"),
+        ("docs/when-not.md", "block:16"),
         ("docs/guide.md", "vector:16"),
         ("docs/sparse-ift.md", "stays: LayerNorm is no linear function"),
         ("docs/data.md", "torch.Size([1437, 1, 8, 8])"),
@@ -42,9 +43,19 @@ def test_the_code_of_the_page_on_training_programs_runs(tmp_path, monkeypatch, c
     assert abs(density - 0.2) < 0.02
 
 
-def test_the_tables_of_the_readme_name_every_pattern_form_and_every_method():
+def test_the_code_of_the_first_hour_runs(tmp_path, monkeypatch):
+    run_blocks("docs/index.md", tmp_path, monkeypatch)
+    assert (tmp_path / "model.safetensors").stat().st_size > 10_000
+
+
+def test_the_readme_is_short():
+    """A stranger reads a page, not a book."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 100
+
+
+def test_the_tables_of_the_first_hour_name_every_pattern_form_and_every_method():
     from cutwork.methods import METHODS
 
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "index.md").read_text()
     assert all(f"`{name}`" in text for name in METHODS)
     assert all(word in text for word in ("`unstructured`", "`block:", "`vector:", "`shuffled:", "`2:4-tile`"))
