@@ -118,3 +118,14 @@ def test_a_file_that_is_not_there_is_asked_for_once(server, tmp_path):
     with pytest.raises(ConnectionError, match=r"cannot download .*data.bin: HTTP Error 404"):
         download(server.url, tmp_path / "data.bin", SHA256)
     assert len(server.asked) == 1
+
+
+def test_of_several_that_ask_at_once_one_fetches(server, tmp_path):
+    file = tmp_path / "data.bin"
+    asking = [threading.Thread(target=download, args=(server.url, file, SHA256)) for _ in range(4)]
+    for each in asking:
+        each.start()
+    for each in asking:
+        each.join()
+    assert file.read_bytes() == CONTENT
+    assert server.asked == [None]

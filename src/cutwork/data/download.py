@@ -1,12 +1,17 @@
 """A file from the network, which goes on where an attempt before it broke off, and is checked before it counts."""
 
 import hashlib
+import importlib
 import logging
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from shutil import copyfileobj
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -20,10 +25,19 @@ CHUNK = 2**20
 
 
 def download(url: str, file: Path, sha256: str) -> None:
-    """Fetch a file, unless it is there; what has come of it lies beside it, named `.part`, until it is whole."""
+    """Fetch a file, unless it is there; what has come of it lies beside it, named `.part`, until it is whole.
+
+    Of several processes that ask for it at once one fetches it, and the others wait.
+    """
     if file.exists():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(file):
+        if not file.exists():
+            _fetch(url, file, sha256)
+
+
+def _fetch(url: str, file: Path, sha256: str) -> None:
     part = file.with_name(file.name + ".part")
     logger.info("downloading %s to %s", url, file)
     for attempt in range(1, ATTEMPTS + 1):
@@ -46,6 +60,29 @@ def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Wait until no other process fetches a file, and let none begin meanwhile."""
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+    except ModuleNotFoundError:
+        # Windows has no such locks.
+        yield
+        return
+    place = file.with_name(f".{file.name}.lock")
+    while True:
+        with place.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Whoever held it before has deleted it: lock the one that stands there now.
+            if not os.fstat(lock.fileno()).st_nlink:
+                continue
+            try:
+                yield
+            finally:
+                place.unlink()
+            return
 
 
 def _go_on(url: str, part: Path) -> None:
