@@ -145,6 +145,7 @@ def test_two_programs_do_not_run_one_sweep(tmp_path, capsys):
         (["--over", "seed=1,1"], "no option has two values"),
         (["--over", "density=0.1,0.2"], "density makes no difference where nothing is sparse; give a pattern too"),
         (["--over", "data=folder:a/b,folder:a-b"], "two runs would be called data=folder:a-b"),
+        (["--over", f"data=digits,folder:{'x' * 250}"], "it is too long; say less by --over"),
         (["--over", "seed=0,1", "--jobs", "0"], "jobs=0: run at least one at once"),
         (["--over", "seed=0,1", "--slurm", "timeout"], "--slurm timeout: write options as in timeout_min=600"),
     ],

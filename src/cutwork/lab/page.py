@@ -111,10 +111,10 @@ def _leaderboard(board: Leaderboard) -> str:
         cells += [_number(board.forward_ms.get(run.name), ".3g")] if board.forward_ms else []
         cells += [_number(forwards.get(run.name), ".2f")] if forwards else []
         rows.append([*cells, _number(told.get("seconds"), ".0f")])
-    remark = "" if steps else " No dense run is alike in model, data and batch, so no time is compared with one."
-    return _table(head, rows, words=[1], sorts=True) + (
-        f'<p class="soft">Step is the time of a training step by the records of the run.{remark}</p>'
-    )
+    remarks = ["Best is the epoch that was best on the test data themselves.", "Step is the time of a training step."]
+    if not steps:
+        remarks.append("No dense run is alike in model, data and batch, so no time is compared with one.")
+    return f'{_table(head, rows, words=[1], sorts=True)}<p class="soft">{" ".join(remarks)}</p>' if rows else ""
 
 
 def _over_seeds(runs: Sequence[Finding]) -> str:

@@ -102,7 +102,10 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         """Return what the run came to."""
-        return json.loads(self.summary.read_text())
+        try:
+            return json.loads(self.summary.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.summary}: {error}") from error
 
 
 def find_newest(folder: Path) -> RunFolder:

@@ -1,6 +1,5 @@
 """A sweep: a run with each combination of some options' values, in folders whose names say what differs."""
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,9 @@ from typing import Any, final
 from cutwork.lab.options import is_dense, name_of, names_in, read_value
 from cutwork.lab.run_folder import RunFolder
 from cutwork.lab.training import Sparse, Training
+
+# Bytes of the name of a folder.
+LONGEST_NAME = 255
 
 
 @final
@@ -53,6 +55,9 @@ class Sweep:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Write down what is to be run, and let no other program run it meanwhile."""
+        # Windows has none.
+        import fcntl
+
         self.check_free()
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".held").open("w") as stream:
@@ -95,6 +100,8 @@ def spread(base: Training, over: Mapping[str, Sequence[Any]]) -> dict[str, Train
         if is_dense(training):
             training = replace(training, sparse=Sparse())
         name = name_of(training, differing)
+        if len(name.encode()) > LONGEST_NAME:
+            raise ValueError(f"no folder can be called {name}: it is too long; say less by --over, and more by options")
         if runs.setdefault(name, training) != training:
             raise ValueError(f"two runs would be called {name}; give values that differ in more than / and spaces")
     for option in differing:
