@@ -37,7 +37,8 @@ def test_another_folder_may_be_given(cifar_files, monkeypatch):
 
 
 def test_a_missing_archive_says_how_to_get_it(tmp_path):
-    message = r"cifar10 needs .*cifar-10-python.tar.gz, which is not there; call load_data\('cifar10', download=True\)"
+    ways = r"--download on the command line or load_data\('cifar10', download=True\)"
+    message = rf"cifar10 needs .*cifar-10-python.tar.gz, which is not there; fetch it by {ways}"
     with pytest.raises(FileNotFoundError, match=message):
         load_data("cifar10", folder=tmp_path)
 

@@ -174,6 +174,9 @@ def test_two_processes_train_as_one_does_on_their_batches_together(tmp_path):
         ({"log": ("tensorbord",)}, "unknown log 'tensorbord'"),
         ({"log_every": 0}, "log_every=0"),
         ({"device": "cda"}, "unknown device 'cda'"),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin' \(did you mean 'cosine'\?\); write constant, cosine"),
+        ({"precision": "fp23"}, r"unknown precision 'fp23' .*; write fp32, bf16, fp16"),
+        ({"storage": "compresed"}, r"unknown storage 'compresed' \(did you mean 'compressed'\?\)"),
     ],
 )
 def test_what_cannot_be_run_is_said(given, message, tmp_path):

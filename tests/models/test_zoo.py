@@ -38,6 +38,16 @@ def test_a_language_model_reads_as_far_as_the_data_goes():
     assert make_model("gpt:width=16,num_blocks=1", num_classes=256, example=tokens)(tokens).shape == (1, 12, 256)
 
 
+def test_a_model_of_transformers_is_made_from_its_configuration(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.ViTConfig(image_size=64, patch_size=8, num_channels=1, **sizes).save_pretrained(tmp_path)
+    # What stands behind the name changes the configuration.
+    model = make_model(f"transformers:{tmp_path}:image_size=32", num_classes=7, example=SMALL)
+    assert model.eval()(SMALL).logits.shape == (2, 7)
+    assert model.config.hidden_size == 16
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -53,7 +53,8 @@ def make_feed(name: str, feeding: "Feeding", folder: str | Path | None = None, *
     """
     if download and feeding.world > 1:
         raise ValueError(
-            "several processes would download the same file; call load_data(..., download=True) in one first"
+            f"several processes would download the same file; fetch it first in one, by load_data({name!r}, "
+            "download=True), and leave download out"
         )
     kind, colon, detail = name.partition(":")
     if kind + colon in FEEDS:

@@ -79,8 +79,9 @@ def load_archive(archive: Archive, folder: str | Path | None = None, *, download
         fetch(archive.url, file, archive.sha256)
     if not file.exists():
         raise FileNotFoundError(
-            f"{archive.name} needs {file}, which is not there; call load_data({archive.name!r}, download=True), or get "
-            f"{archive.url} and put it there; the environment variable {VARIABLE} names another folder"
+            f"{archive.name} needs {file}, which is not there; fetch it by --download on the command line or "
+            f"load_data({archive.name!r}, download=True), or get {archive.url} and put it there; the environment "
+            f"variable {VARIABLE} names another folder"
         )
     if (found := sha256_of(file)) != archive.sha256:
         raise ValueError(

@@ -123,9 +123,6 @@ def make_optimizer(model: nn.Module, given: Optimizing) -> torch.optim.Optimizer
     groups = param_groups(
         model, lr=given.lr, weight_decay=given.weight_decay, power=given.lr_power, decay_all=given.decay_all
     )
-    if given.optimizer not in OPTIMIZERS:
-        near = did_you_mean(given.optimizer, OPTIMIZERS)
-        raise ValueError(f"unknown optimizer {given.optimizer!r}{near}; write {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[given.optimizer](groups, given)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, Self, final, get_args, get_origin
 
 from cutwork.text import did_you_mean
 
@@ -53,6 +53,9 @@ class Sparse:
     init: str | None = None
     drop_connect: float = 0.0
     storage: Literal["auto", "compressed", "dense"] = "auto"
+
+    def __post_init__(self) -> None:
+        _check_names(self)
 
 
 @final
@@ -104,6 +107,9 @@ class Optimizing:
     teacher: str | None = None
     teacher_weight: float = 0.5
     temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check_names(self)
 
 
 @final
@@ -179,6 +185,9 @@ class Running:
     log_every: int = 50
     log: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_names(self)
+
 
 @final
 @dataclass(frozen=True)
@@ -239,6 +248,15 @@ def all_options() -> tuple[str, ...]:
     """
     own = [name for name in _names(Training) if name not in PARTS]
     return (*own, *(name for kind in PARTS.values() for name in _names(kind)))
+
+
+def _check_names(options: Any) -> None:
+    """Raise ValueError where one of several names is asked for and another was given."""
+    for each in fields(options):
+        given = getattr(options, each.name)
+        if get_origin(each.type) is Literal and given not in get_args(each.type):
+            known = get_args(each.type)
+            raise ValueError(f"unknown {each.name} {given!r}{did_you_mean(given, known)}; write {', '.join(known)}")
 
 
 def _names(kind: type) -> list[str]:
