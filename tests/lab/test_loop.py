@@ -1,12 +1,9 @@
 """A run that was stopped anywhere ends as one that was not, and its folder is enough to understand it."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +15,8 @@ from cutwork.lab.loop import Stopped, train
 from cutwork.lab.run_folder import RunFolder
 from cutwork.lab.training import Training
 
-SHORT: dict[str, Any] = {"model": "mlp:hidden=(32,32)", "data": "digits", "batch": 256, "epochs": 3, "log_every": 2}
+from .runs import SHORT, StopAfter, equal
+
 KINDS: dict[str, dict[str, Any]] = {
     "dense, with an average": {"ema": 0.9},
     "blocks that move, compressed": {"pattern": "block:8", "density": 0.25, "method": "rigl", "every": 3, "ema": 0.9},
@@ -42,25 +40,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "every": 3,
     },
 }
-
-
-class StopAfter:
-    """A watch that asks the program to stop after a step, as a terminal or a scheduler does."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def step(self, done: int, steps: int, record: Any) -> None:
-        if done == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def epoch(self, done: int, steps: int, judged: Any) -> None:
-        pass
-
-
-def equal(one: Path, other: Path) -> bool:
-    first, second = load_file(one), load_file(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +98,7 @@ def test_the_folder_says_what_was_run_and_what_came_of_it(tmp_path):
 def test_the_best_model_is_kept_and_can_be_loaded_alone(tmp_path):
     from cutwork.data import make_feed
     from cutwork.data.feed import Feeding
-    from cutwork.lab.loop import load_trained
+    from cutwork.lab.opening import load_trained
 
     train(Training().having(**SHORT, pattern="block:8", density=0.25, method="rigl", every=3), tmp_path / "run")
     feed = make_feed("digits", Feeding())

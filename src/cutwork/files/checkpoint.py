@@ -131,6 +131,14 @@ def describe(path: str | Path) -> Description:
     )
 
 
+def read_extra(path: str | Path) -> dict[str, Any]:
+    """Return the numbers and the text among what was saved as `extra`, from the head of the file alone."""
+    description = read_description(Path(path))
+    with _naming(path):
+        check_description(description)
+    return {name: value for name, value in description["extra"].items() if not isinstance(value, dict | list)}
+
+
 def _describe(
     table: TensorTable,
     model: nn.Module,

@@ -52,7 +52,8 @@ def build_model(training: Training, feed: Feed, device: torch.device) -> tuple[n
     if member := training.sparse.member:
         larger = _enlarge(model, member, training, feed)
         model = larger.model
-    if feed.example.ndim == 4:
+    # FSDP2 shares out weights that lie in memory in the order of their axes only.
+    if feed.example.ndim == 4 and not training.running.shard:
         model.to(memory_format=torch.channels_last)  # pyrefly: ignore
     return model.to(device), larger
 
@@ -80,7 +81,11 @@ def make_sparse(model: nn.Module, training: Training, steps: int, larger: Larger
         track=True,
         storage="compressed" if given.storage == "compressed" else "dense",
     )
-    if given.storage == "auto":
+    if given.storage == "auto" and training.running.shard and sparsifier.method.moves:
+        logger.info(
+            "the sparse layers stay in dense storage: of compressed weights that are shared out no mask can move"
+        )
+    elif given.storage == "auto":
         layers = sparse_layers(model)
         if reasons := [reason for layer in layers.values() if (reason := why_not_compress(layer))]:
             logger.info("the sparse layers stay in dense storage: %s", reasons[0])

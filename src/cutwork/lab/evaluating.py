@@ -12,7 +12,7 @@ from torch import nn
 
 from cutwork.data.feed import Feed
 from cutwork.lab.judging import Judgement, judge
-from cutwork.lab.loop import load_trained, open_feed
+from cutwork.lab.opening import load_trained, open_feed
 from cutwork.lab.processes import Processes, join
 from cutwork.lab.run_folder import RunFolder
 from cutwork.lab.training import Training

@@ -8,40 +8,35 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cutwork.costs.flops import flops
-from cutwork.data import make_feed
-from cutwork.data.feed import Batch, Feed, Feeding, chance_of
-from cutwork.files.checkpoint import load, save
-from cutwork.lab.building import build_model, make_optimizer, make_sparse
+from cutwork.data.feed import Batch
+from cutwork.files.checkpoint import load, read_extra, save
 from cutwork.lab.judging import Judgement, judge
-from cutwork.lab.objective import Objective, count_right, flat_labels, flat_scores
+from cutwork.lab.learner import Learner
+from cutwork.lab.objective import flat_labels
+from cutwork.lab.opening import open_feed
 from cutwork.lab.processes import Processes, join
 from cutwork.lab.rates import rate_at
 from cutwork.lab.records import Logs, Meter, Watch, check_logs, open_logs
 from cutwork.lab.run_folder import RunFolder
+from cutwork.lab.sharding import REST, find_parts, gather, load_parts, save_parts, share_statistics
 from cutwork.lab.training import Training
 from cutwork.layers.swap import sparse_layers
-from cutwork.speed.fusion import fuse
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What the options of a run say about data that batches are made by.
-READ = ("repeats", "train_crop", "test_crop", "test_resize", "interpolation", "context", "workers")
 # Forward, and twice as much backward: the gradients of inputs and of weights.
 PASSES = 3
+# By what a checkpoint tells how many examples all processes together have in a batch.
+BATCH = "examples of a batch"
 
 
 class Stopped(Exception):  # noqa: N818
@@ -58,7 +53,7 @@ def train(training: Training, folder: Path, *, resume: bool = False, watch: Watc
         if resume and place.is_done:
             return place.read_summary()
         place.check_free(resume=resume)
-        run = Run(training, place, processes, watch)
+        run = Run(share_out(training, place, processes) if resume else training, place, processes, watch)
         # Only what can be run is written down.
         if processes.is_first and not place.is_begun:
             place.begin(training)
@@ -90,37 +85,20 @@ class Run:
         self.spent = 0.0
         self.judged: Judgement | None = None
 
-        self.model, self.larger = build_model(training, self.feed, processes.device)
-        self.sparsifier = make_sparse(self.model, training, self.steps, self.larger)
-        if given.fused:
-            fuse(self.model, self.feed.example.to(processes.device))
-        if given.sync_bn and processes.world > 1:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.optimizer = make_optimizer(self.model, training.optimizing)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(given.ema)) if given.ema else None
-        if self.sparsifier is not None:
-            self.sparsifier.attach(self.optimizer)
-            if self.average is not None:
-                self.sparsifier.take_along(self.average)
-        # Gradients of 16 bits overflow and vanish; those of bf16 have the range of 32.
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=given.precision == "fp16")
-        self.wrapped = self._wrap()
-        self.objective = Objective(training.optimizing, self._load_teacher())
+        self.learner = Learner(training, self.feed, processes, steps=self.steps)
         self.meter = Meter(given.log_every, watch, self.steps)
         self.cost = self._cost_of_step()
 
     def to_the_end(self, *, resume: bool) -> Mapping[str, Any]:
         """Take all steps that are left, judge and save the model after each epoch, and return what the run came to."""
-        if resume and self.folder.last.exists():
-            self._load()
+        if resume and (saved := find_last(self.folder)) is not None:
+            self._load(saved)
         if self.processes.is_first:
             self.folder.forget_after(self.step)
         with open_logs(self.given.log, self.folder, is_first=self.processes.is_first) as logs, listening() as is_asked:
             while self.step < self.steps:
                 epoch, place = divmod(self.step, self.steps_of_epoch)
                 for batches in self._batches(epoch, place):
-                    self._set_rates()
                     found = self._take_step(batches)
                     self.step += 1
                     self.spent += self.cost
@@ -132,7 +110,7 @@ class Run:
                     if is_over:
                         break
                     if self.processes.agree(is_asked()):
-                        self._save(self.folder.last)
+                        self._save()
                         done = f"stopped after step {self.step} of {self.steps}"
                         raise Stopped(f"{done}; to go on: cutwork train --resume {self.folder.path}")
         # A run that was stopped behind its last step was judged by then, but nobody has said how.
@@ -145,6 +123,8 @@ class Run:
     def _end_epoch(self, epoch: int, logs: Logs) -> None:
         """Judge the model, and save it if it is the best, or if it is time to."""
         judged = self.judged = self._judge()
+        if self.learner.is_sharded:
+            gather(self.learner.model, self.learner.twin)
         self.cost = self._cost_of_step()
         logs.add(self._describe(judged.as_record(), epoch))
         self.meter.tell_epoch(self.step, judged)
@@ -152,7 +132,7 @@ class Run:
             self.best = judged.accuracy
             self._save_best()
         if (epoch + 1) % self.given.save_every == 0 or self.step == self.steps:
-            self._save(self.folder.last)
+            self._save()
 
     def _batches(self, epoch: int, place: int) -> Iterator[list[Batch]]:
         """Yield the batches of each step of an epoch that is left, on the device."""
@@ -161,46 +141,23 @@ class Run:
         for _ in range(place, self.steps_of_epoch):
             yield [(x.to(device), flat_labels(y.to(device))) for x, y in islice(batches, size)]
 
-    def _take_step(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """Update the model once, and return what was seen on the way."""
+    def _take_step(self, batches: list[Batch]) -> dict[str, torch.Tensor]:
         given = self.training.optimizing
-        self.wrapped.train()
-        torch.manual_seed(chance_of(self.given.seed, self.step, self.processes.rank).initial_seed())
-        self.optimizer.zero_grad(set_to_none=True)
-        losses, right, seen = [], [], 0
-        for number, (x, y) in enumerate(batches, 1):
-            with self._waiting(is_last=number == len(batches)), self._autocast():
-                scores = flat_scores(self.wrapped(x))
-                loss = self.objective(scores, y, x)
-                self.scaler.scale(loss / len(batches)).backward()
-            losses.append(loss.detach())
-            right.append(count_right(scores.detach(), y))
-            seen += len(y)
-        found = {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(right).sum() / seen}
-        if given.clip or self.meter.is_due(self.step + 1):
-            self.scaler.unscale_(self.optimizer)
-            found["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), given.clip or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.meter.count(seen * self.processes.world)
+        self.learner.set_rates(rate_at(self.step, steps=self.steps, steps_of_epoch=self.steps_of_epoch, given=given))
+        found = self.learner.take_step(batches, self.step, look=self.meter.is_due(self.step + 1))
+        self.meter.count(sum(len(y) for _, y in batches) * self.processes.world)
         return found
-
-    def _set_rates(self) -> None:
-        given = self.training.optimizing
-        factor = rate_at(self.step, steps=self.steps, steps_of_epoch=self.steps_of_epoch, given=given)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
 
     def _judge(self) -> Judgement:
         """Judge the model, or the average of its weights where there is one."""
-        model = self.model if self.average is None else self.average.module
-        return judge(model, self.feed, self.processes, self._autocast)
+        learner = self.learner
+        if learner.is_sharded:
+            share_statistics(learner.model)
+        return judge(learner.judged, self.feed, self.processes, learner.autocast, together=learner.is_sharded)
 
     def _describe(self, record: Mapping[str, Any], epoch: int | None = None) -> dict[str, Any]:
         """Return a line of the curves: where the run is, and what was seen there."""
-        facts = [layer.describe_weight() for layer in sparse_layers(self.model).values()]
+        facts = [layer.describe_weight() for layer in sparse_layers(self.learner.model).values()]
         sizes = sum(math.prod(fact.shape) for fact in facts)
         return {
             "step": self.step,
@@ -208,88 +165,77 @@ class Run:
             "samples": self.step * self.samples_of_step,
             "flops": self.spent,
             "density": sum(fact.num_kept for fact in facts) / sizes if sizes else 1.0,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.learner.optimizer.param_groups[0]["lr"],
             **record,
         }
 
     def _cost_of_step(self) -> float:
-        """Return the operations of a step, with what the masks keep now."""
-        return PASSES * self.samples_of_step * flops(self.model, self.feed.example.to(self.processes.device)).sparse
+        """Return the operations of a step, with what the masks keep now; of a sharded model the first process knows."""
+        model = self.learner.twin if self.learner.is_sharded else self.learner.model
+        if model is None:
+            return 0.0
+        return PASSES * self.samples_of_step * flops(model, self.feed.example.to(self.processes.device)).sparse
 
-    def _save(self, file: Path) -> None:
+    def _save(self) -> None:
         """Save all that it takes to go on."""
+        learner = self.learner
+        extra: dict[str, Any] = {"step": self.step, "best": self.best, "spent": self.spent, "cost": self.cost}
+        extra[BATCH] = self.given.batch * self.processes.world
+        if self.given.shard:
+            name = f"step-{self.step:09d}"
+            state = (learner.model, learner.optimizer, learner.sparsifier)
+            save_parts(self.folder.parts, name, *state, extra, self.processes)
+            return
         if not self.processes.is_first:
             return
-        extra: dict[str, Any] = {"step": self.step, "best": self.best, "spent": self.spent, "cost": self.cost}
-        if self.average is not None:
-            extra["average"] = self.average.state_dict()
-        if self.scaler.is_enabled():
-            extra["scaler"] = self.scaler.state_dict()
-        save(self.model, file, sparsifier=self.sparsifier, optimizer=self.optimizer, extra=extra)
+        if learner.average is not None:
+            extra["average"] = learner.average.state_dict()
+        if learner.scaler.is_enabled():
+            extra["scaler"] = learner.scaler.state_dict()
+        save(
+            *(learner.model, self.folder.last),
+            sparsifier=learner.sparsifier,
+            optimizer=learner.optimizer,
+            extra=extra,
+        )
 
     def _save_best(self) -> None:
-        """Save the model that was judged, alone."""
-        if self.processes.is_first:
-            model = self.model if self.average is None else self.average.module
+        """Save the model that was judged, alone and whole."""
+        model = self.learner.twin if self.learner.is_sharded else self.learner.judged
+        if self.processes.is_first and model is not None:
             save(model, self.folder.best, extra={"step": self.step, "training": self.training.to_json()})
 
-    def _load(self) -> None:
-        found = load(self.folder.last, self.model, sparsifier=self.sparsifier, optimizer=self.optimizer).extra
+    def _load(self, saved: Path) -> None:
+        learner = self.learner
+        if self.given.shard:
+            found = load_parts(saved, learner.model, learner.optimizer, learner.sparsifier, self.processes)
+        else:
+            found = load(saved, learner.model, sparsifier=learner.sparsifier, optimizer=learner.optimizer).extra
         self.step, self.best = found["step"], found["best"]
         self.spent, self.cost = found["spent"], found["cost"]
-        if self.average is not None:
-            self.average.load_state_dict(found["average"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(found["scaler"])
-
-    def _wrap(self) -> nn.Module:
-        model = self.model
-        if self.processes.world > 1:
-            model = DistributedDataParallel(model)
-        return torch.compile(model) if self.given.compiled else model  # pyrefly: ignore
-
-    def _waiting(self, *, is_last: bool) -> Any:
-        """Let processes exchange gradients only after the last batch of a step."""
-        if isinstance(self.wrapped, DistributedDataParallel) and not is_last:
-            return self.wrapped.no_sync()
-        return nullcontext()
-
-    def _autocast(self) -> Any:
-        dtype = PRECISIONS.get(self.given.precision)
-        return torch.autocast(self.processes.device.type, dtype) if dtype else nullcontext()
-
-    def _load_teacher(self) -> nn.Module | None:
-        if self.training.optimizing.teacher is None:
-            return None
-        return load_trained(Path(self.training.optimizing.teacher), self.feed, self.processes.device)
+        if learner.average is not None:
+            learner.average.load_state_dict(found["average"])
+        if learner.scaler.is_enabled():
+            learner.scaler.load_state_dict(found["scaler"])
 
 
-def open_feed(training: Training, processes: Processes) -> Feed:
-    """Return the batches of a run, of which each process gets its own."""
-    given, running = training.reading, training.running
-    asked = {name: getattr(given, name) for name in READ}
-    feeding = Feeding(
-        batch=running.batch,
-        test_batch=running.test_batch,
-        seed=running.seed,
-        augment=tuple(name.strip() for name in given.augment.split(",") if name),
-        rank=processes.rank,
-        world=processes.world,
-        **asked,
-    )
-    return make_feed(given.data, feeding, given.data_folder, download=given.download)
+def find_last(folder: RunFolder) -> Path | None:
+    """Return what a run goes on from, a file, or a folder with a part of each process; None before it has saved."""
+    return find_parts(folder.parts) or (folder.last if folder.last.exists() else None)
 
 
-def load_trained(folder: Path, feed: Feed, device: torch.device, *, checkpoint: str = "best") -> nn.Module:
-    """Return the model of a run, as it was when it was best, or last."""
-    place = RunFolder(folder)
-    training = place.read_config()
-    file = place.path / f"{checkpoint}.safetensors"
-    if not file.exists():
-        raise FileNotFoundError(f"{folder} has no {file.name} yet; the run writes it after its first epoch")
-    model, _ = build_model(replace(training, weights=None), feed, device)
-    load(file, model)
-    return model.eval()
+def share_out(training: Training, folder: RunFolder, processes: Processes) -> Training:
+    """Return the options by which so many processes go on with the same batches, however many began with them."""
+    saved = find_last(folder)
+    together = None if saved is None else read_extra(saved / REST if saved.is_dir() else saved).get(BATCH)
+    if together is None or together == training.running.batch * processes.world:
+        return training
+    if together % processes.world:
+        raise ValueError(
+            f"a step of the run in {folder.path} takes batches of {together} examples in all, which "
+            f"{processes.world} processes cannot share out evenly; go on with another number of them"
+        )
+    return training.having(batch=together // processes.world)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import distributed
@@ -23,6 +23,11 @@ class Processes:
     world: int
     device: torch.device
 
+    @classmethod
+    def alone(cls, device: str = "auto") -> Self:
+        """Return one process that works for itself."""
+        return cls(0, 1, _choose_device(device, 0))
+
     @property
     def is_first(self) -> bool:
         """Say whether this one writes files and shows progress."""
@@ -39,6 +44,14 @@ class Processes:
         added = numbers.to(self.device)
         distributed.all_reduce(added)
         return added.cpu()
+
+    def share(self, text: str) -> str:
+        """Return the text of the first of them; each must ask."""
+        if self.world == 1:
+            return text
+        told = [text]
+        distributed.broadcast_object_list(told, src=0, device=self.device)
+        return told[0]
 
 
 @contextmanager

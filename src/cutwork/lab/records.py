@@ -29,6 +29,9 @@ class Watch(Protocol):
     def epoch(self, done: int, steps: int, judged: Judgement) -> None:
         """Show how good the model is after an epoch."""
 
+    def tell(self, what: str) -> None:
+        """Show what was decided before the first step, and why."""
+
 
 @final
 class Meter:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +19,7 @@ Record = Mapping[str, Any]
 
 @final
 class RunFolder:
-    """What a run writes: `config.json`, `command.txt`, `curves.jsonl` and `.csv`, `summary.json`, and checkpoints.
+    """What a run writes: its options, its curves, what it came to, and checkpoints.
 
     As part of a sweep also `output.txt`, and `error.txt` while it has failed.
     """
@@ -34,6 +35,8 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.error = path / "error.txt"
         self.output = path / "output.txt"
+        self.parts = path / "last.parts"
+        self.budget = path / "budget.txt"
 
     @property
     def is_begun(self) -> bool:
@@ -46,13 +49,20 @@ class RunFolder:
         return self.summary.exists()
 
     def check_free(self, *, resume: bool) -> None:
-        """Raise FileExistsError if another run would be written over."""
+        """Raise an error if another run would be written over, or if nothing can be written there."""
         if self.is_begun and not resume:
             raise FileExistsError(f"{self.path} holds a run already; go on with it by --resume, or name another folder")
+        nearest = next(each for each in (self.path, *self.path.absolute().parents) if each.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{nearest} is no folder, so nothing can be written to {self.path}; name another")
+        if not os.access(nearest, os.W_OK):
+            raise PermissionError(f"{nearest} cannot be written to; name another folder for the run")
 
-    def begin(self, training: Training) -> None:
-        """Write down what is to be run, before anything is."""
+    def begin(self, training: Training, why: str = "") -> None:
+        """Write down what is to be run, before anything is, and why it is that where something was measured."""
         self.path.mkdir(parents=True, exist_ok=True)
+        if why:
+            self.budget.write_text(why + "\n")
         self.command.write_text(f"{shlex.join(['cutwork', *sys.argv[1:]])}\n# cutwork {__version__}\n")
         # The last of them, so that a folder that has it has all.
         _write(self.config, training.to_json() + "\n")
@@ -68,7 +78,7 @@ class RunFolder:
 
     def add(self, record: Record) -> None:
         """Write down how far the run is."""
-        with self.curves.open("a") as stream:
+        with _naming(self.curves), self.curves.open("a") as stream:
             stream.write(json.dumps(record) + "\n")
 
     def read_curves(self) -> list[dict[str, Any]]:
@@ -84,7 +94,7 @@ class RunFolder:
         """Write what the run came to, and its curves as a table."""
         records = self.read_curves()
         columns = list(dict.fromkeys(name for record in records for name in record))
-        with self.table.open("w", newline="") as stream:
+        with _naming(self.table), self.table.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(records)
@@ -132,7 +142,18 @@ def _write(file: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        fresh.write_text(text)
-        fresh.replace(file)
+        with _naming(file):
+            fresh.write_text(text)
+            fresh.replace(file)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Name the file in what the system says when it cannot be written, such as that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.strerror or error}; what was saved before is as it was: make room, and go on by --resume"
+        raise OSError(error.errno, what, str(file)) from error

@@ -160,6 +160,7 @@ class Running:
         device: cpu, cuda, or auto.
         precision: fp32, or bf16 and fp16, which compute under autocast.
         ema: Share of the average of weights that each step keeps; 0 keeps no average.
+        shard: Share out weights and what the optimizer remembers over all processes (FSDP2), where each has all else.
         sync_bn: Let batch norms see the batches of all processes.
         compiled: Compile the model.
         fused: Let layers do what stands next to them, where the model is compressed.
@@ -177,6 +178,7 @@ class Running:
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: float = 0.0
+    shard: bool = False
     sync_bn: bool = False
     compiled: bool = False
     fused: bool = False

@@ -1,6 +1,6 @@
 """Making one layer again of what stands for one: branches, factors, and layers with a pair beside them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -77,6 +77,18 @@ def fold(model: nn.Module) -> tuple[Folding, ...]:
         if single is not None:
             _put(model, name, composite, single)
     return tuple(done)
+
+
+def fold_these(model: nn.Module, names: Sequence[str]) -> None:
+    """Make one dense layer of each composite of these names, in place, whatever that costs.
+
+    So a model takes the architecture of one that was folded, whose checkpoint it then loads.
+    """
+    for name in names:
+        composite: Any = model.get_submodule(name)
+        with torch.no_grad():
+            single = _FOLDS[type(composite)](composite)
+        exchange(model, composite, single.layer)
 
 
 @dataclass(frozen=True)

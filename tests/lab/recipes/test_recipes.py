@@ -4,8 +4,10 @@ import math
 
 import pytest
 
-from cutwork.lab.building import make_method
+from cutwork.lab.building import build_model, make_method, make_sparse
 from cutwork.lab.loop import train
+from cutwork.lab.opening import open_feed
+from cutwork.lab.processes import Processes
 from cutwork.lab.recipes import RECIPES, find_recipe
 from cutwork.lab.training import Training
 from cutwork.patterns import parse
@@ -26,6 +28,16 @@ def test_a_twin_is_sparse_by_the_same_method_and_member(name):
     whole, twin = find_recipe(name).sparse, find_recipe(name, tiny=True).sparse
     assert (twin.method, twin.member, twin.dense_from) == (whole.method, whole.member, whole.dense_from)
     assert (twin.pattern == "dense") == (whole.pattern == "dense")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("small-") or "wrn-22-2" in name])
+def test_the_whole_model_of_a_small_recipe_can_be_made_sparse(name):
+    training, place = find_recipe(name), Processes.alone("cpu")
+    shape = "1x28x28:10" if training.reading.data == "fashion-mnist" else "3x32x32:10"
+    plain = training.having(data=f"fake:{shape}", augment="", download=False, batch=1)
+    model, larger = build_model(plain, open_feed(plain, place), place.device)
+    sparsifier = make_sparse(model, plain, 10_000, larger)
+    assert (sparsifier is None) == (training.sparse.pattern == "dense")
 
 
 # One of each kind is enough to see that a change broke nothing.
