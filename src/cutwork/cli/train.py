@@ -15,6 +15,7 @@ from cutwork.lab.training import Training
 if TYPE_CHECKING:
     from cutwork.lab.judging import Judgement
     from cutwork.lab.records import Watch
+    from cutwork.lab.run_folder import RunFolder
 
 RUNS = Path("runs")
 
@@ -71,7 +72,7 @@ def _run(recipe: str | None, output: Path | None, resume: Path | None, options: 
     else:
         named = f"{recipe or options.model.partition(':')[0]}-{datetime.now():%Y%m%d-%H%M%S}"
         place = output or RUNS / named
-        if or_resume and RunFolder(place).is_begun and RunFolder(place).read_config() != options:
+        if or_resume and not _is_begun_as(RunFolder(place), options):
             raise ValueError(f"the run in {place} was begun with other options; --resume {place} goes on with those")
     is_first = os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0"
     with show_training() if is_first else nullcontext() as watch:
@@ -87,6 +88,14 @@ def _run(recipe: str | None, output: Path | None, resume: Path | None, options: 
         f"{summary['density']:.3g}, {summary['flops']:.3g} FLOPs, {summary['seconds']:.0f} s"
     )
     print(f"Written to {place}: the options, the curves, and the models last.safetensors and best.safetensors")
+
+
+def _is_begun_as(folder: "RunFolder", options: Training) -> bool:
+    """Say whether a run was begun with these options, if it was begun; a budget is what was chosen for it then."""
+    from cutwork.lab.budget import as_begun
+
+    begun = folder.read_config() if folder.is_begun else options
+    return begun == options or begun == as_begun(options, begun)
 
 
 @contextmanager
@@ -114,6 +123,10 @@ class Lines:
     def epoch(self, done: int, steps: int, judged: "Judgement") -> None:
         """Show how good the model is after an epoch."""
         print(f"step {done}/{steps}: {_describe_test(judged)}", file=sys.stderr, flush=True)
+
+    def tell(self, what: str) -> None:
+        """Show what was decided before the first step, and why."""
+        print(what, file=sys.stderr, flush=True)
 
 
 @final
@@ -148,6 +161,10 @@ class Bar:
     def epoch(self, done: int, steps: int, judged: "Judgement") -> None:
         """Show how good the model is after an epoch."""
         self.bar.console.print(f"step {done}: {_describe_test(judged)}")
+
+    def tell(self, what: str) -> None:
+        """Show what was decided before the first step, and why."""
+        self.bar.console.print(what, highlight=False)
 
 
 def _describe(record: Any) -> str:

@@ -18,6 +18,7 @@ import torch
 from cutwork.costs.flops import flops
 from cutwork.data.feed import Batch
 from cutwork.files.checkpoint import load, read_extra, save
+from cutwork.lab.budget import settle
 from cutwork.lab.judging import Judgement, judge
 from cutwork.lab.learner import Learner
 from cutwork.lab.objective import flat_labels
@@ -53,10 +54,11 @@ def train(training: Training, folder: Path, *, resume: bool = False, watch: Watc
         if resume and place.is_done:
             return place.read_summary()
         place.check_free(resume=resume)
+        training, why = settle(training, place, processes, watch)
         run = Run(share_out(training, place, processes) if resume else training, place, processes, watch)
         # Only what can be run is written down.
         if processes.is_first and not place.is_begun:
-            place.begin(training)
+            place.begin(training, why)
         return run.to_the_end(resume=resume)
 
 

@@ -32,6 +32,9 @@ class Sparse:
         dense_from: Train densely after this share of the run, or step.
         allocation: How layers share the density: uniform, er, erk and others.
         init: First masks: random, magnitude, balanced, snip, synflow and others; without it by how the weights look.
+        budget: Share of the dense model's time that a step may take: pattern and density follow from measuring here.
+        budget_of: What is measured: a training step, or for inference a forward pass of a test batch, packed.
+        budget_patterns: Patterns to choose among; without them the run's own, or those that cutwork.plan proposes.
         drop_connect: Share of the kept units that each step leaves out by chance.
         storage: Where weights lie: compressed, dense, or auto, which is compressed where all masks can be.
     """
@@ -51,6 +54,9 @@ class Sparse:
     dense_from: float | None = None
     allocation: str = "uniform"
     init: str | None = None
+    budget: float | None = None
+    budget_of: Literal["step", "inference"] = "step"
+    budget_patterns: tuple[str, ...] = ()
     drop_connect: float = 0.0
     storage: Literal["auto", "compressed", "dense"] = "auto"
 
