@@ -16,7 +16,7 @@ def evaluate(
     """Judge the model of a run on its test data, as it was trained and in the forms that are fastest here.
 
     Args:
-        run: Folder of the run, as 'cutwork train' wrote it.
+        run: Folder of the run, as 'cutwork train' wrote it, or a checkpoint, as 'cutwork pack' writes it.
         checkpoint: The model as it was when it was best, or last.
         packed: Fold and pack it too, and say what was chosen for each layer and why.
         batch: Examples at once; without it as in training.

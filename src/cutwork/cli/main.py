@@ -18,6 +18,8 @@ from cutwork.cli.demo import demo
 from cutwork.cli.doctor import doctor
 from cutwork.cli.evaluate import evaluate
 from cutwork.cli.ls import ls
+from cutwork.cli.pack import pack
+from cutwork.cli.plan import plan
 from cutwork.cli.report import report
 from cutwork.cli.screen import STOPPED, UNREAD, USER_ERRORS, CommandGroup
 from cutwork.cli.sweep import make_sweep
@@ -30,6 +32,8 @@ COMMANDS: dict[str, Callable[..., None] | CommandGroup] = {
     "evaluate": evaluate,
     "sweep": make_sweep(()),
     "report": report,
+    "plan": plan,
+    "pack": pack,
     "ls": ls,
     "benchmark": BENCHMARKS,
     "doctor": doctor,

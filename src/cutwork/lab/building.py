@@ -147,15 +147,26 @@ def _choose(model: nn.Module, given: Sparse, larger: Larger | None) -> tuple[dic
         return larger.patterns(given.pattern), larger.densities
     if given.layers == AS_PUBLISHED:
         return dsb_layers(model, density=density)
+    chosen = dict.fromkeys(choose_layers(model, given), given.pattern)
+    return chosen, None if parse(given.pattern).density is not None else density
+
+
+def choose_layers(model: nn.Module, given: Sparse) -> list[str]:
+    """Return the names of the layers that these options mean: all but the first and the last, unless they say more.
+
+    >>> choose_layers(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)), Sparse())
+    ['1']
+    """
     names: dict[str, None] = {}
     for choice in given.layers.split(","):
         names |= dict.fromkeys(names_of(model, choice.strip()))
-    if not given.ends:
-        ends = [*candidates(model)]
-        names = {name: None for name in names if name not in (ends[0], ends[-1])}
-        if not names:
-            raise ValueError(f"layers={given.layers!r} means only the first layer or the last; add --ends to take them")
-    return dict.fromkeys(names, given.pattern), None if parse(given.pattern).density is not None else density
+    if given.ends:
+        return [*names]
+    ends = [*candidates(model)]
+    inner = [name for name in names if name not in (ends[0], ends[-1])]
+    if not inner:
+        raise ValueError(f"layers={given.layers!r} means only the first layer or the last; add --ends to take them")
+    return inner
 
 
 def _steps_of(number: float) -> int | float:

@@ -12,9 +12,9 @@ from torch import nn
 
 from cutwork.data.feed import Feed
 from cutwork.lab.judging import Judgement, judge
-from cutwork.lab.opening import load_trained, open_feed
+from cutwork.lab.opening import open_feed
 from cutwork.lab.processes import Processes, join
-from cutwork.lab.run_folder import RunFolder
+from cutwork.lab.subject import find_trained, load_checkpoint
 from cutwork.lab.training import Training
 from cutwork.layers.composite import Composite
 from cutwork.layers.swap import sparse_layers
@@ -55,18 +55,20 @@ class Evaluation:
         return json.dumps({form.name: asdict(form) for form in self.forms}, indent=2)
 
 
-def evaluate_run(
-    folder: Path, *, checkpoint: str = "best", packed: bool = False, batch: int | None = None
-) -> Evaluation:
-    """Judge the model of a run on its test data; with `packed` also folded and in the forms that are fastest here."""
-    training = only_judged(RunFolder(folder).read_config(), batch)
+def evaluate_run(path: Path, *, checkpoint: str = "best", packed: bool = False, batch: int | None = None) -> Evaluation:
+    """Judge the model of a run, or of a checkpoint of one, on its test data.
+
+    With `packed` it is also judged folded and in the forms that are fastest here.
+    """
+    file, trained = find_trained(path, checkpoint)
+    training = only_judged(trained, batch)
     with join(training.running.device) as processes:
         feed = open_feed(training, processes)
-        model = load_trained(folder, feed, processes.device, checkpoint=checkpoint)
+        model = load_checkpoint(file, training, feed, processes.device)
         forms, plan = [_judge("as trained", model, feed, processes)], ""
         if packed:
             if not sparse_layers(model):
-                raise ValueError(f"the model of {folder} has no sparse layer, so there is nothing to pack")
+                raise ValueError(f"the model of {path} has no sparse layer, so there is nothing to pack")
             plan = str(make_fast(model, next(feed.testing())[0].to(processes.device)))
             forms.append(_judge("packed", model, feed, processes))
     return Evaluation(tuple(forms), plan)

@@ -44,6 +44,16 @@ def make_model(name: str, *, num_classes: int, example: Tensor) -> nn.Module:
         raise ValueError(f"{name}: {error}") from error
 
 
+def is_known(name: str) -> bool:
+    """Say whether there are models of such a name; what stands behind the first colon may still be wrong.
+
+    >>> is_known("resnet18:width=32"), is_known("resnet")
+    (True, False)
+    """
+    prefix = name.partition(":")[0]
+    return prefix in PACKAGES or any(re.fullmatch(form, prefix) for form in FAMILIES)
+
+
 def _find(name: str, prefix: str, rest: str) -> tuple[Maker, tuple[str, ...], str]:
     if prefix in PACKAGES:
         found, _, text = rest.partition(":")
