@@ -41,7 +41,7 @@ def test_of_what_meets_the_budget_most_weights_are_kept():
     chosen, choice = meet_budget(asking(), measure)
     assert chosen.sparse.pattern == "block:32"
     # Of block:32 a density of 1/3 meets the budget just so.
-    assert 0.9 / 3 <= chosen.sparse.density <= 1 / 3
+    assert 0.95 / 3 <= chosen.sparse.density <= 1 / 3
     assert chosen.sparse.budget is None
     assert choice.chosen.times.share <= 0.5
     assert "chosen: block:32 at density" in str(choice)
@@ -53,7 +53,7 @@ def test_of_what_meets_the_budget_most_weights_are_kept():
         if pattern != "2:4"
     }
     assert firsts["vector:16"] == 0.05 < firsts["block:16"] < firsts["block:32"]
-    assert len(measure.asked) <= 3 * 6
+    assert len(measure.asked) <= 3 * 7
 
 
 def test_the_run_s_own_pattern_stays_and_others_may_be_offered():
@@ -68,6 +68,13 @@ def test_a_pattern_with_its_own_density_is_measured_once():
     assert (chosen.sparse.pattern, chosen.sparse.density) == ("2:4", None)
     assert measure.asked == [("2:4", None)]
     assert choice.chosen.density == 0.5
+
+
+def test_a_coarser_pattern_must_keep_more_than_a_twentieth_more():
+    offered = asking(budget_patterns=("block:32", "block:16", "vector:16"))
+    measure = FakeStopwatch()
+    assert meet_budget(offered, measure)[0].sparse.pattern == "block:32"
+    assert [name for name, _ in measure.asked[-2:]] == ["block:16", "vector:16"]
 
 
 def test_a_pattern_that_does_not_fit_is_listed_with_the_reason():

@@ -17,8 +17,8 @@ from cutwork.text import in_columns
 
 # Below that hardly any accuracy is left; what cannot be met there is refused.
 LEAST = min(DENSITIES)
-# Of a span of densities from 0.05 to 1, so many leave steps of a tenth.
-HALVINGS = 5
+# Keeping more by less than this is worth neither a coarser pattern nor a measurement.
+MORE = 1.05
 WHAT = {"step": "a training step", "inference": "a forward pass"}
 
 Measure = Callable[[Training], Times]
@@ -63,23 +63,25 @@ class Choice:
         )
 
 
-def settle(training: Training, folder: RunFolder, processes: Processes, watch: Watch | None) -> tuple[Training, str]:
+def settle(training: Training, folder: RunFolder, watch: Watch | None) -> tuple[Training, str]:
     """Return a run's options with its budget made a pattern and a density, and why it is these.
 
-    The first process measures, alone. A run that was begun goes on with what was chosen then.
+    This is before processes join, as what belongs to a group cannot be measured alone. A run that was begun goes on
+    with what was chosen then.
     """
     if training.sparse.budget is None:
         return training, ""
-    told = ["", ""]
-    if processes.is_first:
-        if folder.is_begun:
-            told = [as_begun(training, folder.read_config()).to_json(), ""]
-        else:
-            chosen, choice = meet_budget(training, Stopwatch(training, Processes.alone(str(processes.device))))
-            told = [chosen.to_json(), str(choice)]
-            if watch is not None:
-                watch.tell(told[1])
-    text, why = json.loads(processes.share(json.dumps(told)))
+    if folder.is_begun:
+        return as_begun(training, folder.read_config()), ""
+    settled, choice = meet_budget(training, Stopwatch(training, Processes.alone(training.running.device)))
+    if watch is not None:
+        watch.tell(str(choice))
+    return settled, str(choice)
+
+
+def share(training: Training, why: str, processes: Processes) -> tuple[Training, str]:
+    """Return the options, and why they are so, that the first process has; each must ask."""
+    text, why = json.loads(processes.share(json.dumps([training.to_json(), why])))
     return Training.from_json(text), why
 
 
@@ -93,8 +95,8 @@ def as_begun(training: Training, begun: Training) -> Training:
 def meet_budget(training: Training, measure: Measure) -> tuple[Training, Choice]:
     """Return a run's options with the pattern and the density that meet its budget, and what was tried for it.
 
-    Of each pattern the density is halved down between what meets the budget and what does not, beginning with what the
-    best pattern before it can keep. Of two that keep as much the first, which is finer, is chosen.
+    Of each pattern the density is halved down between what meets the budget and what does not, beginning with more than
+    the best pattern before it can keep. Of two that keep about as much the first, which is finer, is chosen.
     """
     given = training.sparse
     budget = _check(given)
@@ -110,8 +112,11 @@ def meet_budget(training: Training, measure: Measure) -> tuple[Training, Choice]
 
     for pattern in _patterns(given):
         is_free = parse(pattern).density is None
+        least = _rounded(MORE * best.density) if best else LEAST
+        if is_free and least >= 1:
+            continue
         try:
-            first = attempt(pattern, (best.density if best else LEAST) if is_free else None)
+            first = attempt(pattern, least if is_free else None)
         except ValueError as error:
             obstacles[pattern] = str(error)
             continue
@@ -130,16 +135,17 @@ def meet_budget(training: Training, measure: Measure) -> tuple[Training, Choice]
 def _most(least: Tried, attempt: Callable[[float], Tried], budget: float) -> Tried:
     """Return what keeps most within the budget, which `least` meets and the whole model does not."""
     meets, beyond = least, 1.0
-    for _ in range(HALVINGS):
-        density = float(f"{math.sqrt(meets.density * beyond):.3g}")
-        if not meets.density < density < beyond:
-            break
-        found = attempt(density)
+    while beyond > MORE * meets.density:
+        found = attempt(_rounded(math.sqrt(meets.density * beyond)))
         if found.times.share <= budget:
             meets = found
         else:
-            beyond = density
+            beyond = found.density
     return meets
+
+
+def _rounded(density: float) -> float:
+    return float(f"{density:.3g}")
 
 
 def _check(given: Sparse) -> float:

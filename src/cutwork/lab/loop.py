@@ -18,12 +18,12 @@ import torch
 from cutwork.costs.flops import flops
 from cutwork.data.feed import Batch
 from cutwork.files.checkpoint import load, read_extra, save
-from cutwork.lab.budget import settle
+from cutwork.lab.budget import settle, share
 from cutwork.lab.judging import Judgement, judge
 from cutwork.lab.learner import Learner
 from cutwork.lab.objective import flat_labels
 from cutwork.lab.opening import open_feed
-from cutwork.lab.processes import Processes, join
+from cutwork.lab.processes import Processes, is_first, join
 from cutwork.lab.rates import rate_at
 from cutwork.lab.records import Logs, Meter, Watch, check_logs, open_logs
 from cutwork.lab.run_folder import RunFolder
@@ -50,11 +50,12 @@ def train(training: Training, folder: Path, *, resume: bool = False, watch: Watc
     A run that is to be resumed goes on from its last checkpoint, if it has one; one that has ended is left as it is.
     """
     place = RunFolder(folder)
+    if resume and place.is_done:
+        return place.read_summary()
+    place.check_free(resume=resume)
+    settled, why = settle(training, place, watch) if is_first() else (training, "")
     with join(training.running.device) as processes:
-        if resume and place.is_done:
-            return place.read_summary()
-        place.check_free(resume=resume)
-        training, why = settle(training, place, processes, watch)
+        training, why = share(settled, why, processes)
         run = Run(share_out(training, place, processes) if resume else training, place, processes, watch)
         # Only what can be run is written down.
         if processes.is_first and not place.is_begun:

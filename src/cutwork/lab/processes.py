@@ -54,6 +54,11 @@ class Processes:
         return told[0]
 
 
+def is_first() -> bool:
+    """Say whether this is the first of the processes that will join, or the only one."""
+    return _find_place(os.environ)[0] == 0
+
+
 @contextmanager
 def join(device: str = "auto") -> Iterator[Processes]:
     """Join the processes that train together, if this is one of several, and leave them in the end."""
