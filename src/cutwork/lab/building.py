@@ -79,6 +79,7 @@ def make_sparse(model: nn.Module, training: Training, steps: int, larger: Larger
         steps=steps,
         seed=training.running.seed,
         track=True,
+        skip=given.skip,
         storage="compressed" if given.storage == "compressed" else "dense",
     )
     if given.storage == "auto" and training.running.shard and sparsifier.method.moves:

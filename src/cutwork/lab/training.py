@@ -19,6 +19,7 @@ class Sparse:
         layers: Which layers are sparse: all, linears, mlp, convs, or globs over names divided by commas. The first
             layer and the last never are unless `ends` says so.
         ends: Let the first layer and the last be sparse too.
+        skip: Leave dense which of these cannot be sparse so, and say which and why, instead of refusing the run.
         member: A larger model at the dense one's operations: wide, parallel, factorized, doped or wide-factorized of
             Sparse-IFT, at this density.
         between: What stands between factors, or behind branches, of a member: linear, norm, relu or norm+relu.
@@ -43,6 +44,7 @@ class Sparse:
     density: float | None = None
     layers: str = "all"
     ends: bool = False
+    skip: bool = False
     member: str | None = None
     between: str = "norm+relu"
     method: str = "static"

@@ -17,8 +17,8 @@ BASE = Training().having(
     warmup=0.5,
 )
 # What is sparse has higher rates, by the square root of its density.
-# Shortcuts are too small for a tenth of blocks of 16, and stay dense.
-SPARSE: dict[str, Any] = {"density": 0.1, "layers": "*.conv?", "lr_power": 0.5, "every": 100}
+# The shortcuts are too small for a tenth of blocks of 16, and stay dense.
+SPARSE: dict[str, Any] = {"density": 0.1, "skip": True, "lr_power": 0.5, "every": 100}
 TINY: dict[str, Any] = {
     "model": "resnet8:width=16,stem=pooled",
     "data": "digits",
