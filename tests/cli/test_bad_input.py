@@ -2,7 +2,6 @@
 
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
@@ -81,15 +80,6 @@ def test_curves_that_cannot_be_written_are_named(run, capsys):
     assert run.last.read_bytes() == last
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
-def test_an_output_that_is_full_is_one_line(run):
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "cutwork", "evaluate", run.path], stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-
-
 def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
     def never(*args, **options):
         raise AssertionError("data were loaded")
@@ -98,6 +88,9 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_loaded(t
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     told = fails(capsys, "train", *TINY, "--output", tmp_path / "some" / "run")
     assert f"{tmp_path} cannot be written to; name another folder for the run" in told
+    monkeypatch.setattr("cutwork.lab.packing.find_subject", never)
+    told = fails(capsys, "pack", tmp_path, "--output", tmp_path / "packed")
+    assert f"{tmp_path} cannot be written to; name a file in another folder" in told
     (tmp_path / "file").write_text("mine")
     assert "file is no folder" in fails(capsys, "train", *TINY, "--output", tmp_path / "file" / "run")
     assert (tmp_path / "file").read_text() == "mine"

@@ -35,11 +35,14 @@ KINDS = {
     },
     "compressed": {},
     "learned masks": {"method": "supermask"},
+    "a budget": {"budget": 0.5, "steps": 2},
     "norms with statistics": {"model": "resnet8:width=8,stem=pooled", "steps": 2},
 }
 PROGRAM = """
 import json, os, signal, sys
+from dataclasses import replace
 from pathlib import Path
+from cutwork.lab import budget, stopwatch
 from cutwork.lab.loop import Stopped, train
 from cutwork.lab.training import Training
 
@@ -48,6 +51,14 @@ class StopAfter:
     def step(self, done, steps, record):
         if done == self.at: os.kill(os.getpid(), signal.SIGTERM)
     def epoch(self, done, steps, judged): pass
+    def tell(self, what): print(what)
+
+class WithoutChance(budget.Stopwatch):
+    # It measures as ever, but what comes out depends on no clock.
+    def __call__(self, training): return replace(super().__call__(training), share=training.sparse.density)
+
+budget.Stopwatch = WithoutChance
+stopwatch.SECONDS = 0.001
 
 for number, (options, folder, stop) in enumerate(json.loads(sys.argv[1])):
     # Each run is a group of processes of its own.
@@ -78,7 +89,7 @@ def folder(tmp_path_factory):
     (folder / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, str(folder / "program.py"), json.dumps(runs)], capture_output=True, text=True, timeout=200
+        [*command, str(folder / "program.py"), json.dumps(runs)], capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
@@ -100,6 +111,13 @@ def test_two_processes_that_share_weights_out_train_as_one(kind, folder, tmp_pat
     for name in ("step", "samples", "flops", "density"):
         assert found[name] == summary[name]
     assert found["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_first_process_measures_a_budget_for_all(folder):
+    run = RunFolder(folder / "a budget")
+    assert 0.95 * 0.5 <= run.read_config().sparse.density <= 0.5
+    assert "chosen: block:8 at density" in run.budget.read_text()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A trained model made ready for inference on this machine: folded, packed, and saved for `cutwork.load`."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from glob import escape
@@ -120,8 +121,11 @@ def pack_trained(
 def _check_output(output: Path) -> None:
     if output.exists():
         raise FileExistsError(f"{output} is there already; name another file")
-    if not output.absolute().parent.is_dir():
+    folder = output.absolute().parent
+    if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} to")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written to; name a file in another folder")
 
 
 def _fix_masks(model: nn.Module) -> None:
