@@ -29,6 +29,7 @@ def run_blocks(page, folder, monkeypatch):
         ("docs/sparse-ift.md", "stays: LayerNorm is no linear function"),
         ("docs/data.md", "torch.Size([1437, 1, 8, 8])"),
         ("docs/benchmarks.md", "the whole model"),
+        ("docs/bringing-models.md", "2:4 along inputs in 1 of 2 weights"),
     ],
 )
 def test_the_code_of_a_page_runs(page, said, tmp_path, monkeypatch, capsys):

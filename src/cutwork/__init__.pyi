@@ -1,3 +1,4 @@
+from cutwork import compat as compat
 from cutwork import transforms as transforms
 from cutwork.bench.benchmark import benchmark as benchmark
 from cutwork.costs.flops import flops as flops
@@ -9,6 +10,7 @@ from cutwork.data.fashion_mnist import load_fashion_mnist as load_fashion_mnist
 from cutwork.files.checkpoint import describe as describe
 from cutwork.files.checkpoint import load as load
 from cutwork.files.checkpoint import save as save
+from cutwork.lab.checking import check as check
 from cutwork.methods import STE as STE
 from cutwork.methods import Gradual as Gradual
 from cutwork.methods import GraNet as GraNet

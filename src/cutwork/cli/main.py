@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 from cutwork.cli.benchmark import BENCHMARKS
+from cutwork.cli.check import check
 from cutwork.cli.demo import demo
 from cutwork.cli.doctor import doctor
 from cutwork.cli.evaluate import evaluate
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None] | CommandGroup] = {
     "report": report,
     "plan": plan,
     "pack": pack,
+    "check": check,
     "ls": ls,
     "benchmark": BENCHMARKS,
     "doctor": doctor,

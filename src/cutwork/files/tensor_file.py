@@ -95,6 +95,15 @@ def read_description(path: Path) -> dict[str, Any]:
         return _checked(path, file.metadata())[0]
 
 
+def is_described(path: Path) -> bool:
+    """Say whether a file is one that `write_file` wrote, as far as its head tells."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return DESCRIPTION in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a file of the format; whatever is wrong with it names it."""
