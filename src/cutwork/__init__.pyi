@@ -10,6 +10,10 @@ from cutwork.data.fashion_mnist import load_fashion_mnist as load_fashion_mnist
 from cutwork.files.checkpoint import describe as describe
 from cutwork.files.checkpoint import load as load
 from cutwork.files.checkpoint import save as save
+from cutwork.files.hub import from_pretrained as from_pretrained
+from cutwork.files.hub import push_to_hub as push_to_hub
+from cutwork.files.hub import save_pretrained as save_pretrained
+from cutwork.files.onnx_file import to_onnx as to_onnx
 from cutwork.lab.checking import check as check
 from cutwork.methods import STE as STE
 from cutwork.methods import Gradual as Gradual
