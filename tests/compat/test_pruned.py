@@ -147,6 +147,24 @@ def test_the_masks_of_shuffled_blocks_are_read_where_their_program_left_them(x):
     assert torch.equal(fresh(x), model(x))
 
 
+def test_shuffled_blocks_of_a_convolution_are_found_in_their_order_of_columns():
+    """There a column is a place of the kernel in a channel; here channels lie together, which moves columns only."""
+    blocks = torch.zeros(32, 16 * 9, dtype=torch.bool)
+    order = torch.randperm(32)
+    for group in order.split(16):
+        blocks[group[:, None], torch.randperm(16 * 9)[:32]] = True
+    model = nn.Sequential(nn.Conv2d(16, 32, 3))
+    state = dict(model.state_dict()) | {"0.weight_mask": blocks.view(32, 16, 3, 3)}
+    brought = pruned.read(state)
+    assert brought.patterns["0"] == "shuffled:16"
+    model.load_state_dict(brought.weights)
+    cw.sparsify(model, brought.patterns, masks=brought.masks, storage="compressed")
+    x = torch.randn(2, 16, 5, 5)
+    torch.testing.assert_close(
+        model(x), nn.functional.conv2d(x, brought.weights["0.weight"], brought.weights["0.bias"])
+    )
+
+
 def test_the_masks_of_sparse_ift_are_read_from_its_optimizer(x):
     model = mlp()
     mask = torch.rand(64, 32) < 0.3

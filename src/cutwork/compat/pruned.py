@@ -122,7 +122,7 @@ def _look(source: Source, weights: Source | None) -> tuple[str, State, State]:
     if isinstance(source, str | Path) and Path(source).suffix == ".npz":
         return _join(_read_npz(Path(source)), source, weights)
     state, rest = _open(source)
-    if "mask_optimizer" in rest:
+    if rest.get("mask_optimizer"):
         return "Sparse-IFT", state, _masks_of_optimizer(rest["mask_optimizer"])
     if all(name.endswith(MASK_ENDING) for name in state):
         return _join(state, source, weights)
