@@ -105,6 +105,29 @@ def test_a_model_is_measured_with_its_inputs(model):
     assert type(model[1]) is nn.Linear
 
 
+class Tied(nn.Module):
+    """A language model in small: its head has the weight of its embedding, and two layers share one."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(32, 32)
+        self.one, self.two, self.head = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.two.weight, self.head.weight = self.one.weight, self.embed.weight
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(32, 32))
+
+    def forward(self, tokens):
+        return self.head(self.normed(self.two(self.one(self.embed(tokens)))))
+
+
+def test_shared_weights_count_once_and_what_cannot_be_looked_at_is_named():
+    model = give_zeros(Tied(), {"one": "block:8", "head": "block:8"})
+    found = cw.check(model, torch.arange(4), time=True, seconds=0.01)
+    assert {each.name: bool(each.gains) for each in found.weights} == {"one": True, "head": False}
+    assert "not looked at: normed: its weight is computed anew by a parametrization" in str(found)
+    with pytest.raises(ValueError, match="whose zeros could be looked at; the model itself: its weight is computed"):
+        cw.check(model.normed)
+
+
 def test_masks_beside_the_weights_count(tmp_path):
     model = nn.Sequential(nn.Linear(8, 8))
     prune.l1_unstructured(model[0], "weight", amount=0.5)

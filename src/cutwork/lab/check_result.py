@@ -8,6 +8,7 @@ from typing import final
 
 from cutwork.costs.zeros import EMPTY, Zeros
 from cutwork.text import counted, in_columns, label, shorten
+from cutwork.training.selection import describe_reasons
 
 # What tells zeros where no masks lie beside the weights.
 ITSELF = "zeros"
@@ -36,12 +37,16 @@ class CheckedWeight:
 @final
 @dataclass(frozen=True)
 class Check:
-    """What was found in a model: of each weight that has zeros what they are good for, and how many have none."""
+    """What was found in a model: of each weight that has zeros what they are good for, and which have none.
+
+    `obstacles` says of layers whose weight cannot be looked at why.
+    """
 
     source: str
     told_by: str
     weights: tuple[CheckedWeight, ...]
     without_zeros: tuple[str, ...]
+    obstacles: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Write it as a table, and below in sentences what there is to say of each kind of zeros."""
@@ -57,6 +62,7 @@ def _lines(found: Check) -> Iterator[str]:
     yield f"{found.source}: {counted(total, 'weight')}, zeros told by {_name_of(found.told_by)}"
     if not found.weights:
         yield "No weight has zeros: nothing here is pruned."
+        yield from _tell_obstacles(found)
         return
     yield ""
     cells = [HEAD, *map(_cells, found.weights)]
@@ -89,6 +95,12 @@ def _remarks(found: Check) -> Iterator[str]:
     if found.without_zeros:
         names = ", ".join(map(label, found.without_zeros[:3])) + (", ..." if len(found.without_zeros) > 3 else "")
         yield f"{counted(len(found.without_zeros), 'weight')} without zeros: {names}"
+    yield from _tell_obstacles(found)
+
+
+def _tell_obstacles(found: Check) -> Iterator[str]:
+    for line in describe_reasons(found.obstacles):
+        yield from wrap(f"not looked at: {line}", WIDTH, subsequent_indent="  ")
 
 
 def _cells(each: CheckedWeight) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What the zeros of a model are good for: which patterns they follow, and what would be faster for it here."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cutwork.speed.plan import LayerPlan
 from cutwork.speed.planning import plan
 from cutwork.speed.timing import MARGIN
 from cutwork.training.baking import bake
+from cutwork.training.selection import describe_reasons, match_layers
 from cutwork.training.sparsify import sparsify
 
 # With so many tokens linear layers of a file are timed: as a model of language writes, and as an image has them.
@@ -90,15 +92,25 @@ def _check_model(model: nn.Module, inputs: tuple[Any, ...], *, time: bool, secon
     if sparse_layers(model):
         model, told_by = copy_model(model), "cutwork"
         masks = bake(model)
-    found = {name: each for name, each in candidates(model).items() if not each.obstacle}
+    present = candidates(model)
+    found = {name: each for name, each in present.items() if not each.obstacle}
     if not found:
-        raise ValueError("this model has no linear layer or 2-d convolution whose zeros could be looked at")
-    held = {name: weight_of(model, each).detach() for name, each in found.items()}
+        reasons = "; ".join(describe_reasons({name: each.obstacle for name, each in present.items()}))
+        raise ValueError(
+            "this model has no linear layer or 2-d convolution whose zeros could be looked at"
+            + (f"; {reasons}" if reasons else "")
+        )
+    weights = {name: weight_of(model, each) for name, each in found.items()}
+    # Of layers that share a weight the first stands for all.
+    firsts = {id(weight): name for name, weight in reversed(weights.items())}
+    first_of = {name: firsts[id(weight)] for name, weight in weights.items()}
+    held = {name: weight.detach() for name, weight in weights.items() if first_of[name] == name}
     orders = {name: find_order(masks.get(name, weight), found[name].layout) for name, weight in held.items()}
     kept = {name: masks.get(name, mask_of(weight, orders[name], found[name].layout)) for name, weight in held.items()}
-    timed = _time_model(model, orders, kept, inputs, seconds) if time else {}
+    timed = _time_model(model, orders, kept, first_of, inputs, seconds) if time else {}
     dtypes = {name: weight.dtype for name, weight in held.items()}
-    return _sum_up(type(model).__name__, told_by, orders, dtypes, timed)
+    obstacles = {name: each.obstacle for name, each in present.items() if each.obstacle}
+    return replace(_sum_up(type(model).__name__, told_by, orders, dtypes, timed), obstacles=obstacles)
 
 
 def _of_checkpoint(name: str, description: Description) -> Check:
@@ -182,17 +194,25 @@ def _time_model(
     model: nn.Module,
     orders: Mapping[str, Zeros],
     masks: Mapping[str, Tensor],
+    first_of: Mapping[str, str],
     inputs: tuple[Any, ...],
     seconds: float,
 ) -> dict[str, Gains]:
     """Return how much faster the layers of a model are as tiles, with what they see of its inputs."""
-    names = [name for name, zeros in orders.items() if _can_gain(zeros)]
-    if not names:
+    gaining = {name: orders[first].trains_as for name, first in first_of.items() if _can_gain(orders[first])}
+    if not gaining:
         return {}
     timed = copy_model(model).eval()
-    patterns = {"*": DENSE, **{escape(name): orders[name].trains_as for name in names}}
-    sparsify(timed, patterns, masks={name: masks[name] for name in names}, rescale=False)
+    # What shares its weight with something that stays dense cannot be sparse, whatever its zeros.
+    able = match_layers(timed, _only(gaining), {})
+    chosen = {name: str(choice.pattern) for choice in able.values() for name in choice.names}
+    sparsify(timed, _only(chosen), masks={name: masks[name] for name in able}, rescale=False)
     return {row.layer: _gains([row]) for row in plan(timed, *inputs, seconds=seconds).rows}
+
+
+def _only(patterns: Mapping[str, str]) -> dict[str, str]:
+    """Return what makes these layers sparse, and no others."""
+    return {"*": DENSE, **{escape(name): pattern for name, pattern in patterns.items()}}
 
 
 def _gains(rows: Sequence[LayerPlan]) -> Gains:
