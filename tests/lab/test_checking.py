@@ -153,7 +153,9 @@ def test_rules_that_few_groups_break_and_dead_outputs_are_said():
     weight = give_zeros(nn.Sequential(nn.Linear(64, 64)), {"0": "2:4"})[0].weight.detach()
     weight[0, :4] = 1
     weight[5] = 0
-    text = str(cw.check({"fc.weight": weight}))
+    long = {f"{'encoder.' * 5}{at}.weight": torch.ones(4, 4) for at in range(3)}
+    text = str(cw.check({"fc.weight": weight, **long}))
+    assert all(len(line) <= 120 for line in text.splitlines())
     assert "fc is 2:4 but for 1 of 1,024 groups, so not 2:4" in text
     assert "1 output zero as a whole, in 1 weight" in text
     assert "all of it is zero" in str(cw.check({"fc.weight": torch.zeros(4, 4)}))

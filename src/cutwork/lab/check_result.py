@@ -94,7 +94,8 @@ def _remarks(found: Check) -> Iterator[str]:
             yield f"{number} zero as a whole, in {counted(sum(map(bool, numbers)), 'weight')}"
     if found.without_zeros:
         names = ", ".join(map(label, found.without_zeros[:3])) + (", ..." if len(found.without_zeros) > 3 else "")
-        yield f"{counted(len(found.without_zeros), 'weight')} without zeros: {names}"
+        line = f"{counted(len(found.without_zeros), 'weight')} without zeros: {names}"
+        yield from wrap(line, WIDTH, subsequent_indent="  ")
     yield from _tell_obstacles(found)
 
 
