@@ -38,8 +38,9 @@ def test_a_run_is_checked_by_its_best_model(tmp_path, capsys):
     assert "x64" in capsys.readouterr().out
 
 
-def test_a_model_is_checked_by_its_name(capsys):
-    assert cli.main(["check", "mlp"]) == 0
+@pytest.mark.parametrize("name", ["mlp", "gpt:num_blocks=1", "torchvision:squeezenet1_1"])
+def test_a_model_is_checked_by_its_name(name, capsys):
+    assert cli.main(["check", name]) == 0
     assert "nothing here is pruned" in capsys.readouterr().out
 
 
@@ -49,6 +50,7 @@ def test_a_model_is_checked_by_its_name(capsys):
         ("missing.pth", "there is no file or folder missing.pth"),
         ("reset18", "did you mean 'resnet18'?"),
         ("short.pth", "is no complete file of PyTorch"),
+        ("pruned.pth --time --tokens 0", "tokens=(0,); give at least one number of tokens"),
         ("list.pth", "no state dict but a list"),
         ("empty", "has no model.safetensors or"),
     ],
@@ -58,6 +60,6 @@ def test_what_cannot_be_checked_is_one_line_and_exit_code_2(name, message, prune
     (tmp_path / "short.pth").write_bytes((tmp_path / "pruned.pth").read_bytes()[:999])
     torch.save([1], tmp_path / "list.pth")
     (tmp_path / "empty").mkdir()
-    assert cli.main(["check", name]) == 2
+    assert cli.main(["check", *name.split()]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

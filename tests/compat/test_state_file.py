@@ -7,7 +7,9 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+import cutwork as cw
 from cutwork.compat.state_file import find_state, read_state
 
 
@@ -51,6 +53,18 @@ def test_a_folder_of_transformers_is_read_in_all_its_parts(state, tmp_path):
     (tmp_path / "two.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"two\.safetensors"):
         read_state(tmp_path)
+    for text in ("{", "[]", '{"weight_map": 3}'):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ValueError, match=r"index\.json does not say which files there are"):
+            read_state(tmp_path)
+
+
+def test_a_checkpoint_of_our_own_is_loaded_otherwise(tmp_path):
+    model = nn.Sequential(nn.Linear(16, 16))
+    cw.sparsify(model, "block:4", density=0.5)
+    cw.save(model, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"is a checkpoint of cutwork; load it with cutwork\.load"):
+        read_state(tmp_path / "model.safetensors")
 
 
 class Unknown:

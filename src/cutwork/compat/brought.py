@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cutwork.costs.zeros import find_order
 from cutwork.layers.attention import PROJECTIONS
+from cutwork.text import counted
 
 IN_PROJECTION = "in_proj_weight"
 
@@ -36,9 +37,8 @@ class Brought:
 
     def __str__(self) -> str:
         """Say what was found."""
-        return (
-            f"{len(self.masks)} masks of {self.origin}, in {', '.join(sorted({*self.patterns.values()} - {'dense'}))}"
-        )
+        kinds = ", ".join(sorted({*self.patterns.values()} - {"dense"}))
+        return f"{counted(len(self.masks), 'mask')} of {self.origin}, in {kinds}"
 
 
 def bring(

@@ -55,7 +55,7 @@ def read(source: Source, *, weights: Source | None = None) -> Brought:
     >>> _ = prune.ln_structured(layer, "weight", amount=0.5, n=2, dim=0)
     >>> brought = read(nn.Sequential(layer))
     >>> print(brought)
-    1 masks of torch.nn.utils.prune, in block:1x4
+    1 mask of torch.nn.utils.prune, in block:1x4
     >>> sorted(brought.weights)
     ['0.bias', '0.weight']
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,6 +19,8 @@ PREFIX, INFIX = "module.", "_orig_mod."
 # How folders of transformers name their files.
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
+# What safetensors files of our own have in their head.
+OURS = "cutwork"
 ZIP, PICKLE = b"PK", b"\x80"
 # What PyTorch raises of files that are not whole, or none of its own.
 BROKEN = (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError)
@@ -85,6 +87,9 @@ def _without_wrappers(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        with safe_open(path, framework="pt") as file:
+            if OURS in (file.metadata() or {}):
+                raise ValueError(f"{path} is a checkpoint of cutwork; load it with cutwork.load(path, model)")
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(
@@ -113,7 +118,10 @@ def _load_pickle(path: Path, head: bytes) -> Any:
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     for name in INDICES:
         if (index := folder / name).exists():
-            files = sorted({*json.loads(index.read_text())["weight_map"].values()})
+            try:
+                files = sorted({*json.loads(index.read_text())["weight_map"].values()})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{index} does not say which files there are ({error!r}); copy it anew") from None
             state: dict[str, Tensor] = {}
             for file in files:
                 state |= read_state(folder / file)[0]

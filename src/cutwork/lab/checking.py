@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cutwork.compat import pruned
-from cutwork.costs.zeros import DENSE, EMPTY, FLAT, INPUTS, OUTPUTS, Zeros, find_order, mask_of
+from cutwork.costs.zeros import BOTH, DENSE, EMPTY, FLAT, INPUTS, OUTPUTS, Zeros, find_order, mask_of
 from cutwork.evaluation import copy_model
 from cutwork.files.checkpoint import Description, describe
 from cutwork.files.tensor_file import is_described
@@ -18,7 +18,7 @@ from cutwork.kernels import REFERENCE, kernel_name, survey
 from cutwork.lab.check_result import Check, CheckedWeight
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
 from cutwork.layers.swap import candidates, sparse_layers, weight_of
-from cutwork.patterns import parse
+from cutwork.patterns import NM, Pattern, parse
 from cutwork.speed.forms import TILES
 from cutwork.speed.plan import LayerPlan
 from cutwork.speed.planning import plan
@@ -116,10 +116,14 @@ def _check_model(model: nn.Module, inputs: tuple[Any, ...], *, time: bool, secon
 def _of_checkpoint(name: str, description: Description) -> Check:
     """Return what a checkpoint says of its layers; the weights that are not sparse are not told apart."""
     orders = {
-        layer: Zeros((), record.mask_density, record.pattern, INPUTS if record.pattern[0].isdigit() else "")
+        layer: Zeros((), record.mask_density, record.pattern, _axis(parse(record.pattern)))
         for layer, record in description.layers.items()
     }
     return _sum_up(name, "cutwork", orders, dict.fromkeys(orders, torch.float32), {})
+
+
+def _axis(pattern: Pattern) -> str:
+    return "" if not isinstance(pattern, NM) else BOTH if pattern.form else INPUTS
 
 
 def _sum_up(
@@ -172,6 +176,8 @@ def _time_weights(
     held: Mapping[str, Tensor], orders: Mapping[str, Zeros], tokens: Sequence[int], seconds: float
 ) -> dict[str, Gains]:
     """Return how much faster linear layers with these weights are as tiles; equal ones are measured once."""
+    if not tokens or min(tokens) < 1:
+        raise ValueError(f"tokens={tuple(tokens)}; give at least one number of tokens, each of 1 or more")
     known: dict[Any, Gains] = {}
     timed = {}
     for name, zeros in orders.items():
