@@ -125,9 +125,13 @@ def _write_card(file: Path) -> str:
     return "\n".join(
         [
             *("---", f"library_name: {LIBRARY}", "tags:", "- sparse", "---", ""),
-            "A sparse model, saved by `cutwork.files.hub.save_pretrained`.",
-            *("", "```python", "from cutwork.files.hub import from_pretrained", ""),
-            *('model = from_pretrained("OWNER/NAME", build)  # build(**config) returns the dense model', "```", ""),
+            "A sparse model, saved by `cutwork.save_pretrained`.",
+            *("", "```python", "import cutwork", ""),
+            *(
+                'model = cutwork.from_pretrained("OWNER/NAME", build)  # build(**config) returns the dense model',
+                "```",
+                "",
+            ),
             *table,
             "",
         ]

@@ -151,7 +151,7 @@ def _judge(zeros: Zeros, dtype: torch.dtype) -> tuple[str, str]:
     if zeros.axis in (OUTPUTS, FLAT):
         return DENSE, f"not faster on this CPU; n:m is of use along inputs, this is along {zeros.axis}"
     if parse(pattern).tiling is None:
-        on_gpus = next((f" (on GPUs: {each.reason})" for each in survey() if each.name == pattern), "")
+        on_gpus = next((f" ({pattern} on GPUs: {each.reason})" for each in survey() if each.name == pattern), "")
         return DENSE, f"not faster on this CPU; there is no kernel here that skips such zeros{on_gpus}"
     operator = (CompressedConv2d if len(zeros.shape) == 4 else CompressedLinear).operator
     kernel = kernel_name(operator, torch.device("cpu"), dtype)
