@@ -102,6 +102,8 @@ def test_zeros_that_are_missing_in_the_file_are_found():
 def test_what_cannot_be_written_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="traced from an example"):
         cw.to_onnx(build(), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"a batch of two or more in every tensor; one is \[1, 4, 6, 6\]"):
+        cw.to_onnx(build(), tmp_path / "model.onnx", IMAGES[:1], dynamic_batch=True)
     monkeypatch.setattr(onnx_file.importlib, "import_module", _missing)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'cutwork\[export\]'"):
         cw.to_onnx(build(), tmp_path / "model.onnx", IMAGES)

@@ -65,9 +65,10 @@ def fetch(sparsity: float, tile: int) -> Path:
         file = Path(hf_hub_download(REPOSITORY, name))
     # Without a network it raises errors of several packages, all of which are one of these.
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split()).partition(". ")[0]
         raise ConnectionError(
-            f"cannot fetch {name} of {REPOSITORY} from the hub: {' '.join(str(error).split())[:200]}; download it "
-            f"elsewhere, from the files of {REPOSITORY}, and read it by its path: superblock.read('{Path(name).name}')"
+            f"cannot fetch {name} of {REPOSITORY} from the hub: {told}; download it elsewhere, from the "
+            f"files of {REPOSITORY}, and read it by its path: superblock.read('{Path(name).name}')"
         ) from error
     # The hub keeps large files under their digest.
     if SHA256.fullmatch(told := file.resolve().name) and (found := sha256_of(file)) != told:

@@ -103,7 +103,7 @@ def _download(repository: str, revision: str | None) -> Path:
     except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
         raise ConnectionError(
             f"there is no folder {repository}, and it cannot be fetched from the hub: "
-            f"{' '.join(str(error).split())[:200]}; download it elsewhere and give the folder"
+            f"{' '.join(str(error).split()).partition('. ')[0]}; download it elsewhere and give the folder"
         ) from error
 
 

@@ -80,6 +80,10 @@ def to_onnx(
     if held:
         bake(baked)
     call, path = call_of(baked, inputs), Path(path)
+    if dynamic_batch and (short := [leaf for leaf in _tensors(call) if not leaf.ndim or len(leaf) < 2]):
+        raise ValueError(
+            f"dynamic_batch needs an example of a batch of two or more in every tensor; one is {list(short[0].shape)}"
+        )
     with TemporaryDirectory(dir=path.resolve().parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
         _export(baked, call, written, dynamic_batch=dynamic_batch, opset=opset)
@@ -175,7 +179,7 @@ def _compare(runtime: ModuleType, path: Path, model: nn.Module, call: Call) -> f
     options.log_severity_level = 3
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
-    given = [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Tensor)]
+    given = _tensors(call)
     if len(names) != len(given):
         raise ValueError(
             f"the file takes {len(names)} tensors, {', '.join(names)}, where {len(given)} were given; leave out what "
@@ -191,6 +195,10 @@ def _compare(runtime: ModuleType, path: Path, model: nn.Module, call: Call) -> f
             "example that takes the same way through the model, or another opset"
         )
     return error
+
+
+def _tensors(call: Call) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, Tensor)]
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
