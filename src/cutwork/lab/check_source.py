@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutwork.lab.loop import load_trained, open_feed
+from cutwork.lab.opening import load_trained, open_feed
 from cutwork.lab.processes import join
 from cutwork.lab.run_folder import RunFolder
 from cutwork.models.zoo import EXAMPLES, FAMILIES, PACKAGES, make_model
