@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import final
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from cutwork.evaluation import copy_model
 from cutwork.files.checkpoint import save
 from cutwork.lab.objective import flat_scores
+from cutwork.lab.stopwatch import until_done
 from cutwork.lab.subject import FOLDED, TRAINING, find_subject
 from cutwork.layers.composite import Composite
 from cutwork.layers.swap import sparse_layers
@@ -107,12 +109,9 @@ def pack_trained(
     plan = pack(model, inputs, precisions=precisions, seconds=seconds)
     difference = _difference(_run(model, inputs), _run(trained, inputs))
     _check_equal(difference, model, inputs)
-    forms: dict[str, Callable[[], object]] = {
-        "dense": lambda: _run(dense, inputs),
-        "as trained": lambda: _run(trained, inputs),
-        "packed": lambda: _run(model, inputs),
-    }
-    times = measure(forms, seconds=SECONDS)
+    forms = {"dense": dense, "as trained": trained, "packed": model}
+    runs = {name: until_done(partial(_run, form, inputs), inputs.device) for name, form in forms.items()}
+    times = measure(runs, seconds=SECONDS)
     save(model, output, extra={TRAINING: subject.training.to_json(), FOLDED: json.dumps(folded)})
     sizes = (sum(held.nbytes for held in dense.state_dict().values()), output.stat().st_size)
     return Packed(str(output), len(inputs), *sizes, difference, times, folded, plan)

@@ -1,6 +1,5 @@
 """How long a run's step takes beside the dense model's, measured in turns in one process."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -18,7 +17,7 @@ from cutwork.lab.processes import Processes
 from cutwork.lab.training import Training
 from cutwork.methods import STE, Supermask, find_method
 from cutwork.speed.packing import pack
-from cutwork.speed.timing import STEADY_SPREAD, measure, spread_of
+from cutwork.speed.timing import STEADY_SPREAD, Run, measure, spread_of
 
 # What slows the machine for a while slows both of a pair, so pairs are compared.
 SECONDS = 2.0
@@ -82,21 +81,21 @@ class Stopwatch:
         return Times(median(taken["dense"]), median(shares), spread_of(shares) <= STEADY_SPREAD)
 
     @cached_property
-    def _dense(self) -> Callable[[], object]:
+    def _dense(self) -> Run:
         make = self._step if self._of == "step" else self._pass
         given = self._training
         return make(
             replace(given, sparse=replace(given.sparse, pattern="dense"), running=replace(given.running, fused=False))
         )
 
-    def _step(self, training: Training) -> Callable[[], object]:
+    def _step(self, training: Training) -> Run:
         learner = Learner(training, self._feed, self._place, steps=STEPS)
         batches = islice(self._feed.training(0), training.optimizing.accumulate)
         device = self._place.device
         moved = [(x.to(device), flat_labels(y.to(device))) for x, y in batches]
-        return lambda: learner.take_step(moved, 0)
+        return until_done(lambda: learner.take_step(moved, 0), device)
 
-    def _pass(self, training: Training) -> Callable[[], object]:
+    def _pass(self, training: Training) -> Run:
         model, _ = build_model(training, self._feed, self._place.device)
         inputs = next(self._feed.testing())[0].to(self._place.device)
         is_sparse = make_sparse(model, training, STEPS) is not None
@@ -108,7 +107,23 @@ class Stopwatch:
         def infer() -> Any:
             return model(inputs)
 
-        return infer
+        return until_done(infer, self._place.device)
+
+
+def until_done(run: Run, device: torch.device) -> Run:
+    """Return what runs and waits for its device, which on a GPU is still computing when a function returns.
+
+    >>> until_done(lambda: 3, torch.device("cpu"))()
+    3
+    """
+
+    def waiting() -> object:
+        found = run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return found
+
+    return waiting
 
 
 def _chooses_in_each_step(training: Training) -> bool:
