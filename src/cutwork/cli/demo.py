@@ -19,7 +19,7 @@ def demo(
         density: Share of the weights that is kept, above 0 and up to 1; without it the pattern's own, or else 0.1.
         pattern: Which masks are legal: unstructured, block:16, vector:16, shuffled:16, 2:4 and others.
         method: How the mask moves during training: static, rigl, set, gradual, granet, srigl, dsb, ssb, supermask,
-            ste, srste.
+            spartan, ste, srste.
         seed: Fixes every random choice.
         output: Folder for both networks, the numbers and a picture of the masks.
     """
