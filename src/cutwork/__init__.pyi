@@ -14,7 +14,7 @@ from cutwork.files.hub import from_pretrained as from_pretrained
 from cutwork.files.hub import push_to_hub as push_to_hub
 from cutwork.files.hub import save_pretrained as save_pretrained
 from cutwork.files.onnx_file import to_onnx as to_onnx
-from cutwork.lab.checking import check as check
+from cutwork.lab.checks.check import check as check
 from cutwork.methods import STE as STE
 from cutwork.methods import Gradual as Gradual
 from cutwork.methods import GraNet as GraNet

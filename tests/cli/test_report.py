@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from cutwork.cli import main as cli
-from cutwork.lab.sweep import Sweep, spread
+from cutwork.lab.sweeping.sweep import Sweep, spread
 from cutwork.lab.training import Training
 
 TINY = ["--model", "mlp:hidden=(32,32)", "--data", "digits", "--batch", "256", "--epochs", "2", "--log-every", "1"]

@@ -11,7 +11,7 @@ import pytest
 
 from cutwork.cli import main as cli
 from cutwork.lab.run_folder import RunFolder
-from cutwork.lab.sweep import read_sweep
+from cutwork.lab.sweeping.sweep import read_sweep
 
 TINY = ["--model", "mlp:hidden=(16,16)", "--data", "digits", "--batch", "512", "--epochs", "1", "--log-every", "1"]
 SWEEP = ["sweep", *TINY, "--output", "swept"]
@@ -121,7 +121,7 @@ def test_more_values_are_the_same_sweep_and_others_are_not(tmp_path, capsys):
 
 
 def test_two_programs_do_not_run_one_sweep(tmp_path, capsys):
-    from cutwork.lab.sweep import Sweep, spread
+    from cutwork.lab.sweeping.sweep import Sweep, spread
     from cutwork.lab.training import Training
 
     with Sweep(tmp_path / "swept", spread(Training().having(), {"seed": [0, 1]})).hold():

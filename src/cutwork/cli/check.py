@@ -24,8 +24,8 @@ def check(
         seconds: How long each distinct layer is measured with each input.
         json: Print a JSON object instead of a table.
     """
-    from cutwork.lab.check_source import open_source
-    from cutwork.lab.checking import check as find
+    from cutwork.lab.checks.check import check as find
+    from cutwork.lab.checks.source import open_source
 
     opened, inputs = open_source(source, with_model=time)
     found = find(opened, *inputs, weights=weights, time=time, tokens=tokens, seconds=seconds)

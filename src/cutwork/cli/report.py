@@ -23,11 +23,11 @@ def report(
         pictures: Write the charts as SVG and PNG too, beside the page.
         json: Print the leaderboard for a program to read instead of a table.
     """
-    from cutwork.lab.charts import draw_charts, save
-    from cutwork.lab.findings import find_runs
-    from cutwork.lab.leaderboard import Leaderboard
-    from cutwork.lab.looking import look_at
-    from cutwork.lab.page import write_page
+    from cutwork.lab.comparing.charts import draw_charts, save
+    from cutwork.lab.comparing.findings import find_runs
+    from cutwork.lab.comparing.leaderboard import Leaderboard
+    from cutwork.lab.comparing.looking import look_at
+    from cutwork.lab.comparing.page import write_page
 
     if output.is_dir():
         raise IsADirectoryError(f"{output} is a folder; name a file, such as --output {output / 'report.html'}")

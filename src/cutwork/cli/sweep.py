@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from cutwork.cli.screen import STOPPED
 from cutwork.cli.train import begin_with
-from cutwork.lab.sweep import Sweep, read_over, spread
+from cutwork.lab.sweeping.sweep import Sweep, read_over, spread
 from cutwork.lab.training import Training
 from cutwork.text import counted, in_columns
 
 if TYPE_CHECKING:
-    from cutwork.lab.launching import Outcome
+    from cutwork.lab.sweeping.launching import Outcome
 
 
 def make_sweep(given: Sequence[str]) -> Callable[..., None]:
@@ -70,9 +70,9 @@ def make_sweep(given: Sequence[str]) -> Callable[..., None]:
 
 
 def _run(sweep: Sweep, jobs: int, slurm: tuple[str, ...] | None) -> None:
-    from cutwork.lab.launching import run_here
     from cutwork.lab.loop import Stopped
-    from cutwork.lab.slurm import open_executor, read_options, run_on_slurm
+    from cutwork.lab.sweeping.launching import run_here
+    from cutwork.lab.sweeping.slurm import open_executor, read_options, run_on_slurm
 
     options = None if slurm is None else read_options(slurm)
     with sweep.hold():

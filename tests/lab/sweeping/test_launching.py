@@ -6,10 +6,10 @@ import time
 
 import torch
 
-from cutwork.lab import launching
-from cutwork.lab.launching import Share, outcome_of, run_here, shares_of
 from cutwork.lab.run_folder import RunFolder
-from cutwork.lab.sweep import Sweep, spread
+from cutwork.lab.sweeping import launching
+from cutwork.lab.sweeping.launching import Share, outcome_of, run_here, shares_of
+from cutwork.lab.sweeping.sweep import Sweep, spread
 from cutwork.lab.training import Training
 
 SHORT = Training().having(model="mlp:hidden=(16,16)", data="digits", batch=512, epochs=1, log_every=1)

@@ -15,7 +15,7 @@ from cutwork.evaluation import copy_model
 from cutwork.files.checkpoint import Description, describe
 from cutwork.files.tensor_file import is_described
 from cutwork.kernels import REFERENCE, kernel_name, survey
-from cutwork.lab.check_result import Check, CheckedWeight
+from cutwork.lab.checks.result import Check, CheckedWeight
 from cutwork.layers.compressed import CompressedConv2d, CompressedLinear
 from cutwork.layers.swap import candidates, sparse_layers, weight_of
 from cutwork.patterns import NM, Pattern, parse

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from cutwork.lab.findings import Finding, best_within, differing, shares_of_dense
-from cutwork.lab.options import names_in
+from cutwork.lab.comparing.findings import Finding, best_within, differing, shares_of_dense
+from cutwork.lab.sweeping.options import names_in
 from cutwork.text import in_columns
 
 HEAD = ("", "run", "best", "at the end", "density", "step", "of dense")

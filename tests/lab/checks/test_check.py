@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 import cutwork as cw
 from cutwork.kernels import REFERENCE
-from cutwork.lab import checking
+from cutwork.lab.checks import check as checking
 from cutwork.patterns import parse
 from cutwork.speed.plan import LayerPlan
 

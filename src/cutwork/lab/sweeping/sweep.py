@@ -9,8 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, final
 
-from cutwork.lab.options import is_dense, name_of, names_in, read_value
 from cutwork.lab.run_folder import RunFolder
+from cutwork.lab.sweeping.options import is_dense, name_of, names_in, read_value
 from cutwork.lab.training import Sparse, Training
 
 # Bytes of the name of a folder.

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cutwork.lab.charts import PALETTE, inline
-from cutwork.lab.findings import Finding, best_within, common, differing, group_runs, naming
-from cutwork.lab.leaderboard import Leaderboard
-from cutwork.lab.looking import Look
-from cutwork.lab.options import names_in, write_value
+from cutwork.lab.comparing.charts import PALETTE, inline
+from cutwork.lab.comparing.findings import Finding, best_within, common, differing, group_runs, naming
+from cutwork.lab.comparing.leaderboard import Leaderboard
+from cutwork.lab.comparing.looking import Look
+from cutwork.lab.sweeping.options import names_in, write_value
 from cutwork.text import counted, label
 from cutwork.version import __version__
 
@@ -49,7 +49,7 @@ def write_page(board: Leaderboard, looks: Mapping[str, Look], charts: "Mapping[s
         _section("What did not end", _failures(runs)),
         _section("Masks and layers", "".join(_run(run, looks[run.name]) for run in judged)),
     ]
-    page = Template((files("cutwork.lab") / "page.html").read_text())
+    page = Template((files("cutwork.lab.comparing") / "page.html").read_text())
     return page.substitute(title=escape(title), body="\n".join(parts))
 
 

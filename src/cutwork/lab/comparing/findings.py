@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any, final
 
-from cutwork.lab.options import DENSE, is_dense, name_of, names_in, options_of
 from cutwork.lab.run_folder import RunFolder
-from cutwork.lab.sweep import read_sweep
+from cutwork.lab.sweeping.options import DENSE, is_dense, name_of, names_in, options_of
+from cutwork.lab.sweeping.sweep import read_sweep
 from cutwork.lab.training import Training, all_options
 
 SEED = "seed"

@@ -16,7 +16,7 @@ import torch
 
 from cutwork.lab.loop import Stopped, listening, train
 from cutwork.lab.run_folder import RunFolder
-from cutwork.lab.sweep import Sweep
+from cutwork.lab.sweeping.sweep import Sweep
 from cutwork.lab.training import Training
 
 # Seconds after which the program looks whether it was asked to stop.

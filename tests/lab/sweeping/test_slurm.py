@@ -8,11 +8,12 @@ from contextlib import nullcontext
 
 import pytest
 
-from cutwork.lab import loop, slurm
-from cutwork.lab.launching import Outcome
+from cutwork.lab import loop
 from cutwork.lab.loop import Stopped
-from cutwork.lab.slurm import Job, open_executor, run_on_slurm
-from cutwork.lab.sweep import Sweep, spread
+from cutwork.lab.sweeping import slurm
+from cutwork.lab.sweeping.launching import Outcome
+from cutwork.lab.sweeping.slurm import Job, open_executor, run_on_slurm
+from cutwork.lab.sweeping.sweep import Sweep, spread
 from cutwork.lab.training import Training
 
 submitit = pytest.importorskip("submitit")

@@ -8,9 +8,9 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any, final
 
-from cutwork.lab.launching import STOPPED, Tell, outcome_of, run_in_folder, stopped
 from cutwork.lab.loop import listening
-from cutwork.lab.sweep import Sweep
+from cutwork.lab.sweeping.launching import STOPPED, Tell, outcome_of, run_in_folder, stopped
+from cutwork.lab.sweeping.sweep import Sweep
 from cutwork.lab.training import Training
 
 # Seconds between two looks at the jobs; SLURM itself is asked less often.

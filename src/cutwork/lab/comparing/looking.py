@@ -12,8 +12,8 @@ from torch import nn
 
 from cutwork.costs.pictures import coarsen
 from cutwork.data.feed import Feed
+from cutwork.lab.comparing.findings import Finding
 from cutwork.lab.evaluating import make_fast, only_judged
-from cutwork.lab.findings import Finding
 from cutwork.lab.opening import load_trained, open_feed
 from cutwork.lab.processes import Processes, join
 from cutwork.layers.sparse import WeightFacts

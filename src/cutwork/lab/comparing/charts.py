@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cutwork.lab.findings import Finding, Group, group_runs, naming
-from cutwork.lab.options import is_dense
+from cutwork.lab.comparing.findings import Finding, Group, group_runs, naming
+from cutwork.lab.sweeping.options import is_dense
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

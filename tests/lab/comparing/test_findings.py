@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cutwork.lab.findings import (
+from cutwork.lab.comparing.findings import (
     best_within,
     common,
     differing,
@@ -14,9 +14,9 @@ from cutwork.lab.findings import (
     naming,
     shares_of_dense,
 )
-from cutwork.lab.leaderboard import Leaderboard
+from cutwork.lab.comparing.leaderboard import Leaderboard
 from cutwork.lab.run_folder import RunFolder
-from cutwork.lab.sweep import Sweep, spread
+from cutwork.lab.sweeping.sweep import Sweep, spread
 from cutwork.lab.training import Training
 
 BASE = Training().having(model="mlp", data="digits", batch=100)

@@ -1,0 +1,1 @@
+"""What the zeros of a model are good for."""
