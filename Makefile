@@ -11,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
 DIAGONALS := -m 'not exhaustive'
 # Of these every branch must be tested.
-ALGORITHMS := src/cutwork/patterns/*,src/cutwork/methods/*,src/cutwork/training/allocation.py,src/cutwork/training/exploration.py,src/cutwork/training/foreseeing.py,src/cutwork/training/drop_connect.py,src/cutwork/costs/ramanujan.py,src/cutwork/transforms/decay.py,src/cutwork/sparsity/layout.py,src/cutwork/sparsity/numbers.py,src/cutwork/sparsity/gradient.py,src/cutwork/sparsity/base.py,src/cutwork/sparsity/fixed.py,src/cutwork/sparsity/learned.py,src/cutwork/sparsity/reprojected.py
+ALGORITHMS := src/cutwork/patterns/*,src/cutwork/methods/*,src/cutwork/training/allocation.py,src/cutwork/training/exploration.py,src/cutwork/training/foreseeing.py,src/cutwork/training/drop_connect.py,src/cutwork/costs/ramanujan.py,src/cutwork/transforms/decay.py,src/cutwork/sparsity/layout.py,src/cutwork/sparsity/numbers.py,src/cutwork/sparsity/gradient.py,src/cutwork/sparsity/base.py,src/cutwork/sparsity/fixed.py,src/cutwork/sparsity/learned.py,src/cutwork/sparsity/reprojected.py,src/cutwork/sparsity/softened.py
 SOURCES := src tests docs benchmarks examples
 # The package is installed in editable form: only a change to these needs another installation.
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt $(shell find src -name '*.cpp' -o -name '*.h')

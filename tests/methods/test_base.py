@@ -136,6 +136,23 @@ def test_shuffled_runs_are_dropped_by_any_score(drop):
     assert torch.equal(moved[0], whole.pattern.regrow(whole.mask, whole.score(drop), whole.score(cw.gradient), 0.5))
 
 
+def test_shuffled_runs_may_grow_by_the_weight_alone():
+    whole, kept = views("shuffled:4")
+    moved = [matrix(view.exchange(cw.gradient, cw.magnitude, 0.5)) for view in (whole, kept)]
+    assert torch.equal(moved[0], moved[1])
+    expected = whole.pattern.regrow(whole.mask, whole.score(cw.gradient), whole.score(cw.magnitude), 0.5)
+    assert torch.equal(moved[0], expected)
+
+
+def test_a_gradient_whose_rows_are_exact_is_taken_as_it_is():
+    whole, kept = views("block:4")
+    formed = kept.grad
+    kept = views("block:4")[1]
+    type(kept.numbers.gradient).has_exact_rows = True
+    assert torch.equal(kept.grad, whole.grad)
+    assert torch.equal(kept.grad, formed)
+
+
 @pytest.mark.parametrize("pattern", ["block:4", "vector:4", "shuffled:4"])
 def test_units_are_scored_and_kept_on_the_grid_of_the_pattern(pattern):
     whole, kept = views(pattern)
