@@ -1,7 +1,6 @@
 """Damaged files, full disks, closed folders and typing mistakes: one line, exit code 2, and nothing lost."""
 
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -52,6 +51,8 @@ def test_a_damaged_checkpoint_is_named_by_every_command(damage, run, tmp_path, c
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit on the size of files stands for a full disk")
 def test_a_disk_that_is_full_ends_a_run_which_then_goes_on(tmp_path, capsys):
+    import resource  # Windows has none.
+
     given = ["train", *TINY, *SPARSE, "--output", tmp_path / "run", "--or-resume"]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -96,7 +97,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_before_anything_is_loaded(t
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="a folder that nobody may write to is needed")
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="only Linux has a folder that even root may not write to")
 def test_a_file_system_that_nobody_may_write_to_is_one_line(run, capsys):
     assert "/sys/kernel" in fails(capsys, "train", *TINY, "--output", "/sys/kernel/run")
     assert "/sys/kernel" in fails(capsys, "pack", run.path, "--output", "/sys/kernel/packed", "--seconds", "0.001")

@@ -144,7 +144,7 @@ def test_without_matplotlib_the_error_names_the_extra(folder, tmp_path, monkeypa
     assert "cutwork[report]" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed to open the page in")
+@pytest.mark.skipif(BROWSER is None, reason="no browser to open the page in; install chromium to run it")
 def test_a_browser_opens_the_page_without_errors_and_sorts_a_table(page, tmp_path):
     # Whatever the page asks of the network fails, and a failure is an error on the console.
     click = """<script>

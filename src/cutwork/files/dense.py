@@ -12,6 +12,7 @@ from cutwork.patterns import parse
 from cutwork.sparsity.layout import Layout
 from cutwork.sparsity.learned import Learned
 from cutwork.sparsity.masked import Masked
+from cutwork.sparsity.softened import count_contests
 
 
 @final
@@ -95,7 +96,6 @@ def _needed(record: LayerRecord, layout: Layout) -> Needed:
     if record.options.get("bits"):
         needed |= {"shift": (None, [1]), "scale": (None, [1])}
     if record.kind == "softened":
-        pattern = parse(record.pattern)
-        groups = pattern.rivals(torch.empty(pattern.grid(layout.matrix_shape), device="meta")).shape[0]
-        needed |= {"sharpness": (None, []), "threshold": (None, [groups, 1])}
+        contests = count_contests(parse(record.pattern), layout.matrix_shape)
+        needed |= {"sharpness": (None, []), "threshold": (None, [contests, 1])}
     return needed

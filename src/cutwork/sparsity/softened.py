@@ -1,6 +1,7 @@
 """A mask whose gradient knows how far each unit is from being kept."""
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -36,8 +37,7 @@ class Softened(Masked):
         super().__init__(mask, layout, pattern=pattern, density=density)
         # Where the sharpness is zero, nothing is soft.
         self.register_buffer("sharpness", torch.zeros((), device=mask.device))
-        groups = pattern.rivals(torch.empty(pattern.grid(mask.shape), device="meta")).shape[0]
-        self.register_buffer("threshold", torch.zeros(groups, 1, device=mask.device))
+        self.register_buffer("threshold", torch.zeros(count_contests(pattern, mask.shape), 1, device=mask.device))
         self.restart(mask.device)
         # The same as a plain bool, so that no pass has to ask a device for it.
         self.is_soft = False
@@ -86,6 +86,16 @@ class Softened(Masked):
         """Be as soft as what has come."""
         super()._note_loaded()
         self.is_soft = bool(self.sharpness)
+
+
+def count_contests(pattern: Pattern, shape: Sequence[int]) -> int:
+    """Return how many sets of units there are in a matrix of which each competes by itself.
+
+    >>> from cutwork.patterns import parse
+    >>> count_contests(parse("2:4"), (8, 16)), count_contests(parse("block:4"), (8, 16))
+    (32, 1)
+    """
+    return len(pattern.rivals(torch.empty(pattern.grid(shape), device="meta")))
 
 
 def find_thresholds(sizes: Tensor, kept: Tensor, sharpness: float) -> Tensor:
